@@ -1,0 +1,6 @@
+"""`python -m mmrag_batch` is `mmrag-batch`."""
+
+from mmrag_batch.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The bundle: the directory that `predict` needs and nothing else.
+
+    bundle.json       the manifest, written last: if it is there, the bundle is whole
+    retriever/        image_encoder.onnx  text_encoder.onnx  question_tower.onnx
+                      document_tower.onnx  tokenizer.json
+    generator/        Hugging Face layout, safetensors only
+
+`open_bundle` checks every file against the manifest before anything loads it.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmrag_batch import __version__
+from mmrag_batch.errors import ConfigError, DeniedError, MissingError
+from mmrag_batch.prompt import TEMPLATE_VERSION
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+RETRIEVER_SPEC = "retriever.json"
+PICKLES = frozenset({".bin", ".pt", ".pth", ".pt2", ".pkl", ".pickle", ".ckpt"})
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverSpec:
+    """How the graphs of `retriever/` are fed. Sizes in pixels, tokens and dimensions."""
+
+    encoder: str
+    """Which encoder this is, for people: `imagebind_huge`, `imagebind-demo`."""
+    licence: str
+    embedding_size: int
+    image_size: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    context_length: int
+    """Most text tokens, start and end token included."""
+    temperature: float = 1.0
+    """Learned factor on the cosine of a question and a document vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorSpec:
+    """How the generator of this bundle was trained to be asked."""
+
+    licence: str
+    top_k: int
+    max_images: int
+    max_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`bundle.json`. `files` maps each file's path in the bundle to the SHA-256 of its bytes."""
+
+    retriever: RetrieverSpec
+    generator: GeneratorSpec
+    files: dict[str, str]
+    parity: dict[str, float]
+    trained_on: str
+    notice: str = ""
+    """Shown at the start of every run, for a bundle with limits its users must know."""
+    template_version: int = TEMPLATE_VERSION
+    format: int = FORMAT
+    created_by: str = field(default=f"mmrag-batch {__version__}")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle: every file is there and is what the manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def retriever_dir(self) -> Path:
+        return self.path / "retriever"
+
+    @property
+    def generator_dir(self) -> Path:
+        return self.path / "generator"
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read the manifest of a bundle and verify each file's hash.
+
+    Raises MissingError (no bundle, or a file of it is missing or damaged), ConfigError (a format or
+    prompt template this version does not speak), DeniedError (a path that leaves the bundle, or a
+    pickle).
+    """
+    manifest = read_manifest(path)
+    for name, expected in manifest.files.items():
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise DeniedError(f"{path / MANIFEST}: {name!r} leaves the bundle; do not use it.")
+        if file.suffix in PICKLES:
+            raise DeniedError(f"{file} may hold a pickle; a bundle has safetensors and ONNX only.")
+        if not file.is_file():
+            raise MissingError(f"{file} is missing from the bundle; export or copy it again.")
+        if sha256(file) != expected:
+            raise MissingError(
+                f"{file} differs from {MANIFEST} (truncated or edited?); export or copy it again."
+            )
+    return Bundle(path=path, manifest=manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the bundle at `path`, without a look at its other files."""
+    file = path / MANIFEST
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingError(
+            f"{path} is no bundle: it has no {MANIFEST}. Make one with `mmrag-batch export`."
+        ) from None
+    except (ValueError, OSError) as error:
+        raise MissingError(f"{file} cannot be read: {error}") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else None
+        raise ConfigError(f"{file} has format {found!r}; this version reads format {FORMAT}.")
+    if values.get("template_version") != TEMPLATE_VERSION:
+        raise ConfigError(
+            f"{file} was trained with prompt template {values.get('template_version')}; this "
+            f"version writes template {TEMPLATE_VERSION}. Export it again."
+        )
+    try:
+        values["retriever"] = _spec(RetrieverSpec, values["retriever"])
+        values["generator"] = _spec(GeneratorSpec, values["generator"])
+        return _spec(Manifest, values)
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{file} lacks or has a wrong field: {error}") from error
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `bundle.json`; call it last. Replaces an old one in one step."""
+    _write_json(path / MANIFEST, asdict(manifest))
+
+
+def hash_files(path: Path) -> dict[str, str]:
+    """SHA-256 of every file below `path` but the manifest, by relative POSIX path, sorted."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)
+    return {file.relative_to(path).as_posix(): sha256(file) for file in files}
+
+
+def read_retriever_spec(directory: Path) -> RetrieverSpec:
+    """The spec beside the graphs of a retriever that is not (yet) part of a bundle."""
+    file = directory / RETRIEVER_SPEC
+    try:
+        return _spec(RetrieverSpec, json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise MissingError(
+            f"{directory} holds no retriever: it has no {RETRIEVER_SPEC}. "
+            "Make one with `mmrag-batch export encoders`."
+        ) from None
+
+
+def write_retriever_spec(directory: Path, spec: RetrieverSpec) -> None:
+    """Write `retriever.json` beside exported graphs."""
+    _write_json(directory / RETRIEVER_SPEC, asdict(spec))
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _spec(kind: type[S], values: dict[str, Any]) -> S:
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    known = {key: value for key, value in values.items() if key in names}
+    lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
+    return kind(**{**known, **lists})
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    temporary = file.with_name(file.name + ".partial")
+    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(file)

@@ -1,0 +1,1 @@
+"""Tables and images in, the answer table out."""

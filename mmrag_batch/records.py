@@ -1,0 +1,78 @@
+"""The records that travel through a run: plain data, standard library only, no behaviour."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a row or a document could not be used: a word for machines, a sentence for people."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One candidate: a text, an image, or an image with a text.
+
+    `image` is the source as the table gives it: a path under the image root or a `data:` URI.
+    """
+
+    id: str
+    text: str | None
+    image: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What one input row asks.
+
+    `choices` is empty for a free-form question. `label` indexes `choices`; None where the row has
+    no label or one that is not among them. `relevant` holds document ids; None where unknown, empty
+    where no document helps.
+    """
+
+    text: str
+    image: str | None
+    choices: tuple[str, ...]
+    documents: tuple[Document, ...]
+    label: int | None
+    relevant: frozenset[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A document kept for a question. `score` is cosine times the learned temperature."""
+
+    document: Document
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """An answer. `index` and `probabilities` (one a choice, summing to 1) are for choices only."""
+
+    text: str
+    index: int | None = None
+    probabilities: tuple[float, ...] = ()
+
+
+@dataclass(slots=True)
+class Row:
+    """One input row on its way through a run; each stage fills in its part.
+
+    `number` counts rows from 0, `line` is the line of the file where the row starts, `cells` are
+    the input columns as they were read. A row with `error` passes the remaining stages untouched;
+    `problems` are documents that were left out (the row is still answered, as `degraded`).
+    """
+
+    number: int
+    line: int
+    id: str
+    cells: Mapping[str, object]
+    question: Question | None = None
+    evidence: tuple[Evidence, ...] = ()
+    prediction: Prediction | None = None
+    problems: list[Problem] = field(default_factory=list)
+    error: Problem | None = None

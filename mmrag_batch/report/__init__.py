@@ -1,0 +1,1 @@
+"""What an output is worth: metrics over a finished table."""

@@ -1,0 +1,76 @@
+"""What the stages of a run agree on: their one method, where images come from, and how one
+stage works ahead of the next."""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from mmrag_batch.records import Row
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+
+
+class Stage(Protocol):
+    """Rows in, the same rows out, each with this stage's part filled in.
+
+    A stage may hold back and reorder at most `window` rows; it never drops one, and a row that
+    carries an error passes through untouched.
+    """
+
+    window: int
+
+    def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]: ...
+
+
+class ImageStore(Protocol):
+    """Where stages get images from. Both methods raise `RowError` for a source they cannot use."""
+
+    def digest(self, source: str) -> str:
+        """The SHA-256 (hex) of the image's bytes, found without decoding them."""
+        ...
+
+    def load(self, source: str) -> "Image":
+        """The decoded image, upright and in RGB."""
+        ...
+
+
+def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+    """Yield `items` in order while a thread works up to `depth` of them ahead.
+
+    An exception raised by `items` is raised here, after the items before it. When the consumer
+    stops early, the thread stops at its next item.
+    """
+    ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(entry: tuple[T] | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item,))
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # handed to the consumer, which raises it
+            put(error)
+
+    worker = threading.Thread(target=work, name="prefetch", daemon=True)
+    worker.start()
+    try:
+        while (entry := ready.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
+    finally:
+        stopped.set()
+        worker.join(timeout=5)

@@ -1,0 +1,1 @@
+"""Training: the demo world, encoders, the retriever and the generator."""
