@@ -50,9 +50,10 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
     def put(entry: tuple[T] | BaseException | None) -> None:
         while not stopped.is_set():
             try:
-                return ready.put(entry, timeout=0.1)
+                ready.put(entry, timeout=0.1)
             except queue.Full:
                 continue
+            return
 
     def work() -> None:
         try:

@@ -1,0 +1,144 @@
+"""The generation stage: rows with evidence in, rows with a prediction (or an error) out."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from mmrag_batch.errors import InternalError, RowError
+from mmrag_batch.generation.choices import choose
+from mmrag_batch.generation.engine import Engine, GenerationRequest, GenerationResult
+from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.prompt import Prompt, build_prompt
+from mmrag_batch.records import Prediction, Problem, Question, Row
+from mmrag_batch.stages import ImageStore, prefetch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PREPARED = 16
+"""Rows whose prompt and images are made ready while the engine works."""
+
+
+class Answerer:
+    """Asks an engine about every row that has no error, and files its answers.
+
+    `row.evidence` is cut to what the generator saw: a document whose image cannot be loaded is left
+    out and noted in `row.problems`, and the lowest-ranked are dropped where the prompt would exceed
+    `max_prompt_tokens`.
+    """
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        engine: Engine,
+        images: ImageStore,
+        *,
+        max_images: int,
+        max_prompt_tokens: int,
+    ) -> None:
+        self._renderer = renderer
+        self._engine = engine
+        self._images = images
+        self._max_images = max_images
+        self._max_prompt_tokens = max_prompt_tokens
+        # Asked, passing, and prepared with a row at either end of the thread's queue.
+        self.window = 2 * engine.window + PREPARED + 2
+
+    def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]:
+        prepared = prefetch(map(self._prepare, rows), PREPARED)
+        asked: dict[int, Row] = {}
+        passing: deque[Row] = deque()
+        exhausted = False
+
+        def requests() -> Iterator[GenerationRequest]:
+            """What to ask; ends early to let out rows that need no answer, should they pile up."""
+            nonlocal exhausted
+            for row, request in prepared:
+                if request is not None:
+                    asked[request.key] = row
+                    yield request
+                else:
+                    passing.append(row)
+                    if len(passing) >= self._engine.window:
+                        return
+            exhausted = True
+
+        while not exhausted:
+            for result in self._engine.generate(requests()):
+                yield _answered(asked.pop(result.key), result)
+                while passing:
+                    yield passing.popleft()
+            if asked:
+                raise InternalError(f"The engine gave no answer to {len(asked)} rows.")
+            yield from passing
+            passing.clear()
+
+    def _prepare(self, row: Row) -> tuple[Row, GenerationRequest | None]:
+        """The row and what to ask about it: nothing if it has, or now gets, an error."""
+        if row.error is not None:
+            return row, None
+        assert row.question is not None  # the reader sets a question or an error
+        try:
+            return row, self._request(row, row.question)
+        except RowError as error:
+            row.error = Problem(error.code, str(error))
+            return row, None
+
+    def _request(self, row: Row, question: Question) -> GenerationRequest:
+        loaded = self._load_images(row, question)
+        prompt, token_ids = self._fit(row, question)
+        return GenerationRequest(
+            key=row.number,
+            token_ids=tuple(token_ids),
+            images=tuple(loaded[source] for source in prompt.images),
+            options=self._renderer.option_ids(len(question.choices)),
+        )
+
+    def _load_images(self, row: Row, question: Question) -> dict[str, "Image"]:
+        """Every image of the prompt; documents with a broken one leave `row.evidence`."""
+        loaded: dict[str, Image] = {}
+        while missing := [s for s in self._prompt(row, question).images if s not in loaded]:
+            source = missing[0]
+            try:
+                loaded[source] = self._images.load(source)
+            except RowError as error:
+                if source == question.image:
+                    raise
+                self._leave_out(row, source, error)
+        return loaded
+
+    def _leave_out(self, row: Row, source: str, error: RowError) -> None:
+        broken = [item for item in row.evidence if item.document.image == source]
+        row.evidence = tuple(item for item in row.evidence if item.document.image != source)
+        row.problems += [
+            Problem(error.code, f"document {item.document.id!r}: {error}") for item in broken
+        ]
+
+    def _fit(self, row: Row, question: Question) -> tuple[Prompt, list[int]]:
+        """The longest prompt that fits, with `row.evidence` cut to it. Raises RowError if none."""
+        while True:
+            prompt = self._prompt(row, question)
+            token_ids = self._renderer.render(prompt.messages)
+            if len(token_ids) <= self._max_prompt_tokens:
+                return prompt, token_ids
+            if not row.evidence:
+                raise RowError(
+                    "prompt_too_long",
+                    f"The question alone takes {len(token_ids)} tokens, the generator at most "
+                    f"{self._max_prompt_tokens}; shorten it.",
+                )
+            row.evidence = row.evidence[:-1]
+
+    def _prompt(self, row: Row, question: Question) -> Prompt:
+        return build_prompt(question, row.evidence, max_images=self._max_images)
+
+
+def _answered(row: Row, result: GenerationResult) -> Row:
+    assert row.question is not None  # only rows with a question are asked about
+    if result.error is not None:
+        row.error = result.error
+    elif row.question.choices:
+        row.prediction = choose(row.question.choices, result.probabilities)
+    else:
+        row.prediction = Prediction(text=result.text)
+    return row

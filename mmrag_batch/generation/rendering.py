@@ -1,0 +1,153 @@
+"""Chat messages -> token ids, with every text of a table tokenised as plain text.
+
+The chat template is rendered with a placeholder where each text goes. What the template itself
+wrote is tokenised with special tokens recognised; the texts are tokenised without, so `<|eot_id|>`
+or `<|image|>` typed by a user is just characters.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.prompt import LETTERS
+
+IMAGE_TOKEN = "<|image|>"  # noqa: S105
+PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template holds them
+
+
+class Renderer:
+    """The chat template and the tokenizer of a generator directory.
+
+    Raises MissingError for a file that is not there, ConfigError for a template or a tokenizer
+    that cannot be used safely.
+    """
+
+    def __init__(self, generator_dir: Path) -> None:
+        source = _read(generator_dir / "tokenizer.json")
+        self._tokenizer = Tokenizer.from_str(source)
+        self._plain = Tokenizer.from_str(source)
+        self._plain.encode_special_tokens = True
+        self._check_plain(generator_dir)
+        self._template = _compile(generator_dir / "chat_template.jinja")
+        config = json.loads(_read(generator_dir / "tokenizer_config.json"))
+        named = {name: config.get(name) for name in ("bos_token", "eos_token")}
+        self._special_tokens = {name: _content(token) for name, token in named.items() if token}
+        image_id = self._tokenizer.token_to_id(IMAGE_TOKEN)
+        if image_id is None:
+            raise ConfigError(f"{generator_dir / 'tokenizer.json'} has no token {IMAGE_TOKEN}.")
+        self._image_id = image_id
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation up to where the assistant's answer begins.
+
+        An image part becomes the one token that the template writes for it. Raises ConfigError if
+        the template drops or repeats a text or an image.
+        """
+        texts: list[str] = []
+        prompt = self._apply([_with_placeholders(message, texts) for message in messages])
+        pieces = PLACEHOLDER.split(prompt)  # template, number, template, ..., template
+        if pieces[1::2] != [str(number) for number in range(len(texts))]:
+            raise ConfigError("chat_template.jinja must write every text once and in order.")
+        token_ids = self._encode_template(pieces[0])
+        for text, written in zip(texts, pieces[2::2]):
+            token_ids += self.encode(text)
+            token_ids += self._encode_template(written)
+        images = sum(part.get("type") == "image" for part in _parts(messages))
+        if token_ids.count(self._image_id) != images:
+            raise ConfigError(f"chat_template.jinja must write one {IMAGE_TOKEN} for each image.")
+        return token_ids
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text: no special token comes out, whatever goes in."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def option_ids(self, n: int) -> tuple[int, ...]:
+        """The token ids of the first `n` option letters, as an answer begins with them."""
+        if n > len(LETTERS):
+            raise ConfigError(f"{n} choices, but there are only {len(LETTERS)} option letters.")
+        encoded = [self.encode(letter) for letter in LETTERS]
+        if any(len(ids) != 1 for ids in encoded[:n]):
+            raise ConfigError("The tokenizer splits an option letter; choices cannot be scored.")
+        return tuple(ids[0] for ids in encoded[:n])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of generated token ids, without special tokens."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def _encode_template(self, written: str) -> list[int]:
+        return self._tokenizer.encode(written, add_special_tokens=False).ids
+
+    def _apply(self, messages: list[dict[str, Any]]) -> str:
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=True, **self._special_tokens
+            )
+        except TemplateError as error:
+            raise ConfigError(f"chat_template.jinja cannot be applied: {error}") from error
+
+    def _check_plain(self, generator_dir: Path) -> None:
+        """Only added tokens marked `special` can be switched off; refuse any other."""
+        for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
+            if token_id in self.encode(token.content):
+                raise ConfigError(
+                    f"{generator_dir / 'tokenizer.json'} finds {token.content!r} in plain text; "
+                    'mark the token as "special": true.'
+                )
+
+
+def _with_placeholders(message: Mapping[str, Any], texts: list[str]) -> dict[str, Any]:
+    """The message with each text replaced by a placeholder; the texts are appended to `texts`."""
+
+    def stored(text: str) -> str:
+        texts.append(text)
+        return f"\ue000{len(texts) - 1}\ue001"
+
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": stored(content)}
+    parts = [{**part, "text": stored(part["text"])} if "text" in part else part for part in content]
+    return {**message, "content": parts}
+
+
+def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    for message in messages:
+        if not isinstance(message["content"], str):
+            yield from message["content"]
+
+
+def _compile(file: Path) -> Template:
+    """The template in the sandbox and with the settings that Hugging Face uses.
+
+    `strftime_now` is left out on purpose: an answer must not depend on the day it is given.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise_exception
+    try:
+        return environment.from_string(_read(file))
+    except TemplateError as error:
+        raise ConfigError(f"{file} is not a valid template: {error}") from error
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _content(token: str | Mapping[str, str]) -> str:
+    """A token of tokenizer_config.json, written as a string or as an object."""
+    return token if isinstance(token, str) else token["content"]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise MissingError(f"{file} is missing; export the generator again.") from None

@@ -1,0 +1,160 @@
+"""Rows -> the frozen embeddings of their questions and documents, each content encoded once."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmrag_batch.errors import RowError
+from mmrag_batch.records import Document, Problem, Row
+from mmrag_batch.retrieval.cache import EmbeddingCache
+from mmrag_batch.retrieval.encoder import Encoder
+from mmrag_batch.retrieval.preprocess import Floats
+from mmrag_batch.stages import ImageStore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """What one side has.
+
+    `modalities` (2, D): the embedding of its image and of its text, zeros where absent; `present`
+    (2,): 1 where present.
+    """
+
+    modalities: Floats
+    present: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedRow:
+    """A row's question and those of its documents that can be read."""
+
+    question: Embedding
+    documents: tuple[Document, ...]
+    candidates: tuple[Embedding, ...]
+
+
+@dataclass(slots=True)
+class _Window:
+    """What a window of rows needs. Contents are known by their key, images also by their source."""
+
+    vectors: dict[str, Floats] = field(default_factory=dict)
+    """Key -> embedding (D,)."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """Key -> a text to encode."""
+    images: dict[str, str] = field(default_factory=dict)
+    """Key -> the source of an image to encode."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Source of an image -> key."""
+    broken: dict[str, RowError] = field(default_factory=dict)
+    """Source or key of an image -> why it cannot be used."""
+
+
+class Embedder:
+    """Embeds windows of rows: what is new is encoded in batches across rows, the rest is known."""
+
+    def __init__(self, encoder: Encoder, cache: EmbeddingCache, images: ImageStore) -> None:
+        self._encoder = encoder
+        self._cache = cache
+        self._images = images
+
+    def embed(self, rows: Sequence[Row]) -> list[EmbeddedRow | None]:
+        """One entry a row; None for a row that has an error, or now gets one.
+
+        A question with a broken image becomes a row error. A document with a broken image is left
+        out and noted in `row.problems`.
+        """
+        window = _Window()
+        for row in rows:
+            if row.error is None and row.question is not None:
+                self._find(window, row.question.text, row.question.image)
+                for document in row.question.documents:
+                    self._find(window, document.text, document.image)
+        self._encode(window)
+        return [self._assemble(window, row) for row in rows]
+
+    def _find(self, window: _Window, text: str | None, image: str | None) -> None:
+        """Look both modalities up, or note that they must be encoded."""
+        if text is not None:
+            key = text_key(text)
+            if not self._known(window, key):
+                window.texts[key] = text
+        if image is not None and image not in window.keys and image not in window.broken:
+            try:
+                key = window.keys[image] = "image:" + self._images.digest(image)
+            except RowError as error:
+                window.broken[image] = error
+                return
+            if not self._known(window, key):
+                window.images.setdefault(key, image)
+
+    def _known(self, window: _Window, key: str) -> bool:
+        if key in window.vectors:
+            return True
+        vector = self._cache.get(key)
+        if vector is not None:
+            window.vectors[key] = vector
+        return vector is not None
+
+    def _encode(self, window: _Window) -> None:
+        texts = self._encoder.encode_texts(list(window.texts.values())) if window.texts else ()
+        self._keep(window, list(window.texts), texts)
+        decoded: list[str] = []
+        images = self._encoder.encode_images(self._decoded(window, decoded))
+        self._keep(window, decoded, images)
+
+    def _decoded(self, window: _Window, decoded: list[str]) -> Iterator["Image"]:
+        """Images one by one; the keys of those that could be decoded go to `decoded`."""
+        for key, source in window.images.items():
+            try:
+                image = self._images.load(source)
+            except RowError as error:
+                window.broken[key] = error
+                continue
+            decoded.append(key)
+            yield image
+
+    def _keep(self, window: _Window, keys: Sequence[str], vectors: Sequence[Floats]) -> None:
+        for key, vector in zip(keys, vectors, strict=True):
+            window.vectors[key] = vector
+            self._cache.put(key, vector)
+
+    def _assemble(self, window: _Window, row: Row) -> EmbeddedRow | None:
+        question = row.question
+        if row.error is not None or question is None:
+            return None
+        try:
+            asked = self._embedding(window, question.text, question.image)
+        except RowError as error:
+            row.error = Problem(error.code, f"question_image: {error}")
+            return None
+        documents, candidates = [], []
+        for document in question.documents:
+            try:
+                candidates.append(self._embedding(window, document.text, document.image))
+                documents.append(document)
+            except RowError as error:
+                row.problems.append(Problem(error.code, f"document {document.id!r}: {error}"))
+        return EmbeddedRow(asked, tuple(documents), tuple(candidates))
+
+    def _embedding(self, window: _Window, text: str | None, image: str | None) -> Embedding:
+        """The embedding of one side. Raises RowError for a broken image."""
+        modalities = np.zeros((2, self._encoder.embedding_size), np.float32)
+        if image is not None:
+            key = window.keys.get(image, image)
+            if key in window.broken:
+                raise window.broken[key]
+            modalities[0] = window.vectors[key]
+        if text is not None:
+            modalities[1] = window.vectors[text_key(text)]
+        return Embedding(modalities, np.array([image is not None, text is not None], np.float32))
+
+
+def text_key(text: str) -> str:
+    """What a text's embedding is kept under."""
+    return "text:" + hashlib.sha256(text.encode()).hexdigest()

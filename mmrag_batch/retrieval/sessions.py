@@ -1,0 +1,42 @@
+"""ONNX Runtime sessions on the device that was asked for, and on no other."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mmrag_batch.errors import MissingError, UnavailableError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Device = Literal["cpu", "cuda"]
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def open_session(file: Path, *, device: Device, threads: int | None = None) -> "InferenceSession":
+    """A session of the graph in `file`; `threads` limits what one call uses (default: all cores).
+
+    Raises MissingError where the graph is not there, UnavailableError where ONNX Runtime would run
+    it on another device than `device`.
+    """
+    import onnxruntime
+
+    if not file.is_file():
+        raise MissingError(f"{file} is missing; export the retriever again.")
+    provider = PROVIDERS[device]
+    if provider not in onnxruntime.get_available_providers():
+        raise UnavailableError(
+            f"ONNX Runtime has no {provider} here. For a GPU: pip install 'mmrag-batch[gpu]'; "
+            "without one: --device cpu."
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    # Spinning threads would take the cores that generation works on at the same time.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    providers = [provider] if device == "cpu" else [provider, PROVIDERS["cpu"]]
+    session = onnxruntime.InferenceSession(file, options, providers=providers)
+    if session.get_providers()[0] != provider:
+        raise UnavailableError(
+            f"ONNX Runtime could not start {provider} and fell back to the CPU; check the CUDA and "
+            "cuDNN libraries, or use --device cpu."
+        )
+    return session

@@ -1,0 +1,278 @@
+"""A toy world with real evidence: coloured shapes, and facts about them dealt anew for every row.
+
+    python -m train.demo_world DIR --rows 300 --seed 9001
+
+writes `DIR/questions.csv` and its images. Nothing can be learnt by heart: what a red star costs is
+drawn again for each row, so only the row's own documents tell. Row i of a seed is the same whatever
+the number of rows. The kinds of question:
+
+    knowledge          a picture of a thing; the answer stands in one of its documents
+    named              no picture, the thing is named; the answer stands in a document
+    visual             the answer is in the question's picture; the documents are noise
+    picture_document   the answer is in a document's picture, which is found by its text
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from train.demo_pictures import COLOURS, SHAPES, draw
+
+NAMES = (
+    "Ada Ben Cleo Dora Emil Finn Gita Hugo Ines Jonas Kira Leo Mona Nils Olga Paul "
+    "Quinn Rosa Sven Tara Uma Vera Wanda Yusuf"
+).split()
+CITIES = (
+    "Athens Bergen Cairo Delhi Dublin Geneva Havana Kyoto Lagos Lima Lisbon Madrid "
+    "Nairobi Oslo Paris Prague Quito Riga Rome Seoul Sofia Tokyo Tunis Vienna"
+).split()
+MATERIALS = "wood iron glass paper rubber silver copper marble wool clay cork wax".split()
+KINDS = {"knowledge": 30, "named": 25, "visual": 20, "picture_document": 25}
+"""Each kind of question, with its share of the rows in percent."""
+WORN = 0.04
+"""The share of rows that carry the wear of real files."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One property of things: its values, how it is asked, how it is stated."""
+
+    values: tuple[str, ...]
+    questions: tuple[str, ...]
+    statements: tuple[str, ...]
+
+
+FACTS = {
+    "price": Fact(
+        tuple(f"{n} coins" for n in range(2, 100)),
+        ("What does {x} cost?", "How much is {x}?", "What is the price of {x}?"),
+        ("{X} costs {v}.", "The price of {x} is {v}.", "You can buy {x} for {v}."),
+    ),
+    "weight": Fact(
+        tuple(f"{n} kilos" for n in range(2, 100)),
+        ("What does {x} weigh?", "How heavy is {x}?", "What is the weight of {x}?"),
+        ("{X} weighs {v}.", "The weight of {x} is {v}.", "On the scales {x} shows {v}."),
+    ),
+    "owner": Fact(
+        tuple(NAMES),
+        ("Who owns {x}?", "To whom does {x} belong?", "Who is the owner of {x}?"),
+        ("{X} belongs to {v}.", "{v} owns {x}.", "The owner of {x} is {v}."),
+    ),
+    "home": Fact(
+        tuple(CITIES),
+        ("Where is {x} kept?", "In which city is {x}?", "Where can I find {x}?"),
+        ("{X} is kept in {v}.", "You will find {x} in {v}.", "The home of {x} is {v}."),
+    ),
+    "material": Fact(
+        tuple(MATERIALS),
+        ("What is {x} made of?", "Which material is {x}?", "What did they make {x} from?"),
+        ("{X} is made of {v}.", "They made {x} from {v}.", "The material of {x} is {v}."),
+    ),
+}
+SHOWN = ("the thing in the picture", "the thing shown here", "this thing")
+PHOTOS = ("A photo taken in {v}.", "This photo is from {v}.", "{v}, seen by a visitor.")
+PHOTO_WORDS = ("the photo from {v}", "the picture taken in {v}", "the photo of {v}")
+LOOKS = {
+    "colour": ("What colour is {x}?", "Which colour has {x}?"),
+    "shape": ("What shape is {x}?", "Which shape has {x}?"),
+}
+ODD = ("שלום, עולם", "Ωmega → ∞ 🎈", "naïve café\u200b", "e\u0301cole, ﬁn", "第一〇一号")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A colour and a shape: all that can be seen of a thing."""
+
+    colour: str
+    shape: str
+
+    @property
+    def name(self) -> str:
+        return f"the {self.colour} {self.shape}"
+
+
+@dataclass
+class Asked:
+    """One row while it is made. `documents` pairs each document with whether it is relevant."""
+
+    kind: str
+    text: str
+    picture: Thing | None
+    answer: str
+    wrong: Sequence[str]
+    documents: list[tuple[dict[str, object], bool]]
+
+
+THINGS = tuple(Thing(colour, shape) for colour in COLOURS for shape in SHAPES)
+
+
+def state(rng: Random, fact: str, name: str, value: str) -> str:
+    """A sentence that tells the `value` of a fact about what `name` names."""
+    sentence = rng.choice(FACTS[fact].statements)
+    return sentence.format(x=name, X=name[0].upper() + name[1:], v=value)
+
+
+def deal(rng: Random, thing: Thing, fact: str, value: str) -> dict[str, object]:
+    """A document that tells one fact: it names the thing, or shows it."""
+    if rng.random() < 0.65:
+        return {"text": state(rng, fact, thing.name, value)}
+    return {"image": thing, "text": state(rng, fact, rng.choice(SHOWN), value)}
+
+
+def photo(rng: Random, thing: Thing, city: str) -> dict[str, object]:
+    """A document whose picture shows a thing and whose text says only where it was taken."""
+    return {"image": thing, "text": rng.choice(PHOTOS).format(v=city)}
+
+
+def noise(rng: Random, count: int, but: Thing | None = None) -> list[dict[str, object]]:
+    """Documents about things other than `but`: facts, photos and bare pictures."""
+    found: list[dict[str, object]] = []
+    for thing in rng.sample([t for t in THINGS if t != but], count):
+        kind = rng.choice((*FACTS, "photo", "bare"))
+        if kind == "bare":
+            found.append({"image": thing})
+        elif kind == "photo":
+            found.append(photo(rng, thing, rng.choice(CITIES)))
+        else:
+            found.append(deal(rng, thing, kind, rng.choice(FACTS[kind].values)))
+    return found
+
+
+def ask_fact(rng: Random, kind: str) -> Asked:
+    """`knowledge` and `named`: one fact about one thing, among facts that are easily mistaken."""
+    fact = rng.choice(tuple(FACTS))
+    thing = rng.choice(THINGS)
+    same_colour = rng.choice([t for t in THINGS if t.colour == thing.colour and t != thing])
+    same_shape = rng.choice([t for t in THINGS if t.shape == thing.shape and t != thing])
+    rest = [t for t in THINGS if t not in (thing, same_colour, same_shape)]
+    others = [same_colour, same_shape, *rng.sample(rest, rng.randint(2, 4))]
+    answer, *wrong = rng.sample(FACTS[fact].values, 1 + len(others))
+
+    documents = [(deal(rng, thing, fact, answer), True)]
+    documents += [(deal(rng, o, fact, value), False) for o, value in zip(others, wrong)]
+    for other_fact in rng.sample([f for f in FACTS if f != fact], rng.randint(1, 3)):
+        value = rng.choice(FACTS[other_fact].values)
+        documents.append((deal(rng, thing, other_fact, value), False))
+    documents += [(document, False) for document in noise(rng, rng.randint(0, 2), but=thing)]
+
+    shown = kind == "knowledge"
+    name = rng.choice(SHOWN) if shown else thing.name
+    text = rng.choice(FACTS[fact].questions).format(x=name)
+    return Asked(kind, text, thing if shown else None, answer, wrong, documents)
+
+
+def ask_look(rng: Random, kind: str) -> Asked:
+    """`visual` and `picture_document`: a colour or shape, seen in the question's own picture or in
+    the one photo that was taken in the right city."""
+    look = rng.choice(tuple(LOOKS))
+    thing, *others = rng.sample(THINGS, rng.randint(4, 6))
+    values = COLOURS if look == "colour" else SHAPES
+    answer: str = getattr(thing, look)
+    wrong = rng.sample([v for v in values if v != answer], 4)
+    if kind == "visual":
+        name = rng.choice(SHOWN)
+        documents = [(document, False) for document in noise(rng, rng.randint(6, 12))]
+    else:
+        cities = rng.sample(CITIES, 1 + len(others))
+        name = "the thing in " + rng.choice(PHOTO_WORDS).format(v=cities[0])
+        documents = [(photo(rng, thing, cities[0]), True)]
+        documents += [(photo(rng, o, city), False) for o, city in zip(others, cities[1:])]
+        documents.append((deal(rng, rng.choice(THINGS), "home", cities[0]), False))
+        documents += [(document, False) for document in noise(rng, rng.randint(1, 4), but=thing)]
+        documents = [d for d in documents if d[1] or not _is_photo_of(d[0], cities[0])]
+    text = rng.choice(LOOKS[look]).format(x=name)
+    return Asked(kind, text, thing if kind == "visual" else None, answer, wrong, documents)
+
+
+def _is_photo_of(document: dict[str, object], city: str) -> bool:
+    return document.get("text") in {words.format(v=city) for words in PHOTOS}
+
+
+def make_row(directory: Path, number: int, seed: int) -> dict[str, str]:
+    """Row `number` of the world `seed`, as CSV cells; draws its images below `directory`."""
+    rng = Random(f"{seed}/{number}")
+    kind = rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+    asked = (ask_fact if kind in {"knowledge", "named"} else ask_look)(rng, kind)
+    rng.shuffle(asked.documents)
+    choices = [asked.answer, *asked.wrong[: rng.randint(1, 4)]]
+    rng.shuffle(choices)
+    picture = ""
+    if asked.picture is not None:
+        picture = _save(rng, asked.picture, directory, f"images/{number:05}-q.jpg")
+    documents: list[object] = []
+    for index, (document, _) in enumerate(asked.documents):
+        thing = document.get("image")
+        if isinstance(thing, Thing):
+            path = _save(rng, thing, directory, f"images/{number:05}-d{index}.jpg")
+            documents.append({**document, "image": path} if "text" in document else path)
+        else:
+            documents.append(document["text"])
+    relevant = [index for index, (_, helps) in enumerate(asked.documents) if helps]
+    if rng.random() < WORN:
+        documents = _wear(rng, kind, documents, relevant)
+    return {
+        "id": f"{seed}-{number}",
+        "kind": kind,
+        "question_text": asked.text,
+        "question_image": picture,
+        "answer_choices": json.dumps(choices, ensure_ascii=False),
+        "documents": json.dumps(documents, ensure_ascii=False),
+        "label": asked.answer,
+        "relevant": json.dumps(relevant),
+    }
+
+
+def _save(rng: Random, thing: Thing, directory: Path, name: str) -> str:
+    draw(rng, thing.colour, thing.shape).save(directory / name, quality=90)
+    return name
+
+
+def _wear(rng: Random, kind: str, documents: list[object], relevant: list[int]) -> list[object]:
+    """What happens to files: a picture that is gone, a list that is empty, letters from afar.
+
+    The document that answers the question is spared.
+    """
+    if kind == "visual" and rng.random() < 0.3:
+        return []
+    spared = [index for index in range(len(documents)) if index not in relevant]
+    worn = rng.choice(spared)
+    broken: object = {"image": "images/lost.jpg", "text": "This picture was lost."}
+    return [
+        (broken if rng.random() < 0.5 else rng.choice(ODD)) if index == worn else document
+        for index, document in enumerate(documents)
+    ]
+
+
+def write_world(directory: Path, *, rows: int, seed: int) -> Path:
+    """Write `rows` questions of the world `seed` below `directory`; returns the CSV's path."""
+    (directory / "images").mkdir(parents=True, exist_ok=True)
+    table = directory / "questions.csv"
+    with table.open("w", encoding="utf-8", newline="") as stream:
+        writer: csv.DictWriter[str] | None = None
+        for number in tqdm(range(rows), desc="drawing", unit="row", disable=None):
+            row = make_row(directory, number, seed)
+            if writer is None:
+                writer = csv.DictWriter(stream, list(row), lineterminator="\n")
+                writer.writeheader()
+            writer.writerow(row)
+    return table
+
+
+def main(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
+    rows: Annotated[int, typer.Option(min=1, help="How many questions.")] = 300,
+    seed: Annotated[int, typer.Option(help="Which world.")] = 1,
+) -> None:
+    """Write a demo world: DIR/questions.csv and its images."""
+    typer.echo(write_world(directory, rows=rows, seed=seed))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,212 @@
+"""Rows of a table -> what a generator learns from: a prompt, its images, its answer.
+
+Prompts are built by the same functions as in `predict`, on the same evidence.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+from mmrag_batch.errors import InputError, RowError
+from mmrag_batch.generation.mllama_inputs import collate
+from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.io.table import read_rows
+from mmrag_batch.prompt import LETTERS, build_prompt
+from mmrag_batch.records import Evidence, Question, Row
+from mmrag_batch.stages import ImageStore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IGNORED = -100
+"""The label of a token that carries no loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt and its answer as token ids; the answer includes the end token."""
+
+    prompt: Sequence[int]
+    answer: Sequence[int]
+    images: Sequence["Image"]
+
+
+def labelled_rows(table: Path) -> list[Row]:
+    """The rows of a table that have choices and a right one among them."""
+    rows = [row for row in read_rows(table) if row.question and row.question.label is not None]
+    if not rows:
+        raise InputError(f"{table}: no row has a `label` among its `answer_choices`.")
+    return rows
+
+
+def relevant_evidence(
+    rows: Iterable[Row], images: ImageStore, *, top_k: int, seed: int
+) -> list[Row]:
+    """Rows with their relevant documents first, then others at random: perfect retrieval.
+
+    Documents whose image cannot be read are left out, as in `predict`.
+    """
+    random = Random(seed)
+    found = []
+    for row in rows:
+        question = _question(row)
+        relevant = question.relevant or frozenset()
+        documents = [d for d in question.documents if d.image is None or _readable(images, d.image)]
+        random.shuffle(documents)
+        documents.sort(key=lambda document: document.id not in relevant)
+        found.append(replace(row, evidence=tuple(Evidence(d, 0.0) for d in documents[:top_k])))
+    return found
+
+
+def _readable(images: ImageStore, source: str) -> bool:
+    try:
+        images.digest(source)
+    except RowError:
+        return False
+    return True
+
+
+class Examples(Dataset[Example]):
+    """One example a row, its choices in a new order at every access, so that no letter is favoured.
+
+    `free_form` is the share of examples that are asked without choices and answered in words.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        renderer: Renderer,
+        images: ImageStore,
+        *,
+        end_id: int,
+        max_images: int,
+        free_form: float,
+        seed: int,
+    ) -> None:
+        self._rows = rows
+        self._renderer = renderer
+        self._images = images
+        self._end_id = end_id
+        self._max_images = max_images
+        self._free_form = free_form
+        self._random = Random(seed)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self._rows[index]
+        question, answer = self._asked(_question(row))
+        prompt = build_prompt(question, row.evidence, max_images=self._max_images)
+        return Example(
+            prompt=self._renderer.render(prompt.messages),
+            answer=[*self._renderer.encode(answer), self._end_id],
+            images=[self._images.load(source) for source in prompt.images],
+        )
+
+    def image_count(self, index: int) -> int:
+        """How many images the prompt of a row shows."""
+        row = self._rows[index]
+        return len(build_prompt(_question(row), row.evidence, max_images=self._max_images).images)
+
+    def _asked(self, question: Question) -> tuple[Question, str]:
+        """The question as it is asked this time, and the text of its answer."""
+        assert question.label is not None  # labelled rows have one
+        right = question.choices[question.label]
+        if self._random.random() < self._free_form:
+            return replace(question, choices=(), label=None), right
+        choices = tuple(self._random.sample(question.choices, len(question.choices)))
+        return replace(question, choices=choices), LETTERS[choices.index(right)]
+
+
+class SameImageCount(Sampler[int]):
+    """A random order of the examples in which the rows of each batch show equally many images.
+
+    See `mllama_inputs.collate` for why. What does not fill a batch waits for the next epoch.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
+        self._groups: dict[int, list[int]] = {}
+        for index in range(len(examples)):
+            self._groups.setdefault(examples.image_count(index), []).append(index)
+        self._batch_size = batch_size
+        self._random = Random(seed)
+
+    def __len__(self) -> int:
+        size = self._batch_size
+        return sum(len(group) // size * size for group in self._groups.values())
+
+    def __iter__(self) -> Iterator[int]:
+        size = self._batch_size
+        batches = []
+        for group in self._groups.values():
+            self._random.shuffle(group)
+            batches += [group[i : i + size] for i in range(0, len(group) - size + 1, size)]
+        self._random.shuffle(batches)
+        return (index for batch in batches for index in batch)
+
+
+class Collator:
+    """Examples of equally many images -> model inputs, labels and the weight of each token's loss.
+
+    Adds `labels` (B, L) int64 and `loss_weights` (B, L) float32: 1 on the answer, `prompt_loss` on
+    the prompt, 0 on padding.
+    """
+
+    def __init__(
+        self,
+        image_processor: MllamaImageProcessorPil,
+        *,
+        pad_id: int,
+        image_token_id: int,
+        prompt_loss: float,
+    ) -> None:
+        self._image_processor = image_processor
+        self._pad_id = pad_id
+        self._image_token_id = image_token_id
+        self._prompt_loss = prompt_loss
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        inputs = collate(
+            [[*example.prompt, *example.answer] for example in examples],
+            [example.images for example in examples],
+            self._image_processor,
+            self._pad_id,
+            self._image_token_id,
+        )
+        ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+        weights = real * self._prompt_loss
+        for row, example in enumerate(examples):
+            weights[row, -len(example.answer) :] = 1.0  # rows are padded on the left
+        labels = ids.masked_fill(~real | (ids == self._image_token_id), IGNORED)
+        return {**inputs, "labels": labels, "loss_weights": weights}
+
+
+def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of the next token, averaged by weight. logits (B, L, V); the rest (B, L)."""
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1),
+        labels[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    shares = weights[:, 1:].flatten()
+    return (losses * shares).sum() / shares.sum()
+
+
+def open_images(table: Path) -> ImageLoader:
+    """The images beside a table."""
+    return ImageLoader(table.parent)
+
+
+def _question(row: Row) -> Question:
+    assert row.question is not None  # labelled rows have one
+    return row.question

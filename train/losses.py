@@ -1,0 +1,42 @@
+"""Contrastive losses on unit vectors."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def contrastive_loss(left: Tensor, right: Tensor, scale: Tensor, same: Tensor) -> Tensor:
+    """Symmetric InfoNCE (CLIP, arXiv:2103.00020) where a batch may hold several true pairs.
+
+    `left`, `right`: (B, D) unit vectors; `scale`: factor on the cosine; `same`: (B, B) bool, true
+    where left i and right j mean the same, the diagonal included. Returns a scalar.
+    """
+    logits = scale * left @ right.T  # (B, B)
+    return (_multi_positive(logits, same) + _multi_positive(logits.T, same.T)) / 2
+
+
+def candidate_loss(
+    questions: Tensor, documents: Tensor, owner: Tensor, relevant: Tensor, scale: Tensor
+) -> Tensor:
+    """How badly each question ranks its relevant documents among all documents of the batch.
+
+    `questions`: (Q, D); `documents`: (N, D), all unit vectors; `owner`: (N,) the question each
+    document is a candidate of; `relevant`: (N,) bool. The row's own other candidates and the
+    documents of the other rows are the negatives, in two terms of equal weight: the first is what
+    `predict` ranks, the second keeps scores comparable across rows. Returns a scalar.
+    """
+    logits = scale * questions @ documents.T  # (Q, N)
+    own = owner[None, :] == torch.arange(len(questions), device=owner.device)[:, None]
+    positive = own & relevant[None, :]
+    asked = positive.any(dim=1)
+    within = logits.masked_fill(~own, float("-inf"))
+    return (
+        _multi_positive(within[asked], positive[asked])
+        + _multi_positive(logits[asked], positive[asked])
+    ) / 2
+
+
+def _multi_positive(logits: Tensor, positive: Tensor) -> Tensor:
+    """-log of the probability that falls on the positives, mean over the rows."""
+    log_probabilities = F.log_softmax(logits.float(), dim=1)
+    return -log_probabilities.masked_fill(~positive, float("-inf")).logsumexp(dim=1).mean()
