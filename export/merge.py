@@ -107,7 +107,9 @@ def _sample_logits(model: torch.nn.Module, generator_dir: Path) -> torch.Tensor:
         relevant=None,
     )
     picture = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
-    token_ids = Renderer(generator_dir).render(build_prompt(question, (), max_images=1).messages)
+    token_ids = Renderer(generator_dir).render(
+        build_prompt(question, (), max_images=1, scoring="letter").messages
+    )
     config = json.loads((generator_dir / "config.json").read_text(encoding="utf-8"))
     inputs = collate(
         [token_ids],

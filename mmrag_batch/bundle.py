@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from mmrag_batch import __version__
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError
-from mmrag_batch.prompt import TEMPLATE_VERSION
+from mmrag_batch.prompt import TEMPLATE_VERSION, Scoring
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -48,6 +48,7 @@ class GeneratorSpec:
     """How the generator of this bundle was trained to be asked."""
 
     licence: str
+    scoring: Scoring
     top_k: int
     max_images: int
     max_prompt_tokens: int

@@ -8,12 +8,18 @@ as plain text (see `generation/rendering.py`), so no input can become a special 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
+from typing import Any, Literal
 
 from mmrag_batch.records import Evidence, Question
 
 TEMPLATE_VERSION = 1
 LETTERS = ascii_uppercase
 """One letter a choice, so a question has at most 26."""
+
+Scoring = Literal["letter", "text"]
+"""How a generator was trained to choose. `letter`: the prompt shows the choices with letters, of
+which one is the answer. `text`: the question is put as a free-form one, and the text of each choice
+is scored as its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +31,20 @@ class Prompt:
     image parts, in order.
     """
 
-    messages: tuple[dict[str, object], ...]
+    messages: tuple[dict[str, Any], ...]
     images: tuple[str, ...]
 
 
-def build_prompt(question: Question, evidence: Sequence[Evidence], *, max_images: int) -> Prompt:
+def answer_texts(question: Question, scoring: Scoring) -> tuple[str, ...]:
+    """What a generator answers with to give each of the question's choices."""
+    if scoring == "letter":
+        return tuple(LETTERS[: len(question.choices)])
+    return question.choices
+
+
+def build_prompt(
+    question: Question, evidence: Sequence[Evidence], *, max_images: int, scoring: Scoring
+) -> Prompt:
     """The prompt of a question with its evidence, best first.
 
     At most `max_images` images are shown: the question's own, then those of the evidence by rank.
@@ -50,7 +65,7 @@ def build_prompt(question: Question, evidence: Sequence[Evidence], *, max_images
     if notes:
         blocks.append("Evidence:\n" + "\n".join(notes))
     blocks.append("Question: " + question.text)
-    if question.choices:
+    if question.choices and scoring == "letter":
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices)]
         blocks.append("\n".join(lines))
         blocks.append("Answer with the letter.")

@@ -3,7 +3,7 @@ stage works ahead of the next."""
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mmrag_batch.records import Row
@@ -17,8 +17,9 @@ T = TypeVar("T")
 class Stage(Protocol):
     """Rows in, the same rows out, each with this stage's part filled in.
 
-    A stage may hold back and reorder at most `window` rows; it never drops one, and a row that
-    carries an error passes through untouched.
+    A stage may hold back and reorder rows, but never drops one: given a row and the `window - 1`
+    after it, it gives that row back without asking for another. A row that carries an error passes
+    through untouched.
     """
 
     window: int
@@ -38,11 +39,11 @@ class ImageStore(Protocol):
         ...
 
 
-def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     """Yield `items` in order while a thread works up to `depth` of them ahead.
 
     An exception raised by `items` is raised here, after the items before it. When the consumer
-    stops early, the thread stops at its next item.
+    stops early, the thread stops at its next item, and is waited for.
     """
     ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(depth)
     stopped = threading.Event()
@@ -74,4 +75,4 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
             yield entry[0]
     finally:
         stopped.set()
-        worker.join(timeout=5)
+        worker.join()

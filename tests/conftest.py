@@ -51,3 +51,60 @@ def make_adapter(tiny_generator_dir: Path, tmp_path: Path) -> Callable[[float], 
         return tmp_path / "adapter"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_encoders_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained ImageBind encoders of 0.1 M weights with their tokenizer."""
+    import torch
+
+    from train.demo_encoders import train_tokenizer
+    from train.imagebind import ImageBind, ImageBindConfig, save_encoders
+
+    tokenizer = train_tokenizer(["a red cube", "What does the red cube cost?"], 16)
+    config = ImageBindConfig(
+        name="imagebind-tiny",
+        licence="Apache-2.0",
+        image_size=32,
+        patch_size=8,
+        image_width=32,
+        image_blocks=2,
+        image_heads=2,
+        text_width=32,
+        text_blocks=2,
+        text_heads=2,
+        context_length=16,
+        vocabulary=tokenizer.get_vocab_size(),
+        embedding_size=24,
+    )
+    directory = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    save_encoders(ImageBind(config), directory)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_towers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Untrained towers for the embeddings of the tiny encoders."""
+    import torch
+
+    from train.towers import Towers, TowersConfig, save_towers
+
+    directory = tmp_path_factory.mktemp("towers")
+    torch.manual_seed(0)
+    save_towers(Towers(TowersConfig(embedding_size=24, hidden_size=32)), directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_retriever_dir(
+    tiny_encoders_dir: Path, tiny_towers_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny encoders and towers as ONNX graphs."""
+    from export.onnx_retriever import export_encoders, export_towers
+
+    directory = tmp_path_factory.mktemp("retriever")
+    export_encoders(tiny_encoders_dir, directory)
+    export_towers(tiny_towers_dir, directory)
+    return directory

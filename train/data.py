@@ -37,7 +37,7 @@ class EmbeddedTable:
     def take(self, chosen: Tensor) -> "EmbeddedTable":
         """The questions at the indices `chosen`, in that order, with their documents."""
         counts = torch.bincount(self.owner, minlength=len(self.questions))
-        documents = torch.arange(len(self.owner)).split(counts.tolist())
+        documents = torch.split(torch.arange(len(self.owner)), counts.tolist())
         kept = torch.cat([documents[question] for question in chosen.tolist()])
         return EmbeddedTable(
             questions=self.questions[chosen],

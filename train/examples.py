@@ -19,7 +19,7 @@ from mmrag_batch.generation.mllama_inputs import collate
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.io.table import read_rows
-from mmrag_batch.prompt import LETTERS, build_prompt
+from mmrag_batch.prompt import Prompt, Scoring, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.stages import ImageStore
 
@@ -75,10 +75,7 @@ def _readable(images: ImageStore, source: str) -> bool:
 
 
 class Examples(Dataset[Example]):
-    """One example a row, its choices in a new order at every access, so that no letter is favoured.
-
-    `free_form` is the share of examples that are asked without choices and answered in words.
-    """
+    """One example a row, its choices in a new order at every access, so that no letter is favoured."""
 
     def __init__(
         self,
@@ -86,17 +83,15 @@ class Examples(Dataset[Example]):
         renderer: Renderer,
         images: ImageStore,
         *,
-        end_id: int,
         max_images: int,
-        free_form: float,
+        scoring: Scoring,
         seed: int,
     ) -> None:
         self._rows = rows
         self._renderer = renderer
         self._images = images
-        self._end_id = end_id
         self._max_images = max_images
-        self._free_form = free_form
+        self._scoring: Scoring = scoring
         self._random = Random(seed)
 
     def __len__(self) -> int:
@@ -104,27 +99,31 @@ class Examples(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         row = self._rows[index]
-        question, answer = self._asked(_question(row))
-        prompt = build_prompt(question, row.evidence, max_images=self._max_images)
+        question = self._shuffled(_question(row))
+        assert question.label is not None  # labelled rows have one
+        prompt = self._prompt(question, row)
+        right = answer_texts(question, self._scoring)[question.label]
         return Example(
             prompt=self._renderer.render(prompt.messages),
-            answer=[*self._renderer.encode(answer), self._end_id],
+            answer=self._renderer.answer_ids(right),
             images=[self._images.load(source) for source in prompt.images],
         )
 
     def image_count(self, index: int) -> int:
         """How many images the prompt of a row shows."""
         row = self._rows[index]
-        return len(build_prompt(_question(row), row.evidence, max_images=self._max_images).images)
+        return len(self._prompt(_question(row), row).images)
 
-    def _asked(self, question: Question) -> tuple[Question, str]:
-        """The question as it is asked this time, and the text of its answer."""
+    def _prompt(self, question: Question, row: Row) -> Prompt:
+        return build_prompt(
+            question, row.evidence, max_images=self._max_images, scoring=self._scoring
+        )
+
+    def _shuffled(self, question: Question) -> Question:
+        order = self._random.sample(range(len(question.choices)), len(question.choices))
+        choices = tuple(question.choices[place] for place in order)
         assert question.label is not None  # labelled rows have one
-        right = question.choices[question.label]
-        if self._random.random() < self._free_form:
-            return replace(question, choices=(), label=None), right
-        choices = tuple(self._random.sample(question.choices, len(question.choices)))
-        return replace(question, choices=choices), LETTERS[choices.index(right)]
+        return replace(question, choices=choices, label=order.index(question.label))
 
 
 class SameImageCount(Sampler[int]):

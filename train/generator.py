@@ -2,7 +2,7 @@
 
     python -m train.generator train/configs/demo_generator.yaml
 
-Learns the letter of the right choice from the prompts that `predict` will show: same template, same
+Learns to give the right choice from the prompts that `predict` will show: same template, same
 evidence from the same retriever, same images and tiles. Writes `adapter/` (PEFT's format) where
 `lora_rank` > 0, else `model/` (a whole checkpoint), and the files of `run.py`.
 """
@@ -25,6 +25,7 @@ from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.generation.mllama_inputs import load_image_processor
 from mmrag_batch.generation.mllama_model import load_model
 from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.prompt import Scoring
 from mmrag_batch.records import Row
 from mmrag_batch.stages import ImageStore
 from train.examples import (
@@ -55,13 +56,12 @@ class GeneratorConfig:
     learning_rate: float
     top_k: int
     max_images: int
+    scoring: Scoring
     retriever: Path | None = None
     """Graphs that choose the evidence; without them it is the relevant documents, then others."""
     lora_rank: int = 0
     """0 trains every weight."""
     lora_alpha: int = 32
-    free_form: float = 0.0
-    """Share of examples asked without choices."""
     prompt_loss: float = 0.0
     """Weight of the loss on prompt tokens, beside 1 on the answer."""
     seed: int = 0
@@ -117,9 +117,8 @@ def train_generator(config: GeneratorConfig) -> Path:
         rows,
         Renderer(config.base),
         images,
-        end_id=generation.eos_token_id,
         max_images=config.max_images,
-        free_form=config.free_form,
+        scoring=config.scoring,
         seed=config.seed,
     )
     trainer = AnswerTrainer(

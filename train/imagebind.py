@@ -15,16 +15,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrag_batch.errors import MissingError
+from train.transformer import EPS, Trunk
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-_EPS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class ImageBindConfig:
-    """Sizes; the defaults are `imagebind_huge`."""
+    """What the encoders are; the defaults are the published `imagebind_huge`.
 
+    Sizes are in pixels, dimensions and tokens; mean and deviation by channel (R, G, B) of pixels
+    in [0, 1].
+    """
+
+    name: str = "imagebind_huge"
+    licence: str = "CC-BY-NC-SA-4.0"
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     image_size: int = 224
     patch_size: int = 14
     image_width: int = 1280
@@ -36,75 +44,6 @@ class ImageBindConfig:
     context_length: int = 77
     vocabulary: int = 49_408
     embedding_size: int = 1024
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention, with the parameter names of `nn.MultiheadAttention`."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        """(B, T, W) -> (B, T, W)."""
-        mixed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        query, key, value = (
-            part.view(*part.shape[:2], self.heads, -1).transpose(1, 2)
-            for part in mixed.chunk(3, dim=-1)
-        )  # each (B, H, T, W / H)
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-        out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
-        return out
-
-
-class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
-class Block(nn.Module):
-    """One pre-norm transformer block."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.attn = Attention(width, heads)
-        self.norm_1 = nn.LayerNorm(width, eps=_EPS)
-        self.mlp = MLP(width)
-        self.norm_2 = nn.LayerNorm(width, eps=_EPS)
-
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        x = x + self.attn(self.norm_1(x), causal)
-        out: Tensor = x + self.mlp(self.norm_2(x))
-        return out
-
-
-class Trunk(nn.Module):
-    """The blocks of one encoder; images pass a LayerNorm before them, texts do not."""
-
-    def __init__(self, width: int, blocks: int, heads: int, *, norm_first: bool) -> None:
-        super().__init__()
-        first: nn.Module = nn.LayerNorm(width, eps=_EPS) if norm_first else nn.Identity()
-        self.pre_transformer_layer = nn.Sequential(first)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
-
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        """(B, T, W) -> (B, T, W)."""
-        x = self.pre_transformer_layer(x)
-        for block in self.blocks:
-            x = block(x, causal)
-        return x
 
 
 class PatchStem(nn.Module):
@@ -175,7 +114,7 @@ class TextHead(nn.Module):
     def __init__(self, config: ImageBindConfig) -> None:
         super().__init__()
         self.proj = nn.Sequential(
-            nn.LayerNorm(config.text_width, eps=_EPS),
+            nn.LayerNorm(config.text_width, eps=EPS),
             nn.Linear(config.text_width, config.embedding_size, bias=False),
         )
 
@@ -217,7 +156,7 @@ class ImageBind(nn.Module):
             }
         )
         image_head = nn.Sequential(
-            nn.LayerNorm(config.image_width, eps=_EPS),
+            nn.LayerNorm(config.image_width, eps=EPS),
             nn.Identity(),
             nn.Linear(config.image_width, config.embedding_size, bias=False),
         )
@@ -259,10 +198,12 @@ def save_encoders(model: ImageBind, directory: Path) -> None:
 def load_encoders(directory: Path) -> ImageBind:
     """The encoders that `save_encoders` wrote, in eval mode. Raises MissingError."""
     try:
-        config = ImageBindConfig(**json.loads((directory / CONFIG).read_text()))
+        values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(directory / WEIGHTS)
     except FileNotFoundError as error:
         raise MissingError(f"{directory} holds no encoders: {error.filename} is missing.") from None
-    model = ImageBind(config)
-    model.load_state_dict(tensors)
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    with torch.device("meta"):  # no time spent on weights that are replaced at once
+        model = ImageBind(ImageBindConfig(**{**values, **lists}))
+    model.load_state_dict(tensors, assign=True)
     return model.eval()

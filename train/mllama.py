@@ -2,20 +2,29 @@
 
 Real in everything but size: four self-attention layers to one gated cross-attention layer, grouped
 keys and values, tiled images, a byte-level BPE tokenizer with Llama 3's special tokens.
+
+    python -m train.mllama DIR --table questions.csv
+
+writes one whose tokenizer is trained on the prompts of a table.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from mmrag_batch.generation.mllama_model import pass_by_position
 from mmrag_batch.generation.rendering import IMAGE_TOKEN
+from mmrag_batch.io.table import read_rows
+from mmrag_batch.prompt import build_prompt
+from mmrag_batch.records import Evidence
 
 BOS = "<|begin_of_text|>"
 EOS = "<|eot_id|>"
@@ -193,3 +202,26 @@ def _preprocessor_config(sizes: GeneratorSizes) -> dict[str, object]:
 
 def _write_json(file: Path, values: dict[str, object]) -> None:
     file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def prompt_texts(table: Path) -> Iterator[str]:
+    """The text of each question of a table, with all its documents as evidence."""
+    for row in read_rows(table):
+        if row.question is not None:
+            evidence = [Evidence(document, 0.0) for document in row.question.documents]
+            prompt = build_prompt(row.question, evidence, max_images=1, scoring="letter")
+            yield from (part["text"] for part in prompt.messages[0]["content"] if "text" in part)
+
+
+def main(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
+    table: Annotated[Path, typer.Option(help="A table of questions.")],
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+) -> None:
+    """Write a small untrained generator to DIR."""
+    build_generator(directory, prompt_texts(table), seed=seed)
+    typer.echo(directory)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -55,7 +55,10 @@ def load_config(file: Path, kind: type[C]) -> C:
 def _as(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, (int, str)):  # YAML reads 1e-3 as a string
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            problems.append(f"{name!r} should be one of {get_args(hint)}, not {value!r}")
+    elif hint is float and isinstance(value, (int, str)):  # YAML reads 1e-3 as a string
         try:
             return float(value)
         except ValueError:

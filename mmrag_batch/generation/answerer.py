@@ -8,7 +8,7 @@ from mmrag_batch.errors import InternalError, RowError
 from mmrag_batch.generation.choices import choose
 from mmrag_batch.generation.engine import Engine, GenerationRequest, GenerationResult
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.prompt import Prompt, build_prompt
+from mmrag_batch.prompt import Prompt, Scoring, answer_texts, build_prompt
 from mmrag_batch.records import Prediction, Problem, Question, Row
 from mmrag_batch.stages import ImageStore, prefetch
 
@@ -35,12 +35,14 @@ class Answerer:
         *,
         max_images: int,
         max_prompt_tokens: int,
+        scoring: Scoring,
     ) -> None:
         self._renderer = renderer
         self._engine = engine
         self._images = images
         self._max_images = max_images
         self._max_prompt_tokens = max_prompt_tokens
+        self._scoring: Scoring = scoring
         # Asked, passing, and prepared with a row at either end of the thread's queue.
         self.window = 2 * engine.window + PREPARED + 2
 
@@ -91,7 +93,10 @@ class Answerer:
             key=row.number,
             token_ids=tuple(token_ids),
             images=tuple(loaded[source] for source in prompt.images),
-            options=self._renderer.option_ids(len(question.choices)),
+            options=tuple(
+                self._renderer.answer_ids(answer)
+                for answer in answer_texts(question, self._scoring)
+            ),
         )
 
     def _load_images(self, row: Row, question: Question) -> dict[str, "Image"]:
@@ -130,7 +135,9 @@ class Answerer:
             row.evidence = row.evidence[:-1]
 
     def _prompt(self, row: Row, question: Question) -> Prompt:
-        return build_prompt(question, row.evidence, max_images=self._max_images)
+        return build_prompt(
+            question, row.evidence, max_images=self._max_images, scoring=self._scoring
+        )
 
 
 def _answered(row: Row, result: GenerationResult) -> Row:

@@ -1,13 +1,65 @@
-"""Scoring a row's own choices: a softmax over its option letters, nothing parsed."""
+"""Scoring a row's own choices: the probability of each under decoding restricted to them.
+
+An answer is a sequence of tokens that ends with the end token. Restricted to the row's answers, a
+model decides only where two of them part; each such fork is one softmax over the tokens that go on.
+Letters part at once, so they take one decoding step, and so do most short texts. Nothing is parsed,
+nothing is guessed, and the probabilities sum to 1.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from mmrag_batch.records import Prediction
 
+Answer = tuple[int, ...]
+"""Token ids, the end token included, so that no answer is the beginning of another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Where answers part: behind `prefix`, one of `tokens` follows.
+
+    `followers` are, for each of the tokens, the indices of the answers that go on with it.
+    """
+
+    prefix: Answer
+    tokens: tuple[int, ...]
+    followers: tuple[tuple[int, ...], ...]
+
+
+def find_forks(answers: Sequence[Answer]) -> list[Fork]:
+    """Every fork of a set of different answers, shorter prefixes first."""
+    forks = []
+    groups: list[tuple[Answer, tuple[int, ...]]] = [((), tuple(range(len(answers))))]
+    while groups:
+        prefix, members = groups.pop(0)
+        if len(members) < 2:
+            continue
+        after: dict[int, list[int]] = {}
+        for member in members:
+            after.setdefault(answers[member][len(prefix)], []).append(member)
+        if len(after) > 1:
+            followers = tuple(tuple(group) for group in after.values())
+            forks.append(Fork(prefix, tuple(after), followers))
+        groups += [((*prefix, token), tuple(group)) for token, group in after.items()]
+    return forks
+
+
+def combine(
+    count: int, forks: Iterable[Fork], logits: Iterable[Sequence[float]]
+) -> tuple[float, ...]:
+    """The probability of each of `count` answers, given the logits of each fork's tokens."""
+    probabilities = [1.0] * count
+    for fork, at_fork in zip(forks, logits, strict=True):
+        for share, members in zip(softmax(at_fork), fork.followers, strict=True):
+            for member in members:
+                probabilities[member] *= share
+    return tuple(probabilities)
+
 
 def softmax(logits: Sequence[float]) -> tuple[float, ...]:
-    """The probabilities of the options, given the logits of their letters alone.
+    """The shares of the options, given their logits.
 
     Raises ValueError for a logit that is not a finite number.
     """

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from mmrag_batch.generation.choices import Answer
 from mmrag_batch.records import Problem
 
 if TYPE_CHECKING:
@@ -14,14 +15,14 @@ if TYPE_CHECKING:
 class GenerationRequest:
     """One rendered prompt.
 
-    `images` are those of its image tokens, in order. `options` are the token ids of the letters to
-    choose from; empty for a free-form answer.
+    `images` are those of its image tokens, in order. `options` are the answers to choose from, as
+    token ids with the end token; empty for a free-form answer.
     """
 
     key: int
     token_ids: tuple[int, ...]
     images: tuple["Image", ...]
-    options: tuple[int, ...]
+    options: tuple[Answer, ...]
 
 
 @dataclass(frozen=True, slots=True)

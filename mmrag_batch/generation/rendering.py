@@ -16,7 +16,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from mmrag_batch.errors import ConfigError, MissingError
-from mmrag_batch.prompt import LETTERS
 
 IMAGE_TOKEN = "<|image|>"  # noqa: S105
 PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template holds them
@@ -39,10 +38,8 @@ class Renderer:
         config = json.loads(_read(generator_dir / "tokenizer_config.json"))
         named = {name: config.get(name) for name in ("bos_token", "eos_token")}
         self._special_tokens = {name: _content(token) for name, token in named.items() if token}
-        image_id = self._tokenizer.token_to_id(IMAGE_TOKEN)
-        if image_id is None:
-            raise ConfigError(f"{generator_dir / 'tokenizer.json'} has no token {IMAGE_TOKEN}.")
-        self._image_id = image_id
+        self._image_id = self._special_id(IMAGE_TOKEN)
+        self._end_id = self._special_id(self._special_tokens["eos_token"])
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation up to where the assistant's answer begins.
@@ -68,14 +65,9 @@ class Renderer:
         """Token ids of plain text: no special token comes out, whatever goes in."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def option_ids(self, n: int) -> tuple[int, ...]:
-        """The token ids of the first `n` option letters, as an answer begins with them."""
-        if n > len(LETTERS):
-            raise ConfigError(f"{n} choices, but there are only {len(LETTERS)} option letters.")
-        encoded = [self.encode(letter) for letter in LETTERS]
-        if any(len(ids) != 1 for ids in encoded[:n]):
-            raise ConfigError("The tokenizer splits an option letter; choices cannot be scored.")
-        return tuple(ids[0] for ids in encoded[:n])
+    def answer_ids(self, answer: str) -> tuple[int, ...]:
+        """The token ids of a whole answer, its end token included."""
+        return (*self.encode(answer), self._end_id)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of generated token ids, without special tokens."""
@@ -91,6 +83,12 @@ class Renderer:
             )
         except TemplateError as error:
             raise ConfigError(f"chat_template.jinja cannot be applied: {error}") from error
+
+    def _special_id(self, token: str) -> int:
+        token_id = self._tokenizer.token_to_id(token)
+        if token_id is None:
+            raise ConfigError(f"tokenizer.json has no token {token}.")
+        return token_id
 
     def _check_plain(self, generator_dir: Path) -> None:
         """Only added tokens marked `special` can be switched off; refuse any other."""

@@ -1,6 +1,6 @@
 """The `transformers` engine: batches on a CPU or a GPU, nothing to install but torch.
 
-Choices are scored in one forward pass; free-form answers are generated greedily. Image
+Choices are scored in one forward pass (`choices.py`); free-form answers are generated greedily. Image
 preprocessing and padding of the next batches run in a thread beside the forward pass.
 """
 
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
 from mmrag_batch.errors import UnavailableError
-from mmrag_batch.generation.choices import softmax
+from mmrag_batch.generation.choices import combine, find_forks
 from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
 from mmrag_batch.generation.mllama_inputs import collate, load_image_processor
 from mmrag_batch.generation.mllama_model import load_model
@@ -93,9 +93,13 @@ class TransformersEngine:
         return [result for one in batch for result in self._run(*self._prepare([one]))]
 
     def _collate(self, batch: Batch) -> Inputs:
+        """A row for each free-form request, and for each fork of a request with options."""
+        rows = [(request, prefix) for request in batch for prefix in _prefixes(request)]
+        if not rows:  # a single option has no fork: nothing to ask the model
+            return {}
         return collate(
-            [request.token_ids for request in batch],
-            [request.images for request in batch],
+            [(*request.token_ids, *prefix) for request, prefix in rows],
+            [request.images for request, _ in rows],
             self._image_processor,
             self._generation.pad_token_id,
             self._image_token_id,
@@ -108,15 +112,20 @@ class TransformersEngine:
         return score(batch, inputs)
 
     def _score(self, batch: Batch, inputs: Inputs) -> list[GenerationResult]:
-        """The logits of each row's own options at the first answer token."""
+        """The probabilities of each request's options, from the logits where they part."""
+        rows = self._logits(inputs) if inputs else iter(())
+        results = []
+        for request in batch:
+            forks = find_forks(request.options)
+            logits = [next(rows)[list(fork.tokens)].tolist() for fork in forks]
+            probabilities = combine(len(request.options), forks, logits)
+            results.append(GenerationResult(request.key, probabilities=probabilities))
+        return results
+
+    def _logits(self, inputs: Inputs) -> Iterator[torch.Tensor]:
+        """The logits (V,) of what follows each row of the batch, in float32."""
         logits = self._model(**inputs, logits_to_keep=1, use_cache=False).logits  # (B, 1, V)
-        rows = logits[:, -1].float().cpu()
-        return [
-            GenerationResult(
-                request.key, probabilities=softmax(row[list(request.options)].tolist())
-            )
-            for request, row in zip(batch, rows)
-        ]
+        return iter(logits[:, -1].float().cpu())
 
     def _write(self, batch: Batch, inputs: Inputs) -> list[GenerationResult]:
         written = self._model.generate(**inputs, generation_config=self._generation)  # (B, L + new)
@@ -142,6 +151,11 @@ def batched(requests: Iterable[GenerationRequest], size: int) -> Iterator[Batch]
 
 def _kind(request: GenerationRequest) -> tuple[int, bool]:
     return len(request.images), bool(request.options)
+
+
+def _prefixes(request: GenerationRequest) -> list[tuple[int, ...]]:
+    """What follows the prompt in each row that the model reads for a request."""
+    return [fork.prefix for fork in find_forks(request.options)] if request.options else [()]
 
 
 def _failed(request: GenerationRequest, error: Exception) -> GenerationResult:

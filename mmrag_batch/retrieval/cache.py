@@ -23,8 +23,8 @@ class EmbeddingCache:
         return embedding
 
     def put(self, key: str, embedding: Floats) -> None:
-        """Keep an embedding (D,) under `key`."""
-        self._embeddings[key] = embedding
+        """Keep a copy of an embedding (D,) under `key`; a view would keep its whole batch alive."""
+        self._embeddings[key] = embedding.copy()
         self._embeddings.move_to_end(key)
         if len(self._embeddings) > self._capacity:
             self._embeddings.popitem(last=False)

@@ -1,7 +1,7 @@
 """Rows -> the frozen embeddings of their questions and documents, each content encoded once."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -102,8 +102,9 @@ class Embedder:
         return vector is not None
 
     def _encode(self, window: _Window) -> None:
-        texts = self._encoder.encode_texts(list(window.texts.values())) if window.texts else ()
-        self._keep(window, list(window.texts), texts)
+        if window.texts:
+            texts = self._encoder.encode_texts(list(window.texts.values()))
+            self._keep(window, list(window.texts), texts)
         decoded: list[str] = []
         images = self._encoder.encode_images(self._decoded(window, decoded))
         self._keep(window, decoded, images)
@@ -119,7 +120,7 @@ class Embedder:
             decoded.append(key)
             yield image
 
-    def _keep(self, window: _Window, keys: Sequence[str], vectors: Sequence[Floats]) -> None:
+    def _keep(self, window: _Window, keys: Sequence[str], vectors: Iterable[Floats]) -> None:
         for key, vector in zip(keys, vectors, strict=True):
             window.vectors[key] = vector
             self._cache.put(key, vector)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from mmrag_batch.bundle import RetrieverSpec
-from mmrag_batch.retrieval.preprocess import Floats, preprocess_image, tokenize
+from mmrag_batch.retrieval.preprocess import Floats, open_tokenizer, preprocess_image, tokenize
 from mmrag_batch.retrieval.sessions import Device, open_session
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ class Encoder:
     ) -> None:
         self.embedding_size = spec.embedding_size
         self._size, self._mean, self._std = spec.image_size, spec.image_mean, spec.image_std
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._tokenizer.enable_truncation(spec.context_length)
+        self._tokenizer = open_tokenizer(directory / "tokenizer.json", spec.context_length)
         self._image = open_session(directory / "image_encoder.onnx", device=device, threads=threads)
         self._text = open_session(directory / "text_encoder.onnx", device=device, threads=threads)
 
@@ -54,7 +52,7 @@ class Encoder:
         """Texts -> (N, D), in batches of similar length so that little is padded."""
         embeddings = np.empty((len(texts), self.embedding_size), np.float32)
         tokens = tokenize(self._tokenizer, texts)
-        lengths = (tokens != 0).sum(axis=1)
+        lengths = tokens.argmax(axis=1) + 1  # up to the end token, which has the highest id
         order = np.argsort(lengths, kind="stable")
         start = 0
         while start < len(order):

@@ -2,15 +2,19 @@
 
 ImageBind's published preprocessing, which is CLIP's: the short side resized to the encoder's size
 (bicubic), the centre cut out, values scaled to [0, 1], normalised by channel; texts as token ids,
-cut to the context length with their end token kept, zero-padded.
+zero-padded. A text over the context length is cut but, unlike there, keeps its end token, which is
+where the encoder reads it off.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from mmrag_batch.errors import MissingError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,13 +28,27 @@ def preprocess_image(
 ) -> Floats:
     """An RGB image -> normalised pixels (3, size, size)."""
     short = min(image.size)
-    width, height = (max(size, round(side * size / short)) for side in image.size)
+    width, height = (side * size // short for side in image.size)  # rounded down, as published
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.crop((left, top, left + size, top + size))
     pixels = np.asarray(image, dtype=np.float32) / 255
     normal = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1))
+
+
+def open_tokenizer(file: Path, context_length: int) -> "Tokenizer":
+    """The tokenizer of an encoder. Start and end tokens are its own: their names in a text are
+    plain text. Raises MissingError."""
+    from tokenizers import Tokenizer
+
+    if not file.is_file():
+        raise MissingError(f"{file} is missing; export the retriever again.")
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.enable_truncation(context_length)
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def tokenize(tokenizer: "Tokenizer", texts: Sequence[str]) -> Ids:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mmrag_batch.errors import MissingError, UnavailableError
+from mmrag_batch.errors import DeniedError, MissingError, UnavailableError
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -15,11 +15,16 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 def open_session(file: Path, *, device: Device, threads: int | None = None) -> "InferenceSession":
     """A session of the graph in `file`; `threads` limits what one call uses (default: all cores).
 
-    Raises MissingError where the graph is not there, UnavailableError where ONNX Runtime would run
-    it on another device than `device`.
+    Raises MissingError where the graph is not there or damaged, DeniedError where its weights lie
+    outside its folder, UnavailableError where ONNX Runtime is not installed or would run it on
+    another device than `device`.
     """
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UnavailableError(
+            "ONNX Runtime is not installed: pip install 'mmrag-batch[cpu]', or [gpu]."
+        ) from None
     if not file.is_file():
         raise MissingError(f"{file} is missing; export the retriever again.")
     provider = PROVIDERS[device]
@@ -33,7 +38,12 @@ def open_session(file: Path, *, device: Device, threads: int | None = None) -> "
     # Spinning threads would take the cores that generation works on at the same time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers = [provider] if device == "cpu" else [provider, PROVIDERS["cpu"]]
-    session = onnxruntime.InferenceSession(file, options, providers=providers)
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=providers)
+    except Exception as error:  # what ONNX Runtime raises has no base of its own
+        if "External data path" in str(error):  # it lets weights lie below the graph's folder only
+            raise DeniedError(f"{file} reads files outside its folder; do not use it.") from error
+        raise MissingError(f"{file} cannot be loaded; export it again. {error}") from error
     if session.get_providers()[0] != provider:
         raise UnavailableError(
             f"ONNX Runtime could not start {provider} and fell back to the CPU; check the CUDA and "

@@ -13,7 +13,9 @@ from mmrag_batch.errors import ConfigError, OutputError
 from train.imagebind import ImageBind, ImageBindConfig, save_encoders
 from train.towers import Towers, TowersConfig, save_towers
 
-SPEC = GeneratorSpec(licence="Apache-2.0", top_k=3, max_images=2, max_prompt_tokens=256)
+SPEC = GeneratorSpec(
+    licence="Apache-2.0", scoring="letter", top_k=3, max_images=2, max_prompt_tokens=256
+)
 
 
 @pytest.fixture(scope="module")

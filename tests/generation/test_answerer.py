@@ -43,7 +43,14 @@ def renderer(tiny_generator_dir: Path) -> Renderer:
 
 
 def answerer(renderer: Renderer, engine: Engine, *, max_prompt_tokens: int = 500) -> Answerer:
-    return Answerer(renderer, engine, Album(), max_images=2, max_prompt_tokens=max_prompt_tokens)
+    return Answerer(
+        renderer,
+        engine,
+        Album(),
+        max_images=2,
+        max_prompt_tokens=max_prompt_tokens,
+        scoring="letter",
+    )
 
 
 def row(

@@ -60,7 +60,9 @@ def test_a_special_token_in_any_cell_is_plain_text(
             relevant=None,
         )
         evidence = [Evidence(document, 1.0)]
-        return renderer.render(build_prompt(question, evidence, max_images=1).messages)
+        return renderer.render(
+            build_prompt(question, evidence, max_images=1, scoring="letter").messages
+        )
 
     attacked, harmless = prompt(special), prompt("-")
     assert len(attacked) > len(harmless)
@@ -100,20 +102,10 @@ def test_an_answer_is_encoded_as_plain_text(renderer: Renderer, tiny_generator_d
     assert renderer.decode(token_ids) == "12 coins<|eot_id|>"
 
 
-def test_option_letters_are_one_token_each(renderer: Renderer) -> None:
-    ids = renderer.option_ids(26)
-    assert [renderer.decode([token_id]) for token_id in ids] == list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    with pytest.raises(ConfigError, match="27 choices"):
-        renderer.option_ids(27)
-
-
-def test_a_tokenizer_that_splits_letters_is_refused(generator_copy: Path) -> None:
-    file = generator_copy / "tokenizer.json"
-    values = json.loads(file.read_text())
-    values["pre_tokenizer"]["add_prefix_space"] = True  # "A" becomes " A", which is no one token
-    file.write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="splits an option letter"):
-        Renderer(generator_copy).option_ids(5)
+def test_an_answer_ends_with_the_end_token(renderer: Renderer, tiny_generator_dir: Path) -> None:
+    letter, end = renderer.answer_ids("A")
+    assert renderer.decode([letter]) == "A"
+    assert special_ids(tiny_generator_dir, [letter, end]) == [end]
 
 
 def test_a_tokenizer_with_tokens_that_text_can_reach_is_refused(generator_copy: Path) -> None:

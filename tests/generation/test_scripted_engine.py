@@ -1,10 +1,11 @@
 import pytest
 
+from mmrag_batch.generation.choices import Answer
 from mmrag_batch.generation.engine import GenerationRequest
 from mmrag_batch.generation.scripted_engine import ScriptedEngine
 
 
-def request(key: int, *token_ids: int, options: tuple[int, ...] = ()) -> GenerationRequest:
+def request(key: int, *token_ids: int, options: tuple[Answer, ...] = ()) -> GenerationRequest:
     return GenerationRequest(key=key, token_ids=token_ids, images=(), options=options)
 
 
@@ -24,6 +25,6 @@ def test_every_request_is_answered_out_of_order() -> None:
 
 
 def test_options_get_probabilities() -> None:
-    result = next(ScriptedEngine().generate([request(0, 1, options=(5, 6, 7))]))
+    result = next(ScriptedEngine().generate([request(0, 1, options=((5,), (6,), (7,)))]))
     assert sum(result.probabilities) == pytest.approx(1)
     assert len(set(result.probabilities)) == 3

@@ -9,11 +9,11 @@ from transformers import AutoTokenizer, MllamaProcessor
 
 from mmrag_batch.errors import MissingError, UnavailableError
 from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
-from mmrag_batch.generation.mllama_inputs import load_image_processor
+from mmrag_batch.generation.mllama_inputs import collate, load_image_processor
 from mmrag_batch.generation.mllama_model import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.generation.transformers_engine import LOOKAHEAD, TransformersEngine, batched
-from mmrag_batch.prompt import build_prompt
+from mmrag_batch.prompt import answer_texts, build_prompt
 from mmrag_batch.records import Question
 
 PICTURES = [
@@ -54,8 +54,9 @@ def request(
     source = None if image is None else f"{image}.png"
     options = tuple(str(number) for number in range(choices))
     question = Question(text, source, options, (), None, None)
-    token_ids = renderer.render(build_prompt(question, [], max_images=1).messages)
-    return GenerationRequest(key, tuple(token_ids), picture, renderer.option_ids(choices))
+    prompt = build_prompt(question, [], max_images=1, scoring="letter")
+    answers = tuple(renderer.answer_ids(letter) for letter in answer_texts(question, "letter"))
+    return GenerationRequest(key, tuple(renderer.render(prompt.messages)), picture, answers)
 
 
 @pytest.fixture
@@ -96,6 +97,28 @@ def test_probabilities_are_those_of_transformers_own_processor(
     letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "ABC"]
     assert result.probabilities == pytest.approx(logits[letters].softmax(-1).tolist(), abs=1e-6)
     assert sum(result.probabilities) == pytest.approx(1, abs=1e-12)
+
+
+@torch.inference_mode()
+def test_texts_are_scored_as_decoding_restricted_to_them_would(
+    engine: TransformersEngine, renderer: Renderer, tiny_generator_dir: Path
+) -> None:
+    one = replace(request(renderer, 0, image=0), options=((5, 6, 1), (5, 7, 1), (8, 1)))
+    alone = replace(request(renderer, 1, image=0), options=((5, 6, 1),))
+    results = by_key(engine.generate([one, alone]))
+
+    processor = load_image_processor(tiny_generator_dir)
+    model = load_model(tiny_generator_dir, dtype=torch.float32)
+    image_id = model.config.image_token_index
+
+    def shares(prefix: tuple[int, ...], tokens: list[int]) -> list[float]:
+        inputs = collate([(*one.token_ids, *prefix)], [one.images], processor, 0, image_id)
+        return list(model(**inputs).logits[0, -1, tokens].softmax(-1).tolist())
+
+    (fives, eight), (six, seven) = shares((), [5, 8]), shares((5,), [6, 7])
+    expected = (fives * six, fives * seven, eight)
+    assert results[0].probabilities == pytest.approx(expected, abs=1e-6)
+    assert results[1].probabilities == (1.0,)
 
 
 def test_answers_do_not_depend_on_neighbours_or_order(

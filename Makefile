@@ -1,0 +1,70 @@
+# Every target does its own set-up: a virtual environment in .venv with locked requirements.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+DEMO := build/demo
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test check demo-bundle clean
+
+help:  ## Show what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY): requirements/test.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements/test.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: $(READY)  ## Answer the questions of examples/demo with the packaged demo bundle
+	@mkdir -p $(DEMO)
+	$(BIN)/mmrag-batch predict examples/demo/questions.csv $(DEMO)/out.csv --overwrite
+	@$(BIN)/python examples/demo/show.py $(DEMO)/out.csv
+	$(BIN)/mmrag-batch evaluate $(DEMO)/out.csv --by kind
+
+test: check  ## Lint, type-check and test, after setting up
+
+check: $(READY)  ## What CI runs: ruff, mypy strict, tests
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --quiet --check
+	$(BIN)/mypy
+	$(BIN)/pytest --quiet
+
+# The demo bundle from nothing. Each step is a file that the next one needs, so an interrupted build
+# goes on where it stopped. See docs/demo-bundle.md.
+demo-bundle: $(DEMO)/bundle/bundle.json  ## Train, export and package the demo bundle from nothing
+	rm -rf mmrag_batch/demo_bundle
+	cp -R $(DEMO)/bundle mmrag_batch/demo_bundle
+
+$(DEMO)/world/questions.csv: | $(READY)
+	$(BIN)/python -m train.demo_world $(@D) --rows 14000 --seed 1
+
+$(DEMO)/tuning/questions.csv: | $(READY)
+	$(BIN)/python -m train.demo_world $(@D) --rows 8000 --seed 2
+
+$(DEMO)/encoders/encoders/model.safetensors: train/configs/demo_encoders.yaml | $(READY)
+	$(BIN)/python -m train.demo_encoders $<
+
+$(DEMO)/graphs/text_encoder.onnx: $(DEMO)/encoders/encoders/model.safetensors
+	$(BIN)/mmrag-batch export encoders --encoders $(<D) --out $(@D)
+
+$(DEMO)/graphs/question_tower.onnx: train/configs/demo_retriever.yaml $(DEMO)/graphs/text_encoder.onnx $(DEMO)/world/questions.csv
+	$(BIN)/python -m train.retriever $<
+	$(BIN)/mmrag-batch export towers --towers $(DEMO)/retriever/towers --out $(@D)
+
+$(DEMO)/untrained/model.safetensors: $(DEMO)/world/questions.csv
+	$(BIN)/python -m train.mllama $(@D) --table $<
+
+$(DEMO)/base/model/model.safetensors: train/configs/demo_base.yaml $(DEMO)/untrained/model.safetensors
+	$(BIN)/python -m train.generator $<
+
+$(DEMO)/generator/adapter/adapter_model.safetensors: train/configs/demo_generator.yaml $(DEMO)/base/model/model.safetensors $(DEMO)/graphs/question_tower.onnx $(DEMO)/tuning/questions.csv
+	$(BIN)/python -m train.generator $<
+
+$(DEMO)/bundle/bundle.json: $(DEMO)/generator/adapter/adapter_model.safetensors
+	$(BIN)/mmrag-batch export --config export/configs/demo.yaml
+
+clean:  ## Remove what was built, but not .venv
+	rm -rf build dist *.egg-info

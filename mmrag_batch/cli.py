@@ -1,0 +1,275 @@
+"""The command line: parse, call, map errors to exit codes.
+
+`_Commands.invoke` is the one place where errors are caught. What a command needs is imported
+inside of it, so that `--help` loads nothing heavy.
+"""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from mmrag_batch import __version__
+from mmrag_batch.config import DeviceName, EngineName, load_predict_settings
+from mmrag_batch.errors import ExitCode, MmragError
+from mmrag_batch.prompt import Scoring
+
+T = TypeVar("T")
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
+
+
+class _Commands(TyperGroup):
+    """Commands whose expected failures end with a message and an exit code of their own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MmragError as error:
+            _leave(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _leave("Interrupted.", ExitCode.INTERRUPTED)
+        except BrokenPipeError:
+            # Who read our output has left; Python must not fail again when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.ERROR) from None
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            _leave(f"{error}. No output was published: make room, then run again.", ExitCode.IOERR)
+
+
+def _leave(message: str, code: ExitCode) -> NoReturn:
+    typer.echo(f"mmrag-batch: {message}", err=True)
+    raise typer.Exit(code) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="A batch job that answers visual questions with retrieved evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+export = typer.Typer(rich_markup_mode=None)
+app.add_typer(export, name="export")
+
+Table = Annotated[
+    Path, typer.Argument(metavar="INPUT", help="A .csv, .csv.gz, .jsonl or .parquet table.")
+]
+ImageRoot = Annotated[
+    Path | None, typer.Option(help="Where image paths start.  [default: the folder of INPUT]")
+]
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="mmrag-batch")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mmrag-batch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """A batch job that answers visual questions with retrieved evidence."""
+
+
+@app.command()
+def predict(
+    input_: Table,
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="A .csv, .csv.gz or .jsonl file to write.")
+    ],
+    bundle: Annotated[
+        Path | None, typer.Option(help="The models.  [default: the demo bundle]")
+    ] = None,
+    engine: Annotated[EngineName | None, typer.Option(help="What generates.")] = None,
+    device: Annotated[DeviceName | None, typer.Option(help="Where models run.")] = None,
+    image_root: ImageRoot = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Documents kept a question.  [default: the bundle's]")
+    ] = None,
+    max_images: Annotated[
+        int | None, typer.Option(help="Images shown a question.  [default: the bundle's]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Questions at once.  [default: 8]")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest free-form answer.  [default: 32]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
+    overwrite: Annotated[
+        bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace OUTPUT.")
+    ] = None,
+    quiet: Annotated[
+        bool | None, typer.Option("--quiet/--no-quiet", help="Print nothing on success.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file with any of these under [predict].")
+    ] = None,
+) -> None:
+    """Answer every row of INPUT and write OUTPUT, in order.
+
+    Any option can also be a variable, as in MMRAG_TOP_K=3, or stand in the --config file.
+    Exits with 3 if some rows could not be answered.
+    """
+    flags = {
+        "bundle": bundle,
+        "engine": engine,
+        "device": device,
+        "image_root": image_root,
+        "top_k": top_k,
+        "max_images": max_images,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "limit": limit,
+        "overwrite": overwrite,
+        "quiet": quiet,
+    }
+    settings = load_predict_settings(input_, output, flags, environ=os.environ, config_file=config)
+    _start_logging(logging.WARNING if settings.quiet else logging.INFO)
+    from mmrag_batch.predict import predict as answer
+
+    if answer(settings)["error"]:
+        raise typer.Exit(ExitCode.PARTIAL)
+
+
+@app.command()
+def validate(input_: Table, image_root: ImageRoot = None) -> None:
+    """Show what is wrong with INPUT, by line, before a model is loaded.
+
+    Exits with 3 if some rows could not be answered, with 65 if it cannot be read as a table.
+    """
+    from mmrag_batch.io.check import check_table
+    from mmrag_batch.io.images import ImageLoader
+
+    problems = 0
+    unanswerable = set()
+    for line, name, problem, fatal in check_table(input_, ImageLoader(image_root or input_.parent)):
+        typer.echo(f"{input_}:{line}: {name}: {problem.code}: {problem.message}")
+        problems += 1
+        if fatal:
+            unanswerable.add(line)
+    typer.echo(f"{input_}: {problems} problems; {len(unanswerable)} rows would get no answer.")
+    if unanswerable:
+        raise typer.Exit(ExitCode.PARTIAL)
+
+
+@app.command()
+def evaluate(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` wrote.")],
+    by: Annotated[list[str] | None, typer.Option(help="Also by this column; repeatable.")] = None,
+    format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
+) -> None:
+    """Accuracy, retrieval and calibration of an OUTPUT whose rows have labels."""
+    from mmrag_batch.report.metrics import evaluate as measure
+    from mmrag_batch.report.text import as_json, as_text
+
+    metrics = measure(output, by=by or [])
+    typer.echo(as_json(metrics) if format_ == "json" else as_text(metrics))
+
+
+@export.callback(invoke_without_command=True)
+def _export_bundle(
+    ctx: typer.Context,
+    encoders: Annotated[Path | None, typer.Option(help="Trained encoders.")] = None,
+    towers: Annotated[Path | None, typer.Option(help="Trained towers.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The generator that was tuned.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Its LoRA adapter.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The bundle to write.")] = None,
+    licence: Annotated[str | None, typer.Option(help="The generator's licence.")] = None,
+    scoring: Annotated[Scoring | None, typer.Option(help="Of choices, as trained.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Documents a prompt, as trained.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="Images a prompt, as trained.")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="As trained.")] = None,
+    trained_on: Annotated[str | None, typer.Option(help="What data, for people.")] = None,
+    notice: Annotated[str, typer.Option(help="Shown at the start of every run.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle.")] = False,
+) -> None:
+    """Turn trained models into a bundle, or, with a command, into a part of one.
+
+    All options but --notice and --overwrite are needed.
+    """
+    if ctx.invoked_subcommand:
+        return
+    from mmrag_batch.bundle import GeneratorSpec
+    from mmrag_batch.factory import requires
+
+    with requires("train"):
+        from export.bundle import write_bundle
+
+    manifest = write_bundle(
+        _needed("encoders", encoders),
+        _needed("towers", towers),
+        _needed("base", base),
+        _needed("adapter", adapter),
+        _needed("out", out),
+        generator=GeneratorSpec(
+            licence=_needed("licence", licence),
+            scoring=_needed("scoring", scoring),
+            top_k=_needed("top-k", top_k),
+            max_images=_needed("max-images", max_images),
+            max_prompt_tokens=_needed("max-prompt-tokens", max_prompt_tokens),
+        ),
+        trained_on=_needed("trained-on", trained_on),
+        notice=notice,
+        overwrite=overwrite,
+    )
+    _show_parity(manifest.parity)
+
+
+@export.command("encoders")
+def _export_encoders(
+    encoders: Annotated[Path, typer.Option(help="Trained encoders.")],
+    out: Annotated[Path, typer.Option(help="The retriever directory to write.")],
+) -> None:
+    """Write the graphs of the image and the text encoder."""
+    from mmrag_batch.factory import requires
+
+    with requires("train"):
+        from export.onnx_retriever import export_encoders
+
+    _show_parity(export_encoders(encoders, out))
+
+
+@export.command("towers")
+def _export_towers(
+    towers: Annotated[Path, typer.Option(help="Trained towers.")],
+    out: Annotated[Path, typer.Option(help="A retriever directory that has its encoders.")],
+) -> None:
+    """Write the graphs of the question and the document tower beside the encoders."""
+    from mmrag_batch.factory import requires
+
+    with requires("train"):
+        from export.onnx_retriever import export_towers
+
+    _show_parity(export_towers(towers, out))
+
+
+def _needed(option: str, value: T | None) -> T:
+    if value is None:
+        raise typer.BadParameter(f"--{option} is needed; see mmrag-batch export --help")
+    return value
+
+
+def _show_parity(parity: Mapping[str, float]) -> None:
+    for part, difference in parity.items():
+        typer.echo(f"{part}: differs from torch by at most {difference:.1e}")
+
+
+def _start_logging(level: int) -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("mmrag_batch").setLevel(level)

@@ -1,0 +1,123 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from export import parity
+from export.onnx_retriever import export_encoders, export_towers
+from export.parity import TOLERANCE, check_parity
+from mmrag_batch.bundle import read_retriever_spec
+from mmrag_batch.errors import InternalError, MissingError
+from mmrag_batch.retrieval.sessions import open_session
+from train.imagebind import load_encoders
+from train.towers import Towers, TowersConfig, load_towers, save_towers
+
+
+@pytest.fixture
+def trained_towers_dir(tmp_path: Path) -> Path:
+    """Towers whose networks do not output zeros, as untrained ones do."""
+    torch.manual_seed(0)
+    towers = Towers(TowersConfig(embedding_size=24, hidden_size=32))
+    for parameter in towers.parameters():
+        torch.nn.init.uniform_(parameter, 0.1, 0.5)
+    save_towers(towers, tmp_path / "trained")
+    return tmp_path / "trained"
+
+
+@pytest.fixture
+def spec_only_dir(tiny_retriever_dir: Path, tmp_path: Path) -> Path:
+    """Where encoders were exported, as far as towers look."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "retriever.json").write_bytes((tiny_retriever_dir / "retriever.json").read_bytes())
+    return out
+
+
+def test_encoders_are_exported_within_tolerance(
+    tiny_encoders_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = export_encoders(tiny_encoders_dir, tmp_path / "out")
+    assert set(figures) == {"image_encoder", "text_encoder"}
+    assert all(0 < figure <= TOLERANCE for figure in figures.values())
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "image_encoder.onnx",
+        "text_encoder.onnx",
+        "tokenizer.json",
+        "retriever.json",
+    }
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_spec_says_how_the_graphs_are_fed(
+    tiny_retriever_dir: Path, tiny_encoders_dir: Path
+) -> None:
+    spec = read_retriever_spec(tiny_retriever_dir)
+    config = load_encoders(tiny_encoders_dir).config
+    assert (spec.encoder, spec.licence) == ("imagebind-tiny", "Apache-2.0")
+    assert (spec.image_mean, spec.image_std) == (config.image_mean, config.image_std)
+    assert (spec.image_size, spec.context_length, spec.embedding_size) == (32, 16, 24)
+
+
+def test_towers_are_exported_with_their_temperature(
+    trained_towers_dir: Path, spec_only_dir: Path
+) -> None:
+    figures = export_towers(trained_towers_dir, spec_only_dir)
+    assert set(figures) == {"question_tower", "document_tower"}
+    assert all(figure <= TOLERANCE for figure in figures.values())
+    temperature = load_towers(trained_towers_dir).temperature.item()
+    assert read_retriever_spec(spec_only_dir).temperature == temperature
+    assert temperature < 2  # it was 1 / 0.07 in the untrained towers
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("image_encoder", {"pixels": ["batch", 3, 32, 32]}),
+        ("text_encoder", {"tokens": ["batch", "length"]}),
+        ("question_tower", {"embeddings": ["batch", 2, 24], "present": ["batch", 2]}),
+        ("document_tower", {"embeddings": ["batch", 2, 24], "present": ["batch", 2]}),
+    ],
+)
+def test_graphs_name_their_inputs_and_their_dynamic_dimensions(
+    tiny_retriever_dir: Path, name: str, inputs: dict[str, list[object]]
+) -> None:
+    session = open_session(tiny_retriever_dir / f"{name}.onnx", device="cpu")
+    assert {item.name: item.shape for item in session.get_inputs()} == inputs
+
+
+def test_a_graph_of_other_weights_is_refused(
+    trained_towers_dir: Path, tiny_retriever_dir: Path
+) -> None:
+    tower = load_towers(trained_towers_dir).question
+    sample = (torch.rand(2, 2, 24), torch.ones(2, 2))
+    with pytest.raises(InternalError, match=r"question_tower.onnx differs .* \(at most 1e-04\)"):
+        check_parity(tower, tiny_retriever_dir / "question_tower.onnx", [sample])
+
+
+def test_a_graph_that_gives_nan_is_refused(tiny_towers_dir: Path, tiny_retriever_dir: Path) -> None:
+    tower = load_towers(tiny_towers_dir).question
+    sample = (torch.full((2, 2, 24), torch.nan), torch.ones(2, 2))
+    with pytest.raises(InternalError, match="by nan"):
+        check_parity(tower, tiny_retriever_dir / "question_tower.onnx", [sample])
+
+
+def test_an_export_out_of_tolerance_leaves_no_spec(
+    tiny_encoders_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "TOLERANCE", 0.0)
+    with pytest.raises(InternalError, match=r"image_encoder\.onnx differs"):
+        export_encoders(tiny_encoders_dir, tmp_path)
+    with pytest.raises(MissingError):
+        read_retriever_spec(tmp_path)
+
+
+def test_encoders_without_a_tokenizer_are_refused(tiny_encoders_dir: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(tiny_encoders_dir / name)
+    with pytest.raises(MissingError, match=r"tokenizer.json is missing"):
+        export_encoders(tmp_path, tmp_path / "out")
+
+
+def test_towers_need_exported_encoders(tiny_towers_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"no retriever\.json"):
+        export_towers(tiny_towers_dir, tmp_path)

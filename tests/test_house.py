@@ -1,0 +1,135 @@
+"""The rules of the house: which way imports go, how long a module is, what `--help` loads."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("mmrag_batch", "train", "export")
+STAGES = ("mmrag_batch.io", "mmrag_batch.retrieval", "mmrag_batch.generation")
+HEAVY = {"torch", "onnxruntime", "transformers", "vllm", "pandas", "numpy", "PIL"}
+COMMANDS = [
+    [],
+    ["predict"],
+    ["validate"],
+    ["evaluate"],
+    ["export"],
+    ["export", "encoders"],
+    ["export", "towers"],
+]
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(file): file for package in PACKAGES for file in (ROOT / package).rglob("*.py")}
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Every module of ours that is imported anywhere below `tree`."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = [node.module or ""]
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from (name for name in names if name in MODULES)
+
+
+def is_below(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def outside_functions(tree: ast.Module) -> ast.Module:
+    """The module without what only runs when one of its functions is called."""
+
+    class Cut(ast.NodeTransformer):
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+            return None
+
+    cut: ast.Module = Cut().visit(tree)
+    return cut
+
+
+def parse(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+IMPORTS = {module: set(imports_of(parse(module))) - {module} for module in MODULES}
+# A package is imported with each of its modules, so its own `__init__` must import nothing of ours.
+ARROWS = [(module, other) for module, others in IMPORTS.items() for other in others]
+
+
+def test_the_arrows_are_seen() -> None:
+    assert ("mmrag_batch.stages", "mmrag_batch.records") in ARROWS
+    assert ("mmrag_batch.cli", "export.bundle") in ARROWS
+    assert len(ARROWS) > 100
+
+
+def test_the_stages_do_not_know_each_other() -> None:
+    for module, other in ARROWS:
+        homes = [[stage for stage in STAGES if is_below(end, stage)] for end in (module, other)]
+        assert not all(homes) or homes[0] == homes[1], f"{module} imports {other}"
+
+
+def test_the_runtime_does_not_know_how_its_models_are_made() -> None:
+    makers = [
+        (module, other)
+        for module, other in ARROWS
+        if is_below(module, "mmrag_batch") and not is_below(other, "mmrag_batch")
+    ]
+    assert {module for module, _ in makers} == {"mmrag_batch.cli"}
+    loaded = set(imports_of(outside_functions(parse("mmrag_batch.cli"))))
+    assert all(is_below(module, "mmrag_batch") for module in loaded)
+
+
+def test_training_does_not_know_export() -> None:
+    for module, other in ARROWS:
+        assert not (is_below(module, "train") and is_below(other, "export")), module
+
+
+@pytest.mark.parametrize("leaf", ["errors", "records"])
+def test_the_leaves_import_nothing_of_ours(leaf: str) -> None:
+    assert IMPORTS[f"mmrag_batch.{leaf}"] == set()
+
+
+@pytest.mark.parametrize("module", ["mmrag_batch.pipeline", "mmrag_batch.stages"])
+def test_the_pipeline_knows_stages_and_records_only(module: str) -> None:
+    known = {"mmrag_batch", "mmrag_batch.errors", "mmrag_batch.records", "mmrag_batch.stages"}
+    assert IMPORTS[module] <= known
+
+
+def test_configuration_stops_at_the_factory() -> None:
+    users = {module for module, other in ARROWS if other == "mmrag_batch.config"}
+    assert users <= {"mmrag_batch.cli", "mmrag_batch.predict", "mmrag_batch.factory"}
+
+
+def test_imports_have_no_circle() -> None:
+    left = dict(IMPORTS)
+    while free := [module for module, others in left.items() if not others & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, f"a circle among {sorted(left)}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_module_is_long(module: str) -> None:
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
+    arguments = [sys.executable, "-X", "importtime", "-m", "mmrag_batch", *command, "--help"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "Usage:" in done.stdout
+    loaded = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "typer" in loaded
+    assert loaded & HEAVY == set()

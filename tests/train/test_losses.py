@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from train.losses import candidate_loss, contrastive_loss
+
+SCALE = torch.tensor(10.0)
+
+
+def test_matching_pairs_cost_less_than_swapped_ones() -> None:
+    left = torch.eye(4)
+    same = torch.eye(4, dtype=torch.bool)
+    matched = contrastive_loss(left, left, SCALE, same)
+    swapped = contrastive_loss(left, left.flip(0), SCALE, same)
+    assert matched < 0.01
+    assert swapped > 5
+
+
+def test_with_one_true_pair_each_it_is_the_loss_of_clip() -> None:
+    torch.manual_seed(0)
+    left, right = F.normalize(torch.randn(2, 5, 8), dim=-1)
+    logits, targets = SCALE * left @ right.T, torch.arange(5)
+    expected = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+    found = contrastive_loss(left, right, SCALE, torch.eye(5, dtype=torch.bool))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_another_true_pair_is_no_negative() -> None:
+    left = right = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    same = left @ right.T > 0.5
+    assert contrastive_loss(left, right, SCALE, same) < 0.01
+    assert contrastive_loss(left, right, SCALE, torch.eye(3, dtype=torch.bool)) > 0.4
+
+
+def test_a_relevant_document_ranked_first_costs_little() -> None:
+    questions = torch.eye(2)
+    documents = torch.eye(2)[[0, 1, 1, 0]]
+    owner = torch.tensor([0, 0, 1, 1])
+    first = candidate_loss(
+        questions, documents, owner, torch.tensor([True, False, True, False]), SCALE
+    )
+    last = candidate_loss(
+        questions, documents, owner, torch.tensor([False, True, False, True]), SCALE
+    )
+    assert first < 0.5
+    assert last > 5
+
+
+def test_a_question_without_a_relevant_document_is_left_out() -> None:
+    torch.manual_seed(0)
+    questions, others = torch.eye(3)[:2], F.normalize(torch.randn(2, 3), dim=-1)
+    documents = torch.cat([torch.eye(3)[:2], others])
+    owner = torch.tensor([0, 0, 1, 1])
+    relevant = torch.tensor([True, False, False, False])
+    both = candidate_loss(questions, documents, owner, relevant, SCALE)
+    alone = candidate_loss(questions[:1], documents, owner, relevant, SCALE)
+    assert both.isfinite()
+    assert both.item() == pytest.approx(alone.item())
+
+
+def test_gradients_are_finite() -> None:
+    questions = torch.eye(2, requires_grad=True)
+    owner = torch.tensor([0, 0, 1])
+    relevant = torch.tensor([True, False, True])
+    candidate_loss(questions, torch.eye(2)[[0, 1, 1]], owner, relevant, SCALE).backward()
+    assert questions.grad is not None
+    assert questions.grad.isfinite().all()
+    assert questions.grad.abs().sum() > 0
