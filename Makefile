@@ -44,15 +44,15 @@ $(DEMO)/world/questions.csv: | $(READY)
 $(DEMO)/tuning/questions.csv: | $(READY)
 	$(BIN)/python -m train.demo_world $(@D) --rows 8000 --seed 2
 
-$(DEMO)/encoders/encoders/model.safetensors: train/configs/demo_encoders.yaml | $(READY)
+$(DEMO)/encoders/model/model.safetensors: train/configs/demo_encoders.yaml | $(READY)
 	$(BIN)/python -m train.demo_encoders $<
 
-$(DEMO)/graphs/text_encoder.onnx: $(DEMO)/encoders/encoders/model.safetensors
+$(DEMO)/graphs/text_encoder.onnx: $(DEMO)/encoders/model/model.safetensors
 	$(BIN)/mmrag-batch export encoders --encoders $(<D) --out $(@D)
 
 $(DEMO)/graphs/question_tower.onnx: train/configs/demo_retriever.yaml $(DEMO)/graphs/text_encoder.onnx $(DEMO)/world/questions.csv
 	$(BIN)/python -m train.retriever $<
-	$(BIN)/mmrag-batch export towers --towers $(DEMO)/retriever/towers --out $(@D)
+	$(BIN)/mmrag-batch export towers --towers $(DEMO)/retriever/model --out $(@D)
 
 $(DEMO)/untrained/model.safetensors: $(DEMO)/world/questions.csv
 	$(BIN)/python -m train.mllama $(@D) --table $<

@@ -109,22 +109,25 @@ def _export(
     samples: Sequence[Sample],
 ) -> float:
     """Write one graph and compare it. `inputs` names each input and its dynamic dimensions."""
-    weights = sum(tensor.nbytes for tensor in module.state_dict().values())
     with warnings.catch_warnings():
         # torch's exporter still calls what torch deprecates.
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.`", FutureWarning)
-        torch.onnx.export(
+        program = torch.onnx.export(
             module.eval(),
             samples[0],
-            file,
             input_names=list(inputs),
             output_names=[output],
             dynamic_shapes=tuple(inputs.values()),
             opset_version=OPSET,
             dynamo=True,
-            external_data=weights > PROTOBUF_LIMIT,
             verbose=False,
         )
+    assert program is not None  # it is, of the dynamo exporter
+    for node in program.model.graph:
+        node.metadata_props.clear()  # stack traces, with the paths of this machine
+    weights = [item.const_value for item in program.model.graph.initializers.values()]
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    program.save(file, external_data=size > PROTOBUF_LIMIT)
     return check_parity(module, file, samples)
 
 

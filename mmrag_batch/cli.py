@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from mmrag_batch import __version__
 from mmrag_batch.config import DeviceName, EngineName, load_predict_settings
-from mmrag_batch.errors import ExitCode, MmragError
+from mmrag_batch.errors import ConfigError, ExitCode, MmragError
 from mmrag_batch.prompt import Scoring
 
 T = TypeVar("T")
@@ -182,9 +182,31 @@ def evaluate(
     typer.echo(as_json(metrics) if format_ == "json" else as_text(metrics))
 
 
+def _take_defaults(ctx: typer.Context, file: Path | None) -> None:
+    """Let a YAML file stand in for options that are not given."""
+    if file is None:
+        return
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config: {file} cannot be read: {error}.") from None
+    known = {str(parameter.name) for parameter in ctx.command.params} - {"help", "_config"}
+    if not isinstance(values, dict) or not values.keys() <= known:
+        raise ConfigError(f"--config: {file} may have these keys: {', '.join(sorted(known))}.")
+    ctx.default_map = values
+
+
 @export.callback(invoke_without_command=True)
 def _export_bundle(
     ctx: typer.Context,
+    _config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", callback=_take_defaults, is_eager=True, help="A YAML file of these."
+        ),
+    ] = None,
     encoders: Annotated[Path | None, typer.Option(help="Trained encoders.")] = None,
     towers: Annotated[Path | None, typer.Option(help="Trained towers.")] = None,
     base: Annotated[Path | None, typer.Option(help="The generator that was tuned.")] = None,
@@ -267,7 +289,7 @@ def _needed(option: str, value: T | None) -> T:
 
 def _show_parity(parity: Mapping[str, float]) -> None:
     for part, difference in parity.items():
-        typer.echo(f"{part}: differs from torch by at most {difference:.1e}")
+        typer.echo(f"{part}: differs by at most {difference:.1e}")
 
 
 def _start_logging(level: int) -> None:

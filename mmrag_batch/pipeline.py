@@ -19,12 +19,12 @@ READ_AHEAD = 32
 def run(rows: Iterable[Row], stages: Sequence[Stage], write: Callable[[Row], None]) -> None:
     """Send every row through the stages and write each of them once, in the order read.
 
-    At most `rows_in_flight(stages)` rows are between reading and writing. What a stage, `rows` or
+    At most `in_flight(stages)` rows are between reading and writing. What a stage, `rows` or
     `write` raises ends the run and is raised here, when every thread of the run has ended. Raises
     InternalError if a stage drops, doubles or invents a row.
     """
     source = iter(rows)
-    limit = rows_in_flight(stages)
+    limit = in_flight(stages)
     try:
         # Stages run dry and start anew when the limit is reached, which only a row that hundreds of
         # others overtake can do. A closed gate could not wait for that row: the stage that has it
@@ -37,7 +37,7 @@ def run(rows: Iterable[Row], stages: Sequence[Stage], write: Callable[[Row], Non
         raise
 
 
-def rows_in_flight(stages: Sequence[Stage]) -> int:
+def in_flight(stages: Sequence[Stage]) -> int:
     """The most rows that a run holds between reading and writing.
 
     Once for the rows that stages hold back and those in front of them (with one in the hands of
@@ -69,7 +69,7 @@ def _run_part(
     with closing(_chain(admit(), stages)) as stream:
         for row in stream:
             if row.number not in inside:
-                raise InternalError(f"Row {row.number} came out of the stages twice.")
+                raise InternalError(f"Row {row.number} came out of the stages twice or unread.")
             inside.remove(row.number)
             done[row.number] = row
             while unwritten and unwritten[0] in done:

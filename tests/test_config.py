@@ -29,7 +29,8 @@ def test_nothing_given_is_the_demo_bundle_and_what_it_was_trained_with() -> None
     assert settings.bundle == DEMO_BUNDLE
     assert DEMO_BUNDLE.parts[-2:] == ("mmrag_batch", "demo_bundle")
     assert settings.engine == settings.device == "auto"
-    assert settings.top_k is settings.max_images is settings.limit is settings.image_root is None
+    optional = (settings.top_k, settings.max_images, settings.limit, settings.image_root)
+    assert optional == (None, None, None, None)
 
 
 def test_a_flag_beats_a_variable_beats_a_file_beats_a_default(file: Path) -> None:

@@ -52,7 +52,7 @@ def outside_functions(tree: ast.Module) -> ast.Module:
     """The module without what only runs when one of its functions is called."""
 
     class Cut(ast.NodeTransformer):
-        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
+        def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
             return None
 
     cut: ast.Module = Cut().visit(tree)

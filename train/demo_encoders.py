@@ -3,7 +3,7 @@
     python -m train.demo_encoders train/configs/demo_encoders.yaml
 
 They take the place of ImageBind's own in the demo bundle: same layers, same preprocessing, same
-tensor names, a thousandth of the size. Writes `encoders/` and the files of `run.py`.
+tensor names, a thousandth of the size. Writes `model/` and the files of `run.py`.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,15 @@ from torch import Tensor
 from tqdm import trange
 
 from mmrag_batch.retrieval.preprocess import preprocess_image, tokenize
+from train.config import load_config
 from train.demo_pairs import Pair, captioned, paraphrased, sentences
 from train.demo_pictures import draw
 from train.demo_world import THINGS
 from train.imagebind import ImageBind, ImageBindConfig, save_encoders
 from train.losses import contrastive_loss
-from train.run import Run, load_config, log_to_stderr
+from train.run import Run, log_to_stderr
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +38,15 @@ class EncodersConfig:
 
     out: Path
     steps: int
-    batch_size: int
-    """Pairs a step: half of them pictures with captions, half of them paraphrases."""
+    picture_batch: int
+    """Pictures with captions a step."""
+    text_batch: int
+    """Pairs of paraphrases a step."""
     learning_rate: float
     pictures: int
     """How many pictures are drawn; they are used again and again, with new captions."""
     seed: int = 0
-    image_size: int = 64
+    image_size: int = 48
     patch_size: int = 8
     width: int = 128
     blocks: int = 4
@@ -74,23 +75,27 @@ def train_tokenizer(texts: Sequence[str], context_length: int) -> Tokenizer:
 class Pairs:
     """Batches of pairs as tensors. Pictures are drawn and preprocessed once."""
 
-    def __init__(self, config: EncodersConfig, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: ImageBindConfig, tokenizer: Tokenizer, config: EncodersConfig
+    ) -> None:
         self._random = Random(config.seed)
         self._tokenizer = tokenizer
-        self._size = config.image_size
-        self._batch_size = config.batch_size
+        self._model = model
+        self._picture_batch, self._text_batch = config.picture_batch, config.text_batch
         self._captioned = [
-            self._captured(captioned(self._random))
+            self._drawn(captioned(self._random))
             for _ in trange(config.pictures, desc="drawing", disable=None)
         ]
 
-    def _captured(self, pair: Pair) -> tuple[Tensor, Pair]:
+    def _drawn(self, pair: Pair) -> tuple[Tensor, Pair]:
         assert isinstance(pair.left, Image)
         return self.pixels(pair.left), pair
 
     def pixels(self, image: Image) -> Tensor:
         """(3, S, S), as `predict` prepares it."""
-        return torch.from_numpy(preprocess_image(image, self._size, MEAN, STD))
+        model = self._model
+        pixels = preprocess_image(image, model.image_size, model.image_mean, model.image_std)
+        return torch.from_numpy(pixels)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """(B, L) int64, zero-padded to the longest."""
@@ -98,9 +103,8 @@ class Pairs:
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Pixels, their captions and which mean the same; then texts, paraphrases and the same."""
-        half = self._batch_size // 2
-        pictures = self._random.sample(self._captioned, half)
-        texts = [paraphrased(self._random) for _ in range(half)]
+        pictures = self._random.sample(self._captioned, self._picture_batch)
+        texts = [paraphrased(self._random) for _ in range(self._text_batch)]
         lefts = [pair.left for pair in texts if isinstance(pair.left, str)]
         return (
             torch.stack([pixels for pixels, _ in pictures]),
@@ -123,8 +127,8 @@ def train_encoders(config: EncodersConfig) -> Path:
     """Train as configured; returns the folder of the encoders and their tokenizer."""
     run = Run(config.out, config, seed=config.seed)
     tokenizer = train_tokenizer(sentences(Random(config.seed), 8000), config.context_length)
-    pairs = Pairs(config, tokenizer)
-    model = ImageBind(sizes(config, tokenizer.get_vocab_size()))
+    model = ImageBind(encoders(config, tokenizer.get_vocab_size()))
+    pairs = Pairs(model.config, tokenizer, config)
     run.report(parameters=sum(p.numel() for p in model.parameters()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -147,15 +151,17 @@ def train_encoders(config: EncodersConfig) -> Path:
         if step % 100 == 0 or step == config.steps:
             run.report(step=step, picture_loss=by_picture.item(), text_loss=by_text.item())
     run.report(zero_shot_accuracy=zero_shot_accuracy(model.eval(), pairs))
-    out = config.out / "encoders"
+    out = config.out / "model"
     save_encoders(model, out)
     tokenizer.save(str(out / "tokenizer.json"))
     return out
 
 
-def sizes(config: EncodersConfig, vocabulary: int) -> ImageBindConfig:
+def encoders(config: EncodersConfig, vocabulary: int) -> ImageBindConfig:
     """Both encoders equally wide and deep."""
     return ImageBindConfig(
+        name="imagebind-demo",
+        licence="Apache-2.0",
         image_size=config.image_size,
         patch_size=config.patch_size,
         image_width=config.width,

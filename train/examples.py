@@ -75,7 +75,10 @@ def _readable(images: ImageStore, source: str) -> bool:
 
 
 class Examples(Dataset[Example]):
-    """One example a row, its choices in a new order at every access, so that no letter is favoured."""
+    """One example a row.
+
+    Its choices come in a new order at every access, so that no letter is favoured.
+    """
 
     def __init__(
         self,

@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from mmrag_batch.retrieval.retriever import open_retriever
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Sampler
@@ -27,7 +26,9 @@ from mmrag_batch.generation.mllama_model import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import Scoring
 from mmrag_batch.records import Row
+from mmrag_batch.retrieval.retriever import open_retriever
 from mmrag_batch.stages import ImageStore
+from train.config import load_config
 from train.examples import (
     Collator,
     Examples,
@@ -37,7 +38,7 @@ from train.examples import (
     relevant_evidence,
     weighted_loss,
 )
-from train.run import Run, load_config, log_to_stderr
+from train.run import Run, log_to_stderr
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """Every projection of the text model; the vision tower stays as it is."""

@@ -6,13 +6,14 @@ from torch.nn import functional as F
 
 
 def contrastive_loss(left: Tensor, right: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """Symmetric InfoNCE (CLIP, arXiv:2103.00020) where a batch may hold several true pairs.
+    """Symmetric InfoNCE where each of several true pairs counts alike (UniCL, arXiv:2204.03610).
 
     `left`, `right`: (B, D) unit vectors; `scale`: factor on the cosine; `same`: (B, B) bool, true
-    where left i and right j mean the same, the diagonal included. Returns a scalar.
+    where left i and right j mean the same, the diagonal included. Returns a scalar; its least value
+    is 0 only where no two pairs mean the same.
     """
     logits = scale * left @ right.T  # (B, B)
-    return (_multi_positive(logits, same) + _multi_positive(logits.T, same.T)) / 2
+    return (F.cross_entropy(logits, _shares(same)) + F.cross_entropy(logits.T, _shares(same.T))) / 2
 
 
 def candidate_loss(
@@ -34,6 +35,11 @@ def candidate_loss(
         _multi_positive(within[asked], positive[asked])
         + _multi_positive(logits[asked], positive[asked])
     ) / 2
+
+
+def _shares(same: Tensor) -> Tensor:
+    """Each row's target distribution: equal shares for what means the same."""
+    return same / same.sum(dim=1, keepdim=True)
 
 
 def _multi_positive(logits: Tensor, positive: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 Needs `relevant` in the table and the encoders as ONNX graphs (`mmrag-batch export encoders`), so
 that training sees the very embeddings that `predict` computes. They are computed once. Reports
 recall@1 and MRR on held-out questions against the untrained towers, which are zero-shot ImageBind,
-keeps the best epoch, writes `towers/` and the files of `run.py`.
+keeps the best epoch, writes `model/` and the files of `run.py`.
 """
 
 from copy import deepcopy
@@ -22,9 +22,10 @@ from mmrag_batch.errors import InputError
 from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.io.table import read_rows
 from mmrag_batch.retrieval.retriever import open_embedder
+from train.config import load_config
 from train.data import EmbeddedTable, embed_table
 from train.losses import candidate_loss
-from train.run import Run, load_config, log_to_stderr
+from train.run import Run, log_to_stderr
 from train.towers import Towers, TowersConfig, save_towers
 
 
@@ -81,9 +82,9 @@ def train_retriever(config: RetrieverConfig) -> Path:
         if ranking.mrr > best.mrr:
             best, kept = ranking, deepcopy(towers.state_dict())
     towers.load_state_dict(kept)
-    save_towers(towers, config.out / "towers")
+    save_towers(towers, config.out / "model")
     run.report(best_recall_at_1=best.recall_at_1, best_mrr=best.mrr)
-    return config.out / "towers"
+    return config.out / "model"
 
 
 def split(table: EmbeddedTable, held_out: float) -> tuple[EmbeddedTable, EmbeddedTable]:

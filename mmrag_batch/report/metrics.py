@@ -94,13 +94,21 @@ def evaluate(path: Path, *, by: Sequence[str] = ()) -> Metrics:
         raise ConfigError(
             f"--by: {path} has no column {', '.join(unknown)}; it has {', '.join(columns)}."
         )
-    rows = list(read_rows(path))
-    facts = pd.DataFrame(map(_facts, rows), columns=FACTS)
-    depth = min(MAX_DEPTH, int(facts["kept"].max())) if rows else 0
-    groups = {}
-    for column in by:
-        values = pd.Series([str(row.cells.get(column, "")) for row in rows], dtype=object)
-        groups[column] = {str(value): score(some, depth) for value, some in facts.groupby(values)}
+    named: dict[str, list[str]] = {column: [] for column in by}
+    found = []
+    for row in read_rows(path):  # texts and documents are not kept: a file may be large
+        found.append(_facts(row))
+        for column, values in named.items():
+            values.append(str(row.cells.get(column, "")))
+    facts = pd.DataFrame(found, columns=FACTS)
+    depth = min(MAX_DEPTH, int(facts["kept"].max())) if found else 0
+    groups = {
+        column: {
+            str(value): score(some, depth)
+            for value, some in facts.groupby(pd.Series(values, dtype=object))
+        }
+        for column, values in named.items()
+    }
     return Metrics(overall=score(facts, depth), by=groups)
 
 
@@ -132,8 +140,8 @@ def wilson(correct: int, rows: int) -> Accuracy:
     share = correct / rows
     centre = (share + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
     spread = math.sqrt(share * (1 - share) / rows + (Z / (2 * rows)) ** 2) * Z / (1 + Z**2 / rows)
-    # Rounding must not push a bound past 0 or 1.
-    return Accuracy(rows, correct, share, max(0.0, centre - spread), min(1.0, centre + spread))
+    # Rounding must not push a bound past the share itself, where that is 0 or 1.
+    return Accuracy(rows, correct, share, min(share, centre - spread), max(share, centre + spread))
 
 
 def calibration_error(confidences: Sequence[float], correct: Sequence[bool]) -> float:

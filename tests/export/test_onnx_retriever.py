@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export import parity
+from export import onnx_retriever, parity
 from export.onnx_retriever import export_encoders, export_towers
 from export.parity import TOLERANCE, check_parity
 from mmrag_batch.bundle import read_retriever_spec
@@ -121,3 +121,24 @@ def test_encoders_without_a_tokenizer_are_refused(tiny_encoders_dir: Path, tmp_p
 def test_towers_need_exported_encoders(tiny_towers_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"no retriever\.json"):
         export_towers(tiny_towers_dir, tmp_path)
+
+
+def test_graphs_do_not_say_where_they_were_made(tiny_retriever_dir: Path) -> None:
+    repository = str(Path(onnx_retriever.__file__).parents[1]).encode()
+    graphs = sorted(tiny_retriever_dir.glob("*.onnx"))
+    assert len(graphs) == 4
+    assert [graph.name for graph in graphs if repository in graph.read_bytes()] == []
+
+
+def test_weights_that_a_graph_cannot_hold_lie_beside_it(
+    tiny_towers_dir: Path, spec_only_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_retriever, "PROTOBUF_LIMIT", 1000)
+    export_towers(tiny_towers_dir, spec_only_dir)
+    assert {file.name for file in spec_only_dir.iterdir()} == {
+        "question_tower.onnx",
+        "question_tower.onnx.data",
+        "document_tower.onnx",
+        "document_tower.onnx.data",
+        "retriever.json",
+    }

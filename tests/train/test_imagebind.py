@@ -25,7 +25,7 @@ def parameters(model: ImageBind, modality: str) -> int:
 
 
 def test_the_default_is_as_large_as_the_published_model(huge: ImageBind) -> None:
-    assert round(parameters(huge, "vision") / 1e6, 1) == 632.1
+    assert round(parameters(huge, "vision") / 1e6, 1) == 632.8
     assert round(parameters(huge, "text") / 1e6, 1) == 354.0
 
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -25,11 +27,13 @@ def test_with_one_true_pair_each_it_is_the_loss_of_clip() -> None:
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_another_true_pair_is_no_negative() -> None:
-    left = right = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    same = left @ right.T > 0.5
-    assert contrastive_loss(left, right, SCALE, same) < 0.01
-    assert contrastive_loss(left, right, SCALE, torch.eye(3, dtype=torch.bool)) > 0.4
+def test_each_true_pair_is_drawn_close_alike() -> None:
+    alike = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    one_apart = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+    same = alike @ alike.T > 0.5
+    least = 2 / 3 * math.log(2)  # two rows share their probability between two true pairs
+    assert contrastive_loss(alike, alike, SCALE, same).item() == pytest.approx(least, abs=0.01)
+    assert contrastive_loss(alike, one_apart, SCALE, same) > least + 0.5
 
 
 def test_a_relevant_document_ranked_first_costs_little() -> None:
@@ -62,7 +66,8 @@ def test_gradients_are_finite() -> None:
     questions = torch.eye(2, requires_grad=True)
     owner = torch.tensor([0, 0, 1])
     relevant = torch.tensor([True, False, True])
-    candidate_loss(questions, torch.eye(2)[[0, 1, 1]], owner, relevant, SCALE).backward()
+    loss = candidate_loss(questions, torch.eye(2)[[0, 1, 1]], owner, relevant, SCALE)
+    loss.backward()  # type: ignore[no-untyped-call]
     assert questions.grad is not None
     assert questions.grad.isfinite().all()
     assert questions.grad.abs().sum() > 0

@@ -1,0 +1,84 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmrag_batch.bundle import read_retriever_spec
+from mmrag_batch.retrieval import encoder as encoder_module
+from mmrag_batch.retrieval.encoder import IMAGE_BATCH, Encoder
+from mmrag_batch.retrieval.preprocess import open_tokenizer, tokenize
+from train.imagebind import load_encoders
+
+TEXTS = ["a red cube", "", "what does the red cube cost? " * 9, "a", "ein Würfel 🎲", "a red cube"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_retriever_dir: Path) -> Encoder:
+    spec = read_retriever_spec(tiny_retriever_dir)
+    return Encoder(tiny_retriever_dir, spec, device="cpu", threads=1)
+
+
+def picture(number: int) -> Image.Image:
+    noise = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def test_a_text_is_embedded_the_same_alone_and_among_others(encoder: Encoder) -> None:
+    together = encoder.encode_texts(TEXTS)
+    alone = np.concatenate([encoder.encode_texts([text]) for text in TEXTS])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert together.shape == (6, 24)
+    assert np.abs(together[0] - together[2]).max() > 0.01
+
+
+def test_texts_are_split_into_batches_in_no_matter_what_order(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = encoder.encode_texts(TEXTS)
+    monkeypatch.setattr(encoder_module, "TOKEN_BUDGET", 20)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
+
+
+def test_an_image_is_embedded_the_same_alone_and_among_others(encoder: Encoder) -> None:
+    images = [picture(number) for number in range(IMAGE_BATCH + 3)]
+    together = encoder.encode_images(images)
+    alone = np.concatenate([encoder.encode_images([image]) for image in images])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-4
+
+
+def test_images_are_taken_a_batch_at_a_time(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    ahead: list[int] = []
+    run = encoder._image.run
+
+    def source() -> Iterator[Image.Image]:
+        for number in range(2 * IMAGE_BATCH):
+            taken.append(number)
+            yield picture(number)
+
+    def note(names: list[str], inputs: dict[str, object]) -> list[object]:
+        ahead.append(len(taken))
+        found: list[object] = run(names, inputs)
+        return found
+
+    monkeypatch.setattr(encoder._image, "run", note)
+    encoder.encode_images(source())
+    assert ahead == [IMAGE_BATCH, 2 * IMAGE_BATCH]
+
+
+def test_nothing_gives_no_embeddings(encoder: Encoder) -> None:
+    assert encoder.encode_images([]).shape == (0, 24)
+
+
+def test_texts_are_embedded_as_torch_embeds_them(encoder: Encoder, tiny_encoders_dir: Path) -> None:
+    tokenizer = open_tokenizer(tiny_encoders_dir / "tokenizer.json", 16)
+    with torch.inference_mode():
+        tokens = torch.from_numpy(tokenize(tokenizer, TEXTS))
+        expected = load_encoders(tiny_encoders_dir).encode_text(tokens).numpy()
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=1e-4)
