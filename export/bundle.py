@@ -1,6 +1,7 @@
 """Trained parts -> a bundle: the one directory that `predict` needs."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from export.merge import merge_adapter
@@ -15,26 +16,38 @@ from mmrag_batch.bundle import (
     write_manifest,
 )
 from mmrag_batch.errors import OutputError
+from mmrag_batch.prompt import Scoring
 
 
-def write_bundle(
-    encoders_dir: Path,
-    towers_dir: Path,
-    base_dir: Path,
-    adapter_dir: Path,
-    out: Path,
-    *,
-    generator: GeneratorSpec,
-    trained_on: str,
-    notice: str = "",
-    overwrite: bool = False,
-) -> Manifest:
-    """Export the retriever, merge the generator and put both into a new bundle at `out`.
+@dataclass(frozen=True, slots=True)
+class ExportConfig:
+    """The parts of a bundle, and how its generator was trained to be asked."""
+
+    encoders: Path
+    towers: Path
+    base: Path
+    """The generator that was tuned."""
+    adapter: Path
+    out: Path
+    licence: str
+    """Of the generator."""
+    scoring: Scoring
+    top_k: int
+    max_images: int
+    max_prompt_tokens: int
+    trained_on: str
+    notice: str = ""
+    """Shown at the start of every run."""
+
+
+def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> Manifest:
+    """Export the retriever, merge the generator and put both into a new bundle at `config.out`.
 
     The bundle is made in a directory beside `out`, its manifest last, and renamed into place, so
     `out` is there only when it is whole. Raises OutputError if `out` exists and is not to be, or
     cannot be, overwritten, and what the exports raise for parts out of tolerance.
     """
+    out = config.out
     _check_out(out, overwrite=overwrite)
     staging = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
@@ -43,19 +56,25 @@ def write_bundle(
         retriever = staging / "retriever"
         retriever.mkdir()
         parity = {
-            **export_encoders(encoders_dir, retriever),
-            **export_towers(towers_dir, retriever),
-            "merged_logits": merge_adapter(base_dir, adapter_dir, staging / "generator"),
+            **export_encoders(config.encoders, retriever),
+            **export_towers(config.towers, retriever),
+            "merged_logits": merge_adapter(config.base, config.adapter, staging / "generator"),
         }
         spec = read_retriever_spec(retriever)
         (retriever / RETRIEVER_SPEC).unlink()  # the manifest holds it from here on
         manifest = Manifest(
             retriever=spec,
-            generator=generator,
+            generator=GeneratorSpec(
+                licence=config.licence,
+                scoring=config.scoring,
+                top_k=config.top_k,
+                max_images=config.max_images,
+                max_prompt_tokens=config.max_prompt_tokens,
+            ),
             files=hash_files(staging),
             parity=parity,
-            trained_on=trained_on,
-            notice=notice,
+            trained_on=config.trained_on,
+            notice=config.notice,
         )
         write_manifest(staging, manifest)
         _move_into_place(staging, out)

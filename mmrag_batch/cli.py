@@ -10,17 +10,15 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from mmrag_batch import __version__
 from mmrag_batch.config import DeviceName, EngineName, load_predict_settings
-from mmrag_batch.errors import ConfigError, ExitCode, MmragError
-from mmrag_batch.prompt import Scoring
+from mmrag_batch.errors import ExitCode, MmragError
 
-T = TypeVar("T")
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 
 
@@ -182,75 +180,26 @@ def evaluate(
     typer.echo(as_json(metrics) if format_ == "json" else as_text(metrics))
 
 
-def _take_defaults(ctx: typer.Context, file: Path | None) -> None:
-    """Let a YAML file stand in for options that are not given."""
-    if file is None:
-        return
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config: {file} cannot be read: {error}.") from None
-    known = {str(parameter.name) for parameter in ctx.command.params} - {"help", "_config"}
-    if not isinstance(values, dict) or not values.keys() <= known:
-        raise ConfigError(f"--config: {file} may have these keys: {', '.join(sorted(known))}.")
-    ctx.default_map = values
-
-
 @export.callback(invoke_without_command=True)
 def _export_bundle(
     ctx: typer.Context,
-    _config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", callback=_take_defaults, is_eager=True, help="A YAML file of these."
-        ),
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML file that names the parts; see export/configs.")
     ] = None,
-    encoders: Annotated[Path | None, typer.Option(help="Trained encoders.")] = None,
-    towers: Annotated[Path | None, typer.Option(help="Trained towers.")] = None,
-    base: Annotated[Path | None, typer.Option(help="The generator that was tuned.")] = None,
-    adapter: Annotated[Path | None, typer.Option(help="Its LoRA adapter.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The bundle to write.")] = None,
-    licence: Annotated[str | None, typer.Option(help="The generator's licence.")] = None,
-    scoring: Annotated[Scoring | None, typer.Option(help="Of choices, as trained.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Documents a prompt, as trained.")] = None,
-    max_images: Annotated[int | None, typer.Option(help="Images a prompt, as trained.")] = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(help="As trained.")] = None,
-    trained_on: Annotated[str | None, typer.Option(help="What data, for people.")] = None,
-    notice: Annotated[str, typer.Option(help="Shown at the start of every run.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle.")] = False,
 ) -> None:
-    """Turn trained models into a bundle, or, with a command, into a part of one.
-
-    All options but --notice and --overwrite are needed.
-    """
+    """Turn trained models into a bundle, or, with a command, into a part of one."""
     if ctx.invoked_subcommand:
         return
-    from mmrag_batch.bundle import GeneratorSpec
+    if config is None:
+        raise typer.BadParameter("--config is needed, as in --config export/configs/demo.yaml")
     from mmrag_batch.factory import requires
 
     with requires("train"):
-        from export.bundle import write_bundle
+        from export.bundle import ExportConfig, write_bundle
+        from train.config import load_config
 
-    manifest = write_bundle(
-        _needed("encoders", encoders),
-        _needed("towers", towers),
-        _needed("base", base),
-        _needed("adapter", adapter),
-        _needed("out", out),
-        generator=GeneratorSpec(
-            licence=_needed("licence", licence),
-            scoring=_needed("scoring", scoring),
-            top_k=_needed("top-k", top_k),
-            max_images=_needed("max-images", max_images),
-            max_prompt_tokens=_needed("max-prompt-tokens", max_prompt_tokens),
-        ),
-        trained_on=_needed("trained-on", trained_on),
-        notice=notice,
-        overwrite=overwrite,
-    )
-    _show_parity(manifest.parity)
+    _show_parity(write_bundle(load_config(config, ExportConfig), overwrite=overwrite).parity)
 
 
 @export.command("encoders")
@@ -279,12 +228,6 @@ def _export_towers(
         from export.onnx_retriever import export_towers
 
     _show_parity(export_towers(towers, out))
-
-
-def _needed(option: str, value: T | None) -> T:
-    if value is None:
-        raise typer.BadParameter(f"--{option} is needed; see mmrag-batch export --help")
-    return value
 
 
 def _show_parity(parity: Mapping[str, float]) -> None:

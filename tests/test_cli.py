@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from export.bundle import ExportConfig
 from mmrag_batch import __version__
 from mmrag_batch.bundle import (
     RETRIEVER_SPEC,
@@ -52,7 +53,7 @@ def bundle(
             licence="Apache-2.0", scoring="letter", top_k=2, max_images=2, max_prompt_tokens=512
         ),
         files=hash_files(directory),
-        parity={},
+        parity={"graph": 1e-7},
         trained_on="nothing",
         notice="This bundle knows nothing.",
     )
@@ -288,13 +289,13 @@ def test_parts_of_a_bundle_are_exported_alone(
     assert (done.exit_code, done.stdout) == (0, "graph: differs by at most 3.0e-06\n")
 
 
-def test_export_takes_a_config_file_and_flags_over_it(
+def test_export_takes_a_config_file(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []
 
-    def write_bundle(*paths: Path, **options: object) -> Manifest:
-        given.append((*paths, options["generator"], options["trained_on"], options["notice"]))
+    def write_bundle(config: ExportConfig, *, overwrite: bool) -> Manifest:
+        given.append((config, overwrite))
         return read_manifest(bundle)
 
     config = tmp_path / "export.yaml"
@@ -303,13 +304,17 @@ def test_export_takes_a_config_file_and_flags_over_it(
         "top_k: 3, max_images: 1, max_prompt_tokens: 64, trained_on: a world}"
     )
     monkeypatch.setattr("export.bundle.write_bundle", write_bundle)
-    done = call("export", "--config", config, "--top-k", 5, "--out", "out")
+    done = call("export", "--config", config, "--overwrite")
     assert done.exit_code == 0, done.stderr
-    spec = GeneratorSpec("MIT", "text", top_k=5, max_images=1, max_prompt_tokens=64)
-    assert given == [(*map(Path, ("e", "t", "b", "a", "out")), spec, "a world", "")]
+    assert "differs by at most" in done.stdout
+    encoders, towers, base, adapter, out = map(Path, "etbao")
+    expected = ExportConfig(
+        encoders, towers, base, adapter, out, "MIT", "text", 3, 1, 64, trained_on="a world"
+    )
+    assert given == [(expected, True)]
 
 
-@pytest.mark.parametrize("content", ["{top-k: 3}", "- 1", "{"])
+@pytest.mark.parametrize("content", ["{top-k: 3}", "{"])
 def test_a_bad_export_config_exits_with_78(tmp_path: Path, content: str) -> None:
     config = tmp_path / "export.yaml"
     config.write_text(content)
@@ -318,10 +323,10 @@ def test_a_bad_export_config_exits_with_78(tmp_path: Path, content: str) -> None
     assert "export.yaml" in done.stderr
 
 
-def test_export_without_its_options_names_the_first_that_is_needed() -> None:
-    done = call("export", "--out", "bundle")
+def test_export_without_a_config_says_that_it_needs_one() -> None:
+    done = call("export")
     assert done.exit_code == 2
-    assert "--encoders is needed" in done.stderr
+    assert "--config is needed" in done.stderr
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -21,6 +21,8 @@ def load_config(file: Path, kind: type[C]) -> C:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} should hold lines of `key: value`, not {values!r}.")
     hints = get_type_hints(kind)
     known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]
     problems = [f"unknown key {key!r}" for key in values if key not in known]
@@ -36,6 +38,10 @@ def load_config(file: Path, kind: type[C]) -> C:
 
 
 def _as(hint: Any, value: Any, name: str, problems: list[str]) -> Any:
+    if type(None) in get_args(hint):  # an optional setting, `Path | None`
+        if value is None:
+            return None
+        hint = get_args(hint)[0]
     if hint is Path and isinstance(value, str):
         return Path(value)
     if get_origin(hint) is Literal:

@@ -1,7 +1,7 @@
 """The `transformers` engine: batches on a CPU or a GPU, nothing to install but torch.
 
-Choices are scored in one forward pass (`choices.py`); free-form answers are generated greedily. Image
-preprocessing and padding of the next batches run in a thread beside the forward pass.
+Choices are scored in one forward pass (`choices.py`), free-form answers are generated greedily.
+Image preprocessing and padding of the next batches run in a thread beside the forward pass.
 """
 
 import logging

@@ -60,3 +60,11 @@ def test_the_name_of_a_special_token_is_plain_text(tiny_retriever_dir: Path) -> 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"tokenizer\.json is missing"):
         open_tokenizer(tmp_path / "tokenizer.json", 16)
+
+
+def test_the_long_side_is_rounded_down_as_published() -> None:
+    image = Image.effect_noise((50, 33), 80).convert("RGB")  # 50 * 32 / 33 = 48.48
+    resized = image.resize((48, 32), Image.Resampling.BICUBIC).crop((8, 0, 40, 32))
+    expected = np.asarray(resized, np.float32).transpose(2, 0, 1) / 255
+    pixels = preprocess_image(image, 32, (0, 0, 0), (1, 1, 1))
+    np.testing.assert_allclose(pixels, expected, atol=1e-7)

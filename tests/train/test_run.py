@@ -1,0 +1,65 @@
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from train.run import Run
+
+
+@dataclass(frozen=True)
+class Settings:
+    out: Path
+    learning_rate: float = 1e-3
+
+
+def start(directory: Path, *, seed: int = 7) -> Run:
+    table = directory / "questions.csv"
+    table.write_text("question_text\nWhy?\n")
+    return Run(directory / "run", Settings(directory / "run"), seed=seed, inputs=[table])
+
+
+def test_the_settings_are_kept(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    kept = yaml.safe_load((run.directory / "config.yaml").read_text())
+    assert kept == {"out": str(tmp_path / "run"), "learning_rate": 1e-3}
+
+
+def test_the_provenance_names_versions_seed_and_inputs(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    provenance = json.loads((run.directory / "provenance.json").read_text())
+    table = tmp_path / "questions.csv"
+    digest = hashlib.sha256(table.read_bytes()).hexdigest()
+    assert provenance["inputs"] == {str(table): digest}
+    assert provenance["seed"] == 7
+    assert provenance["torch"] == version("torch")
+
+
+def test_each_report_is_a_line(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.report(step=1, loss=0.123456)
+    run.report(best="yes")
+    lines = (run.directory / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 1, "loss": 0.1235}, {"best": "yes"}]
+
+
+def test_a_new_run_starts_its_metrics_over(tmp_path: Path) -> None:
+    start(tmp_path).report(step=1)
+    start(tmp_path).report(step=2)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"step": 2}]
+
+
+def drawn(directory: Path, seed: int) -> tuple[float, float, float]:
+    start(directory, seed=seed)
+    return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+
+def test_the_seed_settles_every_random_number(tmp_path: Path) -> None:
+    assert drawn(tmp_path, 7) == drawn(tmp_path, 7)
+    assert all(a != b for a, b in zip(drawn(tmp_path, 7), drawn(tmp_path, 8)))
