@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrag_batch.errors import InputError
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.embedder import Embedder, Embedding
 
@@ -50,7 +51,10 @@ class EmbeddedTable:
 
 
 def embed_table(rows: Iterable[Row], embedder: Embedder) -> EmbeddedTable:
-    """Embed every row that has a relevant document; broken documents are left out."""
+    """Embed every row that has a relevant document; broken documents are left out.
+
+    Raises InputError where there is no such row.
+    """
     questions: list[Embedding] = []
     documents: list[Embedding] = []
     owner: list[int] = []
@@ -66,6 +70,8 @@ def embed_table(rows: Iterable[Row], embedder: Embedder) -> EmbeddedTable:
                 relevant += helps
                 questions.append(embedded.question)
                 documents += embedded.candidates
+    if not questions:
+        raise InputError("No row has a readable document that `relevant` names: nothing to learn.")
     return EmbeddedTable(
         *_stack(questions), *_stack(documents), torch.tensor(owner), torch.tensor(relevant)
     )

@@ -17,7 +17,6 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from mmrag_batch.errors import InputError, RowError
 from mmrag_batch.generation.mllama_inputs import collate
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.io.table import read_rows
 from mmrag_batch.prompt import Prompt, Scoring, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Question, Row
@@ -202,11 +201,6 @@ def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     )
     shares = weights[:, 1:].flatten()
     return (losses * shares).sum() / shares.sum()
-
-
-def open_images(table: Path) -> ImageLoader:
-    """The images beside a table."""
-    return ImageLoader(table.parent)
 
 
 def _question(row: Row) -> Question:

@@ -24,6 +24,7 @@ from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.generation.mllama_inputs import load_image_processor
 from mmrag_batch.generation.mllama_model import load_model
 from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.prompt import Scoring
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_retriever
@@ -34,7 +35,6 @@ from train.examples import (
     Examples,
     SameImageCount,
     labelled_rows,
-    open_images,
     relevant_evidence,
     weighted_loss,
 )
@@ -107,7 +107,7 @@ class _Report(TrainerCallback):
 def train_generator(config: GeneratorConfig) -> Path:
     """Train as configured; returns the folder of the adapter or of the model."""
     run = Run(config.out, config, seed=config.seed, inputs=[config.table])
-    images = open_images(config.table)
+    images = ImageLoader(config.table.parent)
     rows = with_evidence(labelled_rows(config.table), images, config)
     model = trainable(load_model(config.base, dtype=torch.float32), config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -63,6 +63,11 @@ def train_retriever(config: RetrieverConfig) -> Path:
     embedder = open_embedder(config.encoders, spec, images, device="cpu")
     table = embed_table(read_rows(config.table), embedder)
     held_out, trained = split(table, config.held_out)
+    if len(trained.questions) < config.batch_size:
+        raise InputError(
+            f"{config.table}: {len(trained.questions)} questions to train on fill no batch of "
+            f"{config.batch_size}; give more rows or a smaller `batch_size`."
+        )
     towers = Towers(TowersConfig(spec.embedding_size, config.hidden_size))
     best = rank(towers, held_out)
     run.report(

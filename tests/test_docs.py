@@ -1,0 +1,114 @@
+"""Every command that README and docs name is run or, where it trains, shown to be one that can."""
+
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.bundle import ExportConfig
+from mmrag_batch.config import DEMO_BUNDLE
+from mmrag_batch.io.table import read_rows
+from train.config import load_config
+from train.demo_encoders import EncodersConfig
+from train.generator import GeneratorConfig
+from train.retriever import RetrieverConfig
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+COMMAND = re.compile(r"^    ((?:mmrag-batch|python) .*)$|`((?:mmrag-batch|python) [^`]+)`", re.M)
+CONFIGS = {
+    "train.demo_encoders": EncodersConfig,
+    "train.retriever": RetrieverConfig,
+    "train.generator": GeneratorConfig,
+    "export": ExportConfig,
+}
+
+
+def named_commands() -> list[list[str]]:
+    """The words of each command of ours in blocks and in running text, in order of appearance."""
+    found = [line or inline for page in PAGES for line, inline in COMMAND.findall(page.read_text())]
+    return [shlex.split(command, comments=True) for command in dict.fromkeys(found)]
+
+
+def on_tables() -> list[list[str]]:
+    """The commands that take a table and finish in seconds."""
+    return [
+        words
+        for words in named_commands()
+        if words[0] == "mmrag-batch" and words[1] in {"predict", "validate", "evaluate"}
+        if len(words) > 2
+    ]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What a reader of the README has: the examples, a table and a bundle of their own."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copytree(ROOT / "examples" / "demo" / "images", tmp_path / "images")
+    shutil.copy(ROOT / "examples" / "demo" / "questions.csv", tmp_path / "in.csv")
+    (tmp_path / "my-bundle").symlink_to(DEMO_BUNDLE)
+    return tmp_path
+
+
+def test_the_commands_on_tables_run_as_they_are_written(checkout: Path) -> None:
+    assert len(on_tables()) >= 4
+    for words in on_tables():
+        if words[1] == "predict":
+            (checkout / "out.csv").unlink(missing_ok=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "mmrag_batch", *words[1:]],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, (words, done.stderr)
+        if words[1] == "predict":
+            assert len((checkout / "out.csv").read_text().splitlines()) == 61
+
+
+def test_the_commands_that_train_and_export_name_what_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    others = [words for words in named_commands() if words not in on_tables()]
+    assert len(others) >= 5
+    for words in others:
+        if words[0] == "python" and words[1] == "-m":
+            name, arguments = words[2], words[3:]
+            assert callable(importlib.import_module(name).main), words
+        elif words[0] == "python":
+            assert Path(words[1]).is_file(), words
+            continue
+        else:
+            name, arguments = words[1], words[2:]
+        for file in arguments:
+            if file.endswith(".yaml"):
+                load_config(Path(file), CONFIGS[name])
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "train" / "configs").glob("*.yaml")), ids=str)
+def test_a_config_begins_with_the_command_that_runs_it(file: Path) -> None:
+    first = file.read_text().splitlines()[0]
+    module, config = first.removeprefix("# python -m ").split()
+    assert ROOT / config == file
+    load_config(file, CONFIGS[module])
+
+
+def test_the_table_of_the_readme_is_one_that_predict_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    (row,) = read_rows(tmp_path / "in.csv")
+    assert row.error is None
+    assert row.question is not None
+    assert len(row.question.documents) == len(row.question.choices) == 3
+    assert row.question.label == 1
