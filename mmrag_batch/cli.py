@@ -173,8 +173,11 @@ def evaluate(
     format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
 ) -> None:
     """Accuracy, retrieval and calibration of an OUTPUT whose rows have labels."""
-    from mmrag_batch.report.metrics import evaluate as measure
-    from mmrag_batch.report.text import as_json, as_text
+    from mmrag_batch.factory import requires
+
+    with requires("report"):
+        from mmrag_batch.report.metrics import evaluate as measure
+        from mmrag_batch.report.text import as_json, as_text
 
     metrics = measure(output, by=by or [])
     typer.echo(as_json(metrics) if format_ == "json" else as_text(metrics))

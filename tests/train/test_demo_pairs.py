@@ -28,7 +28,7 @@ def about(words: str) -> str:
 
 def meanings(text: str) -> set[tuple[str, ...]]:
     """Every key that the world's templates allow for a text."""
-    found = {("photo", places["v"]) for places in matched(text, world.PHOTOS)}
+    found: set[tuple[str, ...]] = {("photo", places["v"]) for places in matched(text, world.PHOTOS)}
     for name, fact in world.FACTS.items():
         for places in matched(text, fact.questions):
             found.add(("question", name, about(places["x"])))

@@ -10,6 +10,7 @@ from PIL import Image
 from mmrag_batch.errors import InputError
 from mmrag_batch.generation.mllama_inputs import load_image_processor
 from mmrag_batch.generation.rendering import IMAGE_TOKEN, Renderer
+from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.prompt import Scoring, build_prompt
 from mmrag_batch.records import Document, Question, Row
 from train.examples import (
@@ -19,7 +20,6 @@ from train.examples import (
     Examples,
     SameImageCount,
     labelled_rows,
-    open_images,
     relevant_evidence,
     weighted_loss,
 )
@@ -33,14 +33,16 @@ def renderer(tiny_generator_dir: Path) -> Renderer:
 
 @pytest.fixture(scope="module")
 def rows(demo_table: Path) -> list[Row]:
-    images = open_images(demo_table)
+    images = ImageLoader(demo_table.parent)
     return relevant_evidence(labelled_rows(demo_table), images, top_k=3, seed=0)
 
 
 def examples(
     rows: Sequence[Row], renderer: Renderer, table: Path, scoring: Scoring = "letter"
 ) -> Examples:
-    return Examples(rows, renderer, open_images(table), max_images=2, scoring=scoring, seed=0)
+    return Examples(
+        rows, renderer, ImageLoader(table.parent), max_images=2, scoring=scoring, seed=0
+    )
 
 
 @pytest.fixture
@@ -107,7 +109,7 @@ def test_relevant_evidence_comes_first_and_broken_images_not_at_all(tmp_path: Pa
     )
     question = Question("Q?", None, ("a", "b"), documents, 0, frozenset({"right", "lost"}))
     row = Row(0, 2, "0", {}, question)
-    images = open_images(tmp_path / "questions.csv")
+    images = ImageLoader(tmp_path)
     orders = set()
     for seed in range(10):
         (found,) = relevant_evidence([row], images, top_k=9, seed=seed)

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from mmrag_batch.generation.mllama_inputs import load_image_processor
 from mmrag_batch.generation.mllama_model import load_model
 from mmrag_batch.generation.rendering import Renderer
-from train.examples import labelled_rows, open_images
+from mmrag_batch.io.images import ImageLoader
+from train.examples import labelled_rows
 from train.generator import GeneratorConfig, train_generator, trainable, with_evidence
 
 
@@ -78,7 +79,7 @@ def test_without_a_rank_everything_is_trained(full: GeneratorConfig) -> None:
 def test_evidence_is_what_the_retriever_finds(
     full: GeneratorConfig, tiny_retriever_dir: Path
 ) -> None:
-    rows, images = labelled_rows(full.table), open_images(full.table)
+    rows, images = labelled_rows(full.table), ImageLoader(full.table.parent)
     config = replace(full, retriever=tiny_retriever_dir, top_k=3)
     found = with_evidence(rows, images, config)
     assert len(found) == len(rows)
@@ -90,7 +91,7 @@ def test_evidence_is_what_the_retriever_finds(
 
 
 def test_without_a_retriever_the_relevant_documents_are_the_evidence(full: GeneratorConfig) -> None:
-    rows, images = labelled_rows(full.table), open_images(full.table)
+    rows, images = labelled_rows(full.table), ImageLoader(full.table.parent)
     for row in with_evidence(rows, images, full):
         assert row.question is not None
         if row.question.relevant:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from transformers import MllamaForConditionalGeneration
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
 from mmrag_batch.generation.mllama_inputs import collate, load_image_processor
 from mmrag_batch.generation.mllama_model import load_model
@@ -49,11 +50,14 @@ def test_one_cross_attention_layer_follows_each_three_and_then_each_four(
     tokenizer: Tokenizer,
 ) -> None:
     """As in Llama 3.2 Vision, whose 40 layers cross at 3, 8, ..., 38."""
-    text = model_config(tokenizer, replace(SIZES, layers=40)).text_config
-    assert text.cross_attention_layers == [3, 8, 13, 18, 23, 28, 33, 38]
-    assert model_config(tokenizer, replace(SIZES, layers=5)).text_config.cross_attention_layers == [
-        3
-    ]
+    assert text_config(tokenizer, 40).cross_attention_layers == [3, 8, 13, 18, 23, 28, 33, 38]
+    assert text_config(tokenizer, 5).cross_attention_layers == [3]
+
+
+def text_config(tokenizer: Tokenizer, layers: int) -> MllamaTextConfig:
+    config = model_config(tokenizer, replace(SIZES, layers=layers)).text_config
+    assert isinstance(config, MllamaTextConfig)
+    return config
 
 
 def test_keys_and_values_are_shared_by_heads(model: MllamaForConditionalGeneration) -> None:
@@ -110,8 +114,8 @@ def test_the_image_token_is_the_one_that_the_head_leaves_out(
     image_id = tokenizer.token_to_id(IMAGE_TOKEN)
     assert image_id == tokenizer.get_vocab_size() - 1
     assert image_id == model.config.image_token_index
-    assert model.get_output_embeddings().weight.shape[0] == image_id
-    assert model.get_input_embeddings().weight.shape[0] == image_id + 8
+    assert model.lm_head.out_features == image_id
+    assert model.model.language_model.embed_tokens.num_embeddings == image_id + 8
 
 
 def test_the_generation_config_names_the_special_tokens(
@@ -148,4 +152,4 @@ def test_a_table_gives_the_texts_of_its_prompts(demo_table: Path, tmp_path: Path
         assert row.question is not None
         assert all(d.text in text for d in row.question.documents if d.text is not None)
     build_generator(tmp_path, texts, sizes=SIZES)
-    assert load_model(tmp_path, dtype=torch.float32).config.text_config.hidden_size == 16
+    assert load_model(tmp_path, dtype=torch.float32).lm_head.in_features == 16
