@@ -57,7 +57,10 @@ $(DEMO)/graphs/question_tower.onnx: train/configs/demo_retriever.yaml $(DEMO)/gr
 $(DEMO)/untrained/model.safetensors: $(DEMO)/world/questions.csv
 	$(BIN)/python -m train.mllama $(@D) --table $<
 
-$(DEMO)/base/model/model.safetensors: train/configs/demo_base.yaml $(DEMO)/untrained/model.safetensors
+$(DEMO)/sighted/model/model.safetensors: train/configs/demo_vision.yaml $(DEMO)/untrained/model.safetensors
+	$(BIN)/python -m train.demo_vision $<
+
+$(DEMO)/base/model/model.safetensors: train/configs/demo_base.yaml $(DEMO)/sighted/model/model.safetensors
 	$(BIN)/python -m train.generator $<
 
 $(DEMO)/generator/adapter/adapter_model.safetensors: train/configs/demo_generator.yaml $(DEMO)/base/model/model.safetensors $(DEMO)/graphs/question_tower.onnx $(DEMO)/tuning/questions.csv

@@ -3,6 +3,7 @@
 A graph is one file, but for weights past the 2 GB that a protobuf can hold, which go beside it.
 """
 
+import logging
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ from train.towers import load_towers
 OPSET = 20
 PROTOBUF_LIMIT = 2_000_000_000
 TOKENIZER = "tokenizer.json"
+
+# It warns that torchvision's operators cannot be exported where it is not installed; none is used.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 Sample = tuple[Tensor, ...]
 

@@ -15,14 +15,17 @@ from mmrag_batch.config import DEMO_BUNDLE
 from mmrag_batch.io.table import read_rows
 from train.config import load_config
 from train.demo_encoders import EncodersConfig
+from train.demo_vision import VisionConfig
 from train.generator import GeneratorConfig
 from train.retriever import RetrieverConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 COMMAND = re.compile(r"^    ((?:mmrag-batch|python) .*)$|`((?:mmrag-batch|python) [^`]+)`", re.M)
+PACKAGES = ("mmrag_batch", "train", "export")
 CONFIGS = {
     "train.demo_encoders": EncodersConfig,
+    "train.demo_vision": VisionConfig,
     "train.retriever": RetrieverConfig,
     "train.generator": GeneratorConfig,
     "export": ExportConfig,
@@ -90,6 +93,26 @@ def test_the_commands_that_train_and_export_name_what_there_is(
         for file in arguments:
             if file.endswith(".yaml"):
                 load_config(Path(file), CONFIGS[name])
+
+
+def test_the_readme_has_a_line_for_each_module() -> None:
+    tree = re.findall(r"^    ( *)(\S+)(?:  |$)", section("What is where"), re.M)
+    folders: list[str] = []
+    named = set()
+    for indent, name in tree:
+        folders[len(indent) // 2 :] = [name]
+        if name.endswith(".py"):
+            named.add("".join(folders))
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    assert named == {
+        file.relative_to(ROOT).as_posix() for file in files if not file.name.startswith("__")
+    }
+
+
+def section(title: str) -> str:
+    """What the README says under a title."""
+    _, _, rest = (ROOT / "README.md").read_text().partition(f"## {title}\n")
+    return rest.partition("\n## ")[0]
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "train" / "configs").glob("*.yaml")), ids=str)

@@ -49,7 +49,8 @@ class EncodersConfig:
     image_size: int = 48
     patch_size: int = 8
     width: int = 128
-    blocks: int = 4
+    image_blocks: int = 4
+    text_blocks: int = 2
     heads: int = 4
     context_length: int = 40
     embedding_size: int = 128
@@ -158,17 +159,17 @@ def train_encoders(config: EncodersConfig) -> Path:
 
 
 def encoders(config: EncodersConfig, vocabulary: int) -> ImageBindConfig:
-    """Both encoders equally wide and deep."""
+    """Both encoders equally wide; pictures take more layers than these short texts."""
     return ImageBindConfig(
         name="imagebind-demo",
         licence="Apache-2.0",
         image_size=config.image_size,
         patch_size=config.patch_size,
         image_width=config.width,
-        image_blocks=config.blocks,
+        image_blocks=config.image_blocks,
         image_heads=config.heads,
         text_width=config.width,
-        text_blocks=config.blocks,
+        text_blocks=config.text_blocks,
         text_heads=config.heads,
         context_length=config.context_length,
         vocabulary=vocabulary,

@@ -168,9 +168,13 @@ def save(model: Any, config: GeneratorConfig) -> Path:
     if config.lora_rank:
         model.save_pretrained(config.out / "adapter")
         return config.out / "adapter"
-    out = config.out / "model"
+    return save_model(model, config.base, config.out / "model")
+
+
+def save_model(model: Any, base: Path, out: Path) -> Path:
+    """Write a whole model with the tokenizer, processor and template of its `base`."""
     model.save_pretrained(out)
-    for file in config.base.iterdir():
+    for file in base.iterdir():
         if file.suffix in {".json", ".jinja"} and not (out / file.name).exists():
             shutil.copy(file, out)
     return out

@@ -68,7 +68,7 @@ class GeneratorSizes:
     vision_heads: int = 4
     image_size: int = 48
     """Side of a tile in pixels; an image takes up to four tiles."""
-    patch_size: int = 8
+    patch_size: int = 16
     context_length: int = 4096
     gate: float = 0.5
     """Where every gate starts. The original starts at 0 on top of a trained Llama; a model trained

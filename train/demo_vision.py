@@ -1,0 +1,148 @@
+"""Teach the vision tower of a small untrained generator to see the things of the demo world.
+
+    python -m train.demo_vision train/configs/demo_vision.yaml
+
+Llama 3.2's vision tower was trained on images before it was joined to the language model; so is
+this one, to name the colour and the shape of what a picture shows. Writes `model/`, the generator
+with its new tower, and the files of `run.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL.Image import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import MllamaForConditionalGeneration
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+from mmrag_batch.generation.mllama_inputs import load_image_processor
+from mmrag_batch.generation.mllama_model import load_model
+from train.config import load_config
+from train.demo_pictures import COLOURS, SHAPES, draw
+from train.demo_world import THINGS
+from train.generator import save_model
+from train.run import Run, log_to_stderr
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """Settings of one training run of the demo generator's vision tower."""
+
+    base: Path
+    """A generator in Hugging Face layout."""
+    out: Path
+    steps: int
+    batch_size: int
+    learning_rate: float
+    pictures: int
+    """How many pictures are drawn; they are used again and again."""
+    seed: int = 0
+
+
+class Recogniser(nn.Module):
+    """The vision tower and, on the mean of its patches, a linear head for what is shown."""
+
+    def __init__(self, generator: MllamaForConditionalGeneration) -> None:
+        super().__init__()
+        self.tower = generator.model.vision_model
+        size = generator.model.multi_modal_projector.in_features
+        self.head = nn.Linear(size, len(COLOURS) + len(SHAPES))
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Inputs of B images -> logits of their colour (B, 8) and of their shape (B, 6)."""
+        patches = self.tower(**inputs).last_hidden_state  # (B, 1, tiles, patches, D)
+        real = inputs["aspect_ratio_mask"][..., None, None]  # (B, 1, tiles, 1, 1)
+        mean = (patches * real).sum(dim=(1, 2, 3)) / (real.sum(dim=(1, 2, 3)) * patches.shape[3])
+        colours, shapes = self.head(mean).split([len(COLOURS), len(SHAPES)], dim=1)
+        return colours, shapes
+
+
+class Pictures:
+    """Pictures of the demo world with what they show, as the vision tower reads them."""
+
+    def __init__(self, processor: MllamaImageProcessorPil, count: int, seed: int) -> None:
+        rng = Random(seed)
+        things = [THINGS[index % len(THINGS)] for index in range(count)]
+        pictures = [
+            draw(rng, thing.colour, thing.shape)
+            for thing in tqdm(things, desc="drawing", disable=None)
+        ]
+        colours = tuple(COLOURS)
+        self._inputs = _inputs(processor, pictures)
+        self._shown = torch.tensor(
+            [(colours.index(thing.colour), SHAPES.index(thing.shape)) for thing in things]
+        )
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+    def batches(self, size: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """Inputs and (B, 2) indices of colour and shape, without end; each round in a new order."""
+        while True:
+            order = torch.randperm(len(self))
+            for chosen in order.split(size):  # type: ignore[no-untyped-call]
+                inputs = {name: tensor[chosen] for name, tensor in self._inputs.items()}
+                yield inputs, self._shown[chosen]
+
+
+def _inputs(processor: MllamaImageProcessorPil, pictures: list[Image]) -> Inputs:
+    one_each: Any = [[picture] for picture in pictures]  # its annotation leaves out nested lists
+    processed = processor(one_each, return_tensors="pt")
+    names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+    return {name: processed[name] for name in names}
+
+
+def train_vision(config: VisionConfig) -> Path:
+    """Train as configured; returns the folder of the generator."""
+    run = Run(config.out, config, seed=config.seed)
+    processor = load_image_processor(config.base)
+    generator = load_model(config.base, dtype=torch.float32)
+    recogniser = Recogniser(generator).train()
+    pictures = Pictures(processor, config.pictures, config.seed)
+    optimizer = torch.optim.AdamW(
+        recogniser.parameters(), lr=config.learning_rate, weight_decay=0.05
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05
+    )
+    batches = pictures.batches(config.batch_size)
+    for step, (inputs, shown) in zip(range(1, config.steps + 1), batches):
+        colours, shapes = recogniser(inputs)
+        by_colour = nn.functional.cross_entropy(colours, shown[:, 0])
+        by_shape = nn.functional.cross_entropy(shapes, shown[:, 1])
+        optimizer.zero_grad()
+        (by_colour + by_shape).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(recogniser.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == config.steps:
+            run.report(step=step, colour_loss=by_colour.item(), shape_loss=by_shape.item())
+    run.report(**accuracy(recogniser.eval(), Pictures(processor, 960, seed=-1)))
+    return save_model(generator, config.base, config.out / "model")
+
+
+@torch.inference_mode()
+def accuracy(recogniser: Recogniser, pictures: Pictures) -> dict[str, float]:
+    """The share of pictures whose colour, and whose shape, is named rightly."""
+    inputs, shown = next(pictures.batches(len(pictures)))
+    named = torch.stack([logits.argmax(dim=1) for logits in recogniser(inputs)], dim=1)
+    colours, shapes = (named == shown).float().mean(dim=0).tolist()
+    return {"colour_accuracy": colours, "shape_accuracy": shapes}
+
+
+def main(config: Annotated[Path, typer.Argument(help="A YAML file, see train/configs.")]) -> None:
+    """Train the demo generator's vision tower as CONFIG says."""
+    log_to_stderr()
+    typer.echo(train_vision(load_config(config, VisionConfig)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
