@@ -63,6 +63,8 @@ class GeneratorConfig:
     lora_rank: int = 0
     """0 trains every weight."""
     lora_alpha: int = 32
+    freeze_vision: bool = False
+    """Leave the vision tower as it is; LoRA always does."""
     prompt_loss: float = 0.0
     """Weight of the loss on prompt tokens, beside 1 on the answer."""
     seed: int = 0
@@ -158,6 +160,7 @@ def with_evidence(
 def trainable(model: MllamaForConditionalGeneration, config: GeneratorConfig) -> Any:
     """The model with the weights unfrozen that this run trains."""
     if not config.lora_rank:
+        model.model.vision_model.requires_grad_(not config.freeze_vision)
         return model
     lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_TARGETS)
     return get_peft_model(model, lora)
