@@ -2,29 +2,38 @@
 
 from collections import OrderedDict
 
+import numpy as np
+
 from mmrag_batch.retrieval.preprocess import Floats
 
 
 class EmbeddingCache:
-    """Holds at most `capacity` embeddings."""
+    """Holds at most `capacity` embeddings of `size` dimensions.
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._embeddings: OrderedDict[str, Floats] = OrderedDict()
+    All of its memory is taken at the start: a long run needs no more than a short one.
+    """
+
+    def __init__(self, capacity: int, size: int) -> None:
+        # Written to at once, for the system gives memory only to what has been written.
+        self._embeddings = np.full((capacity, size), np.nan, np.float32)
+        self._rows: OrderedDict[str, int] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._embeddings)
+        return len(self._rows)
 
     def get(self, key: str) -> Floats | None:
-        """The embedding (D,) kept under `key`, or None."""
-        embedding = self._embeddings.get(key)
-        if embedding is not None:
-            self._embeddings.move_to_end(key)
+        """A copy of the embedding (D,) kept under `key`, or None."""
+        row = self._rows.get(key)
+        if row is None:
+            return None
+        self._rows.move_to_end(key)
+        embedding: Floats = self._embeddings[row].copy()
         return embedding
 
     def put(self, key: str, embedding: Floats) -> None:
-        """Keep a copy of an embedding (D,) under `key`; a view would keep its whole batch alive."""
-        self._embeddings[key] = embedding.copy()
-        self._embeddings.move_to_end(key)
-        if len(self._embeddings) > self._capacity:
-            self._embeddings.popitem(last=False)
+        """Keep an embedding (D,) under `key`."""
+        row = self._rows.pop(key, len(self._rows))
+        if row == len(self._embeddings):
+            _, row = self._rows.popitem(last=False)
+        self._embeddings[row] = embedding
+        self._rows[key] = row

@@ -93,7 +93,7 @@ def open_embedder(
 ) -> Embedder:
     """The frozen encoders of a retriever directory, with a cache."""
     encoder = Encoder(directory, spec, device=device, threads=threads)
-    return Embedder(encoder, EmbeddingCache(CACHED_EMBEDDINGS), images)
+    return Embedder(encoder, EmbeddingCache(CACHED_EMBEDDINGS, spec.embedding_size), images)
 
 
 def open_retriever(

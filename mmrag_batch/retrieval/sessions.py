@@ -1,5 +1,6 @@
 """ONNX Runtime sessions on the device that was asked for, and on no other."""
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,7 +34,9 @@ def open_session(file: Path, *, device: Device, threads: int | None = None) -> "
             f"ONNX Runtime has no {provider} here. For a GPU: pip install 'mmrag-batch[gpu]'; "
             "without one: --device cpu."
         )
+    _share_memory()
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = threads or 0
     # Spinning threads would take the cores that generation works on at the same time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -50,3 +53,16 @@ def open_session(file: Path, *, device: Device, threads: int | None = None) -> "
             "cuDNN libraries, or use --device cpu."
         )
     return session
+
+
+@cache
+def _share_memory() -> None:
+    """One arena for the sessions of this process; each would keep the peak of its own."""
+    import onnxruntime
+
+    where = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    # No limit, and otherwise ONNX Runtime's defaults.
+    config = onnxruntime.OrtArenaCfg(0, -1, -1, -1)
+    onnxruntime.create_and_register_allocator(where, config)

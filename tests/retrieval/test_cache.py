@@ -4,7 +4,7 @@ from mmrag_batch.retrieval.cache import EmbeddingCache
 
 
 def test_an_embedding_is_found_by_its_key() -> None:
-    cache = EmbeddingCache(2)
+    cache = EmbeddingCache(2, 3)
     embedding = np.arange(3, dtype=np.float32)
     cache.put("a", embedding)
     found = cache.get("a")
@@ -14,14 +14,14 @@ def test_an_embedding_is_found_by_its_key() -> None:
 
 
 def test_it_never_holds_more_than_its_capacity() -> None:
-    cache = EmbeddingCache(3)
+    cache = EmbeddingCache(3, 2)
     for number in range(10):
         cache.put(str(number), np.zeros(2, np.float32))
         assert len(cache) == min(number + 1, 3)
 
 
 def test_the_least_recently_used_is_forgotten_first() -> None:
-    cache = EmbeddingCache(2)
+    cache = EmbeddingCache(2, 2)
     for key in "ab":
         cache.put(key, np.zeros(2, np.float32))
     cache.get("a")
@@ -29,9 +29,18 @@ def test_the_least_recently_used_is_forgotten_first() -> None:
     assert [key for key in "abc" if cache.get(key) is not None] == ["a", "c"]
 
 
-def test_a_kept_row_does_not_keep_its_batch_alive() -> None:
-    cache = EmbeddingCache(1)
-    cache.put("a", np.zeros((1000, 4), np.float32)[3])
+def test_a_key_that_is_put_again_keeps_its_place_and_changes_its_embedding() -> None:
+    cache = EmbeddingCache(2, 1)
+    for key, value in (("a", 1), ("b", 2), ("a", 3), ("c", 4)):
+        cache.put(key, np.array([value], np.float32))
+    found = {key: cache.get(key) for key in "abc"}
+    assert found == {"a": [3], "b": None, "c": [4]}
+
+
+def test_what_was_found_stays_when_its_place_is_taken() -> None:
+    cache = EmbeddingCache(1, 2)
+    cache.put("a", np.zeros(2, np.float32))
     found = cache.get("a")
+    cache.put("b", np.ones(2, np.float32))
     assert found is not None
-    assert found.base is None
+    assert found.tolist() == [0, 0]

@@ -64,7 +64,7 @@ def pictures() -> Pictures:
 @pytest.fixture
 def embedder(encoder: CountingEncoder, pictures: Pictures) -> Embedder:
     encoder.texts.clear()
-    return Embedder(encoder, EmbeddingCache(100), pictures)
+    return Embedder(encoder, EmbeddingCache(100, encoder.embedding_size), pictures)
 
 
 def row(
@@ -130,7 +130,7 @@ def test_a_picture_under_two_names_is_decoded_once(embedder: Embedder, pictures:
 
 
 def test_a_window_may_hold_more_than_the_cache(encoder: CountingEncoder) -> None:
-    cache = EmbeddingCache(2)
+    cache = EmbeddingCache(2, encoder.embedding_size)
     rows = [row(f"text {number}", "red", [(None, "green")]) for number in range(9)]
     assert None not in Embedder(encoder, cache, Pictures()).embed(rows)
     assert len(cache) == 2
