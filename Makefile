@@ -67,7 +67,7 @@ $(DEMO)/generator/adapter/adapter_model.safetensors: train/configs/demo_generato
 	$(BIN)/python -m train.generator $<
 
 $(DEMO)/bundle/bundle.json: $(DEMO)/generator/adapter/adapter_model.safetensors
-	$(BIN)/mmrag-batch export --config export/configs/demo.yaml
+	$(BIN)/mmrag-batch export --config export/configs/demo.yaml --overwrite
 
 clean:  ## Remove what was built, but not .venv
 	rm -rf build dist *.egg-info
