@@ -8,7 +8,6 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -16,9 +15,12 @@ import typer
 from typer.core import TyperGroup
 
 from mmrag_batch import __version__
+from mmrag_batch.cli_models import export
 from mmrag_batch.config import DeviceName, EngineName, load_predict_settings
 from mmrag_batch.errors import ExitCode, MmragError
 
+NOT_SETTINGS = frozenset({"input_", "output", "config"})
+"""Parameters of `predict` that only the command line has."""
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 
 
@@ -55,7 +57,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-export = typer.Typer(rich_markup_mode=None)
 app.add_typer(export, name="export")
 
 Table = Annotated[
@@ -88,6 +89,7 @@ def _options(
 
 @app.command()
 def predict(
+    ctx: typer.Context,
     input_: Table,
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT", help="A .csv, .csv.gz or .jsonl file to write.")
@@ -124,19 +126,7 @@ def predict(
     Any option can also be a variable, as in MMRAG_TOP_K=3, or stand in the --config file.
     Exits with 3 if some rows could not be answered.
     """
-    flags = {
-        "bundle": bundle,
-        "engine": engine,
-        "device": device,
-        "image_root": image_root,
-        "top_k": top_k,
-        "max_images": max_images,
-        "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
-        "limit": limit,
-        "overwrite": overwrite,
-        "quiet": quiet,
-    }
+    flags = {name: value for name, value in ctx.params.items() if name not in NOT_SETTINGS}
     settings = load_predict_settings(input_, output, flags, environ=os.environ, config_file=config)
     _start_logging(logging.WARNING if settings.quiet else logging.INFO)
     from mmrag_batch.predict import predict as answer
@@ -181,61 +171,6 @@ def evaluate(
 
     metrics = measure(output, by=by or [])
     typer.echo(as_json(metrics) if format_ == "json" else as_text(metrics))
-
-
-@export.callback(invoke_without_command=True)
-def _export_bundle(
-    ctx: typer.Context,
-    config: Annotated[
-        Path | None, typer.Option(help="A YAML file that names the parts; see export/configs.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle.")] = False,
-) -> None:
-    """Turn trained models into a bundle, or, with a command, into a part of one."""
-    if ctx.invoked_subcommand:
-        return
-    if config is None:
-        raise typer.BadParameter("--config is needed, as in --config export/configs/demo.yaml")
-    from mmrag_batch.factory import requires
-
-    with requires("train"):
-        from export.bundle import ExportConfig, write_bundle
-        from train.config import load_config
-
-    _show_parity(write_bundle(load_config(config, ExportConfig), overwrite=overwrite).parity)
-
-
-@export.command("encoders")
-def _export_encoders(
-    encoders: Annotated[Path, typer.Option(help="Trained encoders.")],
-    out: Annotated[Path, typer.Option(help="The retriever directory to write.")],
-) -> None:
-    """Write the graphs of the image and the text encoder."""
-    from mmrag_batch.factory import requires
-
-    with requires("train"):
-        from export.onnx_retriever import export_encoders
-
-    _show_parity(export_encoders(encoders, out))
-
-
-@export.command("towers")
-def _export_towers(
-    towers: Annotated[Path, typer.Option(help="Trained towers.")],
-    out: Annotated[Path, typer.Option(help="A retriever directory that has its encoders.")],
-) -> None:
-    """Write the graphs of the question and the document tower beside the encoders."""
-    from mmrag_batch.factory import requires
-
-    with requires("train"):
-        from export.onnx_retriever import export_towers
-
-    _show_parity(export_towers(towers, out))
-
-
-def _show_parity(parity: Mapping[str, float]) -> None:
-    for part, difference in parity.items():
-        typer.echo(f"{part}: differs by at most {difference:.1e}")
 
 
 def _start_logging(level: int) -> None:
