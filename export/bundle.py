@@ -1,11 +1,11 @@
 """Trained parts -> a bundle: the one directory that `predict` needs."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.merge import merge_adapter
 from export.onnx_retriever import export_encoders, export_towers
+from export.staging import check_out, staged
 from mmrag_batch.bundle import (
     MANIFEST,
     RETRIEVER_SPEC,
@@ -15,7 +15,6 @@ from mmrag_batch.bundle import (
     read_retriever_spec,
     write_manifest,
 )
-from mmrag_batch.errors import OutputError
 from mmrag_batch.prompt import Scoring
 
 
@@ -47,19 +46,19 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> Manifest:
     `out` is there only when it is whole. Raises OutputError if `out` exists and is not to be, or
     cannot be, overwritten, and what the exports raise for parts out of tolerance.
     """
-    out = config.out
-    _check_out(out, overwrite=overwrite)
-    staging = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
-    staging.mkdir(parents=True)
-    try:
+    check_out(config.out, overwrite=overwrite, marker=MANIFEST, kind="bundle")
+    with staged(config.out) as staging:
         retriever = staging / "retriever"
         retriever.mkdir()
         parity = {
             **export_encoders(config.encoders, retriever),
             **export_towers(config.towers, retriever),
-            "merged_logits": merge_adapter(config.base, config.adapter, staging / "generator"),
         }
+        merged = merge_adapter(
+            config.base, config.adapter, staging / "generator", licence=config.licence
+        )
+        if merged.logits is not None:
+            parity["merged_logits"] = merged.logits
         spec = read_retriever_spec(retriever)
         (retriever / RETRIEVER_SPEC).unlink()  # the manifest holds it from here on
         manifest = Manifest(
@@ -77,25 +76,4 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> Manifest:
             notice=config.notice,
         )
         write_manifest(staging, manifest)
-        _move_into_place(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return manifest
-
-
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    if not out.exists():
-        return
-    if not overwrite:
-        raise OutputError(f"{out} exists; choose another directory or add --overwrite.")
-    if not (out / MANIFEST).is_file():
-        raise OutputError(f"{out} exists and is no bundle, so it is not overwritten; move it away.")
-
-
-def _move_into_place(staging: Path, out: Path) -> None:
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    staging.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

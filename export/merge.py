@@ -1,128 +1,138 @@
-"""A LoRA adapter merged into its base: a checkpoint that any engine serves without peft."""
+"""A LoRA adapter merged into its base, shard by shard: a checkpoint that any engine serves.
 
-import json
-import re
+Each shard is copied as a file, then the rows of the weights that the adapter aims at are replaced
+in the copy, a block at a time. So memory holds the adapter and one block, however large the model;
+what is not aimed at cannot change, and what is written is read again and compared with its base.
+"""
+
+import logging
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from peft import PeftModel
-from PIL import Image
-from safetensors import safe_open
-from transformers import MllamaForConditionalGeneration
-
-from mmrag_batch.bundle import PICKLES
-from mmrag_batch.errors import ConfigError, DeniedError, MissingError
-from mmrag_batch.generation.mllama_inputs import collate, load_image_processor
-from mmrag_batch.generation.mllama_model import load_model
-from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.prompt import build_prompt
-from mmrag_batch.records import Question
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-TOLERANCE = 1e-4
-"""Largest difference of a logit between the merged model and adapter + base, in float32."""
-COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "preprocessor_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
+from export.adapter import Adapter, Update, check_fits, read_adapter
+from export.card import write_card
+from export.checkpoint import (
+    INDEX,
+    Tensor,
+    check_unquantised,
+    module_name,
+    read_rows,
+    read_shard,
+    shard_files,
+    write_rows,
 )
-LORA = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
+from export.staging import check_out, check_space, staged
+from export.verify import MergeReport, changed_tensors, check_changes, check_logits, check_samples
+from mmrag_batch.errors import ConfigError, MissingError
 
-Weights = dict[str, torch.Tensor]
+NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+COPIED = ("generation_config.json", "chat_template.json", "chat_template.jinja", INDEX)
+TERMS = ("LICENSE*", "USE_POLICY*", "NOTICE*")
+
+log = logging.getLogger(__name__)
 
 
-def merge_adapter(base_dir: Path, adapter_dir: Path, out_dir: Path) -> float:
-    """Write base + adapter to `out_dir` in Hugging Face layout, in float32.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What merging will do: the shards, their tensors, and the update of some of them by name."""
 
-    Returns the largest difference of a logit between what was written and adapter + base, on a
-    prompt with an image. Raises MissingError and DeniedError for files that are not there or are
-    pickles, ConfigError for an adapter that changes nothing, or other weights than its own.
+    base: Path
+    adapter: Adapter
+    shards: Mapping[Path, Sequence[Tensor]]
+    updates: Mapping[str, Update]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the merged shards, which are those of the base."""
+        return sum(file.stat().st_size for file in self.shards)
+
+
+def write_generator(
+    base: Path, adapter_dir: Path, out: Path, *, logits: bool = False, overwrite: bool = False
+) -> MergeReport:
+    """Merge into `out`, which is there only when it is whole and checked.
+
+    Raises OutputError where `out` exists and is not to be, or cannot be, overwritten, or its disk
+    is too small, and what `merge_adapter` raises.
     """
-    targets = _target_weights(adapter_dir)
-    base = load_model(base_dir, dtype=torch.float32)
-    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
-    adapted = PeftModel.from_pretrained(base, str(adapter_dir)).eval()
-    expected = _sample_logits(adapted, base_dir)
-    merged: MllamaForConditionalGeneration = adapted.merge_and_unload(safe_merge=True)
-    check_changes(before, dict(merged.state_dict()), targets)
-
-    out_dir.mkdir(parents=True, exist_ok=True)
-    merged.save_pretrained(out_dir)
-    for name in COMPANIONS:
-        _copy(base_dir / name, out_dir / name)
-    for file in out_dir.glob("*.safetensors"):  # written for their owner's eyes only
-        shutil.copymode(out_dir / "config.json", file)
-    written = _sample_logits(load_model(out_dir, dtype=torch.float32), out_dir)
-    difference = float((written - expected).abs().max())
-    if not difference <= TOLERANCE:  # catches nan, too
-        raise ConfigError(
-            f"Merging {adapter_dir} changed a logit by {difference:.2e} (at most {TOLERANCE:.0e})."
-        )
-    return difference
+    check_out(out, overwrite=overwrite, marker="config.json", kind="checkpoint")
+    check_space(out, plan_merge(base, adapter_dir).size)
+    with staged(out) as staging:
+        return merge_adapter(base, adapter_dir, staging, logits=logits)
 
 
-def check_changes(before: Weights, after: Weights, targets: set[str]) -> None:
-    """Check that merging changed every weight that the adapter aims at, and no other.
+def plan_merge(base: Path, adapter_dir: Path) -> Plan:
+    """Read what there is, without its weights, and check that one fits the other.
 
-    Raises ConfigError naming the first weights that are not so.
+    Raises MissingError for files that are not there, DeniedError for pickles, ConfigError for a
+    quantised base and for an adapter that is no plain LoRA, changes nothing, or is of another base.
     """
-    unknown = sorted(targets - before.keys())
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    untouched = sorted(targets & before.keys() - changed)
-    if not changed:
-        raise ConfigError("The adapter changes nothing; was it trained?")
-    for problem, names in [
-        ("aims at weights that the base does not have", unknown),
-        ("left weights unchanged that it aims at", untouched),
-        ("changed weights that it does not aim at", sorted(changed - targets)),
-    ]:
-        if names:
-            raise ConfigError(f"The adapter {problem}: {', '.join(names[:3])} ({len(names)}).")
+    for name in NEEDED:
+        if not (base / name).is_file():
+            raise MissingError(f"{base / name} is missing; a generator needs it.")
+    check_unquantised(base)
+    adapter = read_adapter(adapter_dir)
+    shards = {file: read_shard(file) for file in shard_files(base)}
+    tensors = {module_name(t.name): t for shard in shards.values() for t in shard}
+    check_fits(adapter, base, tensors)
+    updates = {tensors[name].name: update for name, update in adapter.updates.items()}
+    return Plan(base, adapter, shards, updates)
 
 
-def _target_weights(adapter_dir: Path) -> set[str]:
-    """The base's names of the weights that an adapter in peft's format changes."""
-    if any(file.suffix in PICKLES for file in adapter_dir.glob("adapter_model.*")):
-        raise DeniedError(f"{adapter_dir} holds a pickle; save the adapter as safetensors.")
-    file = adapter_dir / ADAPTER_WEIGHTS
-    if not file.is_file() or not (adapter_dir / "adapter_config.json").is_file():
-        raise MissingError(f"{adapter_dir} holds no adapter; train one with train/generator.py.")
-    with safe_open(file, framework="pt") as weights:
-        names = [name.removeprefix("base_model.model.") for name in weights.keys()]  # noqa: SIM118
-    return {LORA.sub(".weight", name) for name in names}
+def merge_adapter(
+    base: Path, adapter_dir: Path, out: Path, *, licence: str = "", logits: bool = False
+) -> MergeReport:
+    """Write base + adapter into the directory `out`, in the layout and dtype of the base.
 
+    `logits` compares them even where that takes more memory than merging.
 
-@torch.inference_mode()
-def _sample_logits(model: torch.nn.Module, generator_dir: Path) -> torch.Tensor:
-    """The logits (1, L, V) of a choice question about a picture."""
-    question = Question(
-        text="What is shown?",
-        image="sample",
-        choices=("a square", "a gradient"),
-        documents=(),
-        label=None,
-        relevant=None,
+    Raises what `plan_merge` raises before anything is written; ConfigError where the adapter leaves
+    a weight that it aims at as it was; InternalError where what was written is not W + B A scale,
+    or answers other than adapter + base.
+    """
+    plan = plan_merge(base, adapter_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    _copy_companions(base, out)
+    for number, (file, tensors) in enumerate(plan.shards.items(), start=1):
+        log.info("Merging %s, shard %d of %d.", file.name, number, len(plan.shards))
+        _merge_shard(file, out / file.name, tensors, plan.updates)
+    log.info("Comparing what was written with %s and the adapter.", base)
+    changed = changed_tensors(plan.shards, out)
+    check_changes(changed, set(plan.updates))
+    report = MergeReport(
+        merged=len(changed),
+        kept=sum(map(len, plan.shards.values())) - len(changed),
+        weights=check_samples(plan.shards, out, plan.updates),
+        logits=check_logits(base, plan.adapter, out, always=logits),
     )
-    picture = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
-    token_ids = Renderer(generator_dir).render(
-        build_prompt(question, (), max_images=1, scoring="letter").messages
-    )
-    config = json.loads((generator_dir / "config.json").read_text(encoding="utf-8"))
-    inputs = collate(
-        [token_ids],
-        [[picture]],
-        load_image_processor(generator_dir),
-        pad_id=0,  # one row is not padded
-        image_token_id=config["image_token_index"],
-    )
-    logits: torch.Tensor = model(**inputs).logits
-    return logits
+    write_card(out, base, plan.adapter, report, licence)
+    return report
 
 
-def _copy(source: Path, target: Path) -> None:
-    if not source.is_file():
-        raise MissingError(f"{source} is missing; a generator needs it.")
+def _copy_companions(base: Path, out: Path) -> None:
+    """Everything of a generator that is no weight, with its terms of use."""
+    for pattern in (*NEEDED, *COPIED, *TERMS):
+        for file in base.glob(pattern):
+            shutil.copyfile(file, out / file.name)
+
+
+def _merge_shard(
+    source: Path, target: Path, tensors: Sequence[Tensor], updates: Mapping[str, Update]
+) -> None:
     shutil.copyfile(source, target)
+    with target.open("r+b") as stream:
+        for tensor in tensors:
+            if tensor.name not in updates:
+                continue
+            update = updates[tensor.name]
+            for start, stop in tensor.blocks():
+                rows = read_rows(stream, tensor, start, stop)
+                merged = (rows.float() + update.rows(start, stop)).to(rows.dtype)
+                if not merged.isfinite().all():
+                    raise ConfigError(
+                        f"Merging {tensor.name} overflows {tensor.dtype}; was the adapter trained "
+                        "in float16? Its weights or the base's are not finite."
+                    )
+                write_rows(stream, tensor, start, merged)

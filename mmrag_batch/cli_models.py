@@ -1,5 +1,6 @@
 """The commands that make models. What they need of train and export is imported inside of them."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,36 @@ def _export_towers(
         from export.onnx_retriever import export_towers
 
     _show_parity(export_towers(towers, out))
+
+
+@export.command("generator")
+def _export_generator(
+    base: Annotated[Path, typer.Option(help="The checkpoint that was tuned, not quantised.")],
+    adapter: Annotated[Path, typer.Option(help="A LoRA adapter in PEFT's format.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint to write.")],
+    logits: Annotated[
+        bool, typer.Option("--logits", help="Compare logits, whatever memory that takes.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint.")] = False,
+) -> None:
+    """Merge an adapter into its base, shard by shard, and prove that it did."""
+    from mmrag_batch.factory import requires
+
+    with requires("train"):
+        from export.merge import write_generator
+
+    _log_to_stderr()
+    done = write_generator(base, adapter, out, logits=logits, overwrite=overwrite)
+    typer.echo(f"{out}: {done.merged} weights merged, {done.kept} tensors as in {base}.")
+    typer.echo(f"merged weights: {done.weights:.2f} rounding steps from W + B A scale at most")
+    if done.logits is not None:
+        _show_parity({"merged_logits": done.logits})
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for package in ("train", "export"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def _show_parity(parity: Mapping[str, float]) -> None:

@@ -19,6 +19,7 @@ COMMANDS = [
     ["evaluate"],
     ["export"],
     ["export", "encoders"],
+    ["export", "generator"],
     ["export", "towers"],
 ]
 

@@ -1,0 +1,208 @@
+"""What was merged, read again from the disk and compared with base and adapter."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from PIL import Image
+from safetensors import safe_open
+
+from export.adapter import Adapter, Update
+from export.checkpoint import BLOCK, Tensor, read_shard, shard_files
+from mmrag_batch.errors import ConfigError, InternalError
+from mmrag_batch.generation.mllama_inputs import collate, load_image_processor
+from mmrag_batch.generation.mllama_model import load_model
+from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.prompt import build_prompt
+from mmrag_batch.records import Question
+
+SAMPLED = 256
+"""Rows of each merged weight that are compared with W + B A scale."""
+MOST_STEPS = 1.0
+"""How far a merged weight may be from that, in steps of its dtype: rounding takes half of one."""
+TOLERANCE = {"F32": 1e-4, "F16": 5e-2, "BF16": 5e-1}
+"""Largest difference of a logit from adapter + base, whose weights are not rounded after adding."""
+MEMORY = 2**30
+"""How far the weights in float32 may exceed the largest shard for logits to be compared: merging,
+with what it imports, stays within the largest shard + 2 GiB."""
+
+Shards = Mapping[Path, Sequence[Tensor]]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What was measured on the written checkpoint.
+
+    `merged`: weights that changed; `kept`: tensors that are the base's, byte by byte; `weights`:
+    the largest difference of a sampled weight from W + B A scale, in steps of its dtype; `logits`:
+    the largest difference of a logit from adapter + base, None where the model does not fit into
+    memory.
+    """
+
+    merged: int
+    kept: int
+    weights: float
+    logits: float | None
+
+
+def changed_tensors(shards: Shards, out: Path) -> set[str]:
+    """The names of the tensors whose bytes in `out` are not those of the base.
+
+    Raises InternalError for a shard of another layout.
+    """
+    changed = set()
+    for file, tensors in shards.items():
+        copy = out / file.name
+        if read_shard(copy) != [replace(tensor, file=copy) for tensor in tensors]:
+            raise InternalError(f"{copy} has another layout than {file}; please report it.")
+        changed |= {tensor.name for tensor in tensors if not _same_bytes(tensor, file, copy)}
+    return changed
+
+
+def _same_bytes(tensor: Tensor, before: Path, after: Path) -> bool:
+    with before.open("rb") as one, after.open("rb") as other:
+        one.seek(tensor.begin)
+        other.seek(tensor.begin)
+        sizes = range(tensor.begin, tensor.end, BLOCK)
+        return all(
+            one.read(size) == other.read(size)
+            for size in (min(BLOCK, tensor.end - place) for place in sizes)
+        )
+
+
+def check_changes(changed: set[str], targets: set[str]) -> None:
+    """Check that merging changed every weight that the adapter aims at, and no other.
+
+    Raises ConfigError, or InternalError, naming the first weights that are not so.
+    """
+    untouched, others = sorted(targets - changed), sorted(changed - targets)
+    if untouched:
+        raise ConfigError(
+            f"The adapter left weights unchanged that it aims at: {', '.join(untouched[:3])} "
+            f"({len(untouched)} of {len(targets)}). Train it longer, and on rows that use them "
+            "(cross-attention learns from images only), or leave them out of its targets."
+        )
+    if others:
+        raise InternalError(
+            f"Merging changed weights that it does not aim at: {', '.join(others[:3])} "
+            f"({len(others)}); please report it."
+        )
+
+
+def check_samples(shards: Shards, out: Path, updates: Mapping[str, Update]) -> float:
+    """The largest difference of a merged weight from W + B A scale, in steps of its dtype.
+
+    Taken over rows from the middle of each, read and computed apart from the merge. Raises
+    InternalError where it is more than rounding.
+    """
+    worst = 0.0
+    for file, tensors in shards.items():
+        aimed_at = [tensor for tensor in tensors if tensor.name in updates]
+        with safe_open(file, "pt") as base, safe_open(out / file.name, "pt") as merged:
+            for tensor in aimed_at:
+                start = max(0, (tensor.shape[0] - SAMPLED) // 2)
+                part = slice(start, start + SAMPLED)
+                weight = base.get_slice(tensor.name)[part]
+                found = merged.get_slice(tensor.name)[part]
+                steps = steps_apart(weight, found, updates[tensor.name], part)
+                if not steps <= MOST_STEPS:  # catches nan, too
+                    raise InternalError(
+                        f"{tensor.name} is not W + B A scale but {steps:.1f} steps of its dtype "
+                        "away; please report it."
+                    )
+                worst = max(worst, steps)
+    return worst
+
+
+def steps_apart(weight: torch.Tensor, found: torch.Tensor, update: Update, part: slice) -> float:
+    """How far `found` is from `weight` + rows `part` of `update`: 1 is the dtype's relative step at
+    the size of what was added up (of float32 eight, as its sums of products round, too)."""
+    left, right = update.left[part].double(), update.right.double()
+    expected = weight.double() + left @ right * update.scale
+    size = weight.double().abs() + left.abs() @ right.abs() * abs(update.scale)
+    eps = max(torch.finfo(weight.dtype).eps, 8 * torch.finfo(torch.float32).eps)
+    step = eps * size + torch.finfo(weight.dtype).smallest_normal
+    return float(((found.double() - expected).abs() / step).max())
+
+
+def check_logits(base: Path, adapter: Adapter, out: Path, *, always: bool = False) -> float | None:
+    """The largest difference of a logit between `out` and adapter + base, computed in float32.
+
+    None where that takes more memory than merging may (see `MEMORY`), unless `always`. Raises
+    InternalError where it is more than the rounding of the merged weights explains.
+    """
+    shards = {file: read_shard(file) for file in shard_files(base)}
+    tensors = [tensor for shard in shards.values() for tensor in shard]
+    needed = 4 * sum(math.prod(tensor.shape) for tensor in tensors)
+    largest = max(file.stat().st_size for file in shards)
+    if needed > largest + MEMORY and not always:
+        log.info(
+            "Logits are not compared: that takes %.0f GiB; --logits does it.", needed / 2**30 + 1
+        )
+        return None
+    expected = _sample_logits(_adapted(base, adapter), base)
+    found = _sample_logits(load_model(out, dtype=torch.float32), out)
+    difference = float((found - expected).abs().max())
+    tolerance = max(TOLERANCE.get(tensor.dtype, 0.0) for tensor in tensors)
+    if not difference <= tolerance:  # catches nan, too
+        raise InternalError(
+            f"Merging {adapter.directory} changed a logit by {difference:.2e} (at most "
+            f"{tolerance:.0e}); please report it."
+        )
+    return difference
+
+
+def _adapted(base: Path, adapter: Adapter) -> PeftModel:
+    """The base with the adapter beside it, as peft runs it, whatever names the adapter uses."""
+    halves = {name.removesuffix(".weight"): update for name, update in adapter.updates.items()}
+    config = LoraConfig(
+        target_modules=list(halves),
+        rank_pattern={f"^{name}": update.rank for name, update in halves.items()},
+        alpha_pattern={f"^{name}": update.alpha for name, update in halves.items()},
+        use_rslora=bool(adapter.config.get("use_rslora")),
+    )
+    model = get_peft_model(load_model(base, dtype=torch.float32), config)
+    weights = {}
+    for name, update in halves.items():
+        embedding = "embed_tokens" in name
+        a, b = (update.right, update.left) if not embedding else (update.left.T, update.right.T)
+        kind, end = ("lora_embedding_", "") if embedding else ("lora_", ".weight")
+        weights[f"base_model.model.{name}.{kind}A{end}"] = a
+        weights[f"base_model.model.{name}.{kind}B{end}"] = b
+    missing_and_unexpected: Any = set_peft_model_state_dict(model, weights)
+    assert not missing_and_unexpected.unexpected_keys
+    return model.eval()
+
+
+@torch.inference_mode()
+def _sample_logits(model: torch.nn.Module, generator_dir: Path) -> torch.Tensor:
+    """The logits (1, L, V) of a choice question about a picture."""
+    question = Question(
+        text="What is shown?",
+        image="sample",
+        choices=("a square", "a gradient"),
+        documents=(),
+        label=None,
+        relevant=None,
+    )
+    picture = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
+    token_ids = Renderer(generator_dir).render(
+        build_prompt(question, (), max_images=1, scoring="letter").messages
+    )
+    config = json.loads((generator_dir / "config.json").read_text(encoding="utf-8"))
+    inputs = collate(
+        [token_ids],
+        [[picture]],
+        load_image_processor(generator_dir),
+        pad_id=0,  # one row is not padded
+        image_token_id=config["image_token_index"],
+    )
+    logits: torch.Tensor = model(**inputs).logits
+    return logits
