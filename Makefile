@@ -61,10 +61,10 @@ $(DEMO)/sighted/model/model.safetensors: train/configs/demo_vision.yaml $(DEMO)/
 	$(BIN)/python -m train.demo_vision $<
 
 $(DEMO)/base/model/model.safetensors: train/configs/demo_base.yaml $(DEMO)/sighted/model/model.safetensors
-	$(BIN)/python -m train.generator $<
+	$(BIN)/mmrag-batch train generator $<
 
 $(DEMO)/generator/adapter/adapter_model.safetensors: train/configs/demo_generator.yaml $(DEMO)/base/model/model.safetensors $(DEMO)/graphs/question_tower.onnx $(DEMO)/tuning/questions.csv
-	$(BIN)/python -m train.generator $<
+	$(BIN)/mmrag-batch train generator $<
 
 $(DEMO)/bundle/bundle.json: $(DEMO)/generator/adapter/adapter_model.safetensors
 	$(BIN)/mmrag-batch export --config export/configs/demo.yaml --overwrite

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmrag_batch import __version__
-from mmrag_batch.cli_models import export
+from mmrag_batch.cli_models import export, train
 from mmrag_batch.config import DeviceName, EngineName, load_predict_settings
 from mmrag_batch.errors import ExitCode, MmragError
 
@@ -57,6 +57,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(train, name="train")
 app.add_typer(export, name="export")
 
 Table = Annotated[

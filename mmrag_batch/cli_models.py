@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
+train = typer.Typer(rich_markup_mode=None, help="Train a model, as a YAML file says.")
 export = typer.Typer(rich_markup_mode=None)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see train/configs.")]
+
+
+@train.command("generator")
+def _train_generator(config: Config) -> None:
+    """Tune a Llama 3.2 Vision on a table of questions; started again, it goes on."""
+    from mmrag_batch.factory import requires
+
+    with requires("train"):
+        from train.config import load_config
+        from train.generator import GeneratorConfig, train_generator
+
+    _log_to_stderr()
+    typer.echo(train_generator(load_config(config, GeneratorConfig)))
 
 
 @export.callback(invoke_without_command=True)

@@ -27,7 +27,7 @@ CONFIGS = {
     "train.demo_encoders": EncodersConfig,
     "train.demo_vision": VisionConfig,
     "train.retriever": RetrieverConfig,
-    "train.generator": GeneratorConfig,
+    "train generator": GeneratorConfig,
     "export": ExportConfig,
 }
 
@@ -88,6 +88,8 @@ def test_the_commands_that_train_and_export_name_what_there_is(
         elif words[0] == "python":
             assert Path(words[1]).is_file(), words
             continue
+        elif words[1] == "train":
+            name, arguments = " ".join(words[1:3]), words[3:]
         else:
             name, arguments = words[1], words[2:]
         for file in arguments:
@@ -118,9 +120,9 @@ def section(title: str) -> str:
 @pytest.mark.parametrize("file", sorted((ROOT / "train" / "configs").glob("*.yaml")), ids=str)
 def test_a_config_begins_with_the_command_that_runs_it(file: Path) -> None:
     first = file.read_text().splitlines()[0]
-    module, config = first.removeprefix("# python -m ").split()
+    name, _, config = re.sub("^# (python -m|mmrag-batch) ", "", first).rpartition(" ")
     assert ROOT / config == file
-    load_config(file, CONFIGS[module])
+    load_config(file, CONFIGS[name])
 
 
 def test_the_table_of_the_readme_is_one_that_predict_reads(

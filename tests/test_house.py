@@ -17,6 +17,8 @@ COMMANDS = [
     ["predict"],
     ["validate"],
     ["evaluate"],
+    ["train"],
+    ["train", "generator"],
     ["export"],
     ["export", "encoders"],
     ["export", "generator"],

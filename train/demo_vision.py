@@ -26,8 +26,8 @@ from mmrag_batch.generation.mllama_model import load_model
 from train.config import load_config
 from train.demo_pictures import COLOURS, SHAPES, draw
 from train.demo_world import THINGS
-from train.generator import save_model
 from train.run import Run, log_to_stderr
+from train.tuning import save_model
 
 Inputs = dict[str, Tensor]
 

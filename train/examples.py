@@ -4,6 +4,7 @@ Prompts are built by the same functions as in `predict`, on the same evidence.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from mmrag_batch.errors import InputError, RowError
+from mmrag_batch.generation.answerer import fit_prompt
 from mmrag_batch.generation.mllama_inputs import collate
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.io.table import read_rows
@@ -51,12 +53,14 @@ def relevant_evidence(
 ) -> list[Row]:
     """Rows with their relevant documents first, then others at random: perfect retrieval.
 
-    Documents whose image cannot be read are left out, as in `predict`.
+    Documents whose image cannot be read are left out, and rows whose own cannot, as in `predict`.
     """
     random = Random(seed)
     found = []
     for row in rows:
         question = _question(row)
+        if question.image is not None and not _readable(images, question.image):
+            continue
         relevant = question.relevant or frozenset()
         documents = [d for d in question.documents if d.image is None or _readable(images, d.image)]
         random.shuffle(documents)
@@ -73,10 +77,35 @@ def _readable(images: ImageStore, source: str) -> bool:
     return True
 
 
+def fitting_rows(
+    rows: Iterable[Row],
+    renderer: Renderer,
+    *,
+    max_images: int,
+    max_prompt_tokens: int,
+    scoring: Scoring,
+) -> list[Row]:
+    """Rows with their evidence cut to what fits, as in `predict`; without those that never do."""
+    found = []
+    for row in rows:
+        with suppress(RowError):
+            evidence, _, _ = fit_prompt(
+                renderer,
+                _question(row),
+                row.evidence,
+                max_images=max_images,
+                max_prompt_tokens=max_prompt_tokens,
+                scoring=scoring,
+            )
+            found.append(replace(row, evidence=evidence))
+    return found
+
+
 class Examples(Dataset[Example]):
     """One example a row.
 
-    Its choices come in a new order at every access, so that no letter is favoured.
+    Its choices come in a new order in every epoch, so that no letter is favoured. The order depends
+    on seed, epoch and row alone, so a run that is resumed sees what it would have seen.
     """
 
     def __init__(
@@ -94,14 +123,19 @@ class Examples(Dataset[Example]):
         self._images = images
         self._max_images = max_images
         self._scoring: Scoring = scoring
-        self._random = Random(seed)
+        self._seed = seed
+        self._epoch = 0
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of the choices that epoch `epoch` has."""
+        self._epoch = epoch
+
     def __getitem__(self, index: int) -> Example:
         row = self._rows[index]
-        question = self._shuffled(_question(row))
+        question = _shuffled(_question(row), Random(f"{self._seed} {self._epoch} {index}"))
         assert question.label is not None  # labelled rows have one
         prompt = self._prompt(question, row)
         right = answer_texts(question, self._scoring)[question.label]
@@ -121,37 +155,39 @@ class Examples(Dataset[Example]):
             question, row.evidence, max_images=self._max_images, scoring=self._scoring
         )
 
-    def _shuffled(self, question: Question) -> Question:
-        order = self._random.sample(range(len(question.choices)), len(question.choices))
-        choices = tuple(question.choices[place] for place in order)
-        assert question.label is not None  # labelled rows have one
-        return replace(question, choices=choices, label=order.index(question.label))
-
 
 class SameImageCount(Sampler[int]):
     """A random order of the examples in which the rows of each batch show equally many images.
 
-    See `mllama_inputs.collate` for why. What does not fill a batch waits for the next epoch.
+    See `mllama_inputs.collate` for why. What does not fill a batch waits for the next epoch. Epochs
+    are those that the trainer sets, here and in the examples.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
+        self._examples = examples
         self._groups: dict[int, list[int]] = {}
         for index in range(len(examples)):
             self._groups.setdefault(examples.image_count(index), []).append(index)
         self._batch_size = batch_size
-        self._random = Random(seed)
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order that epoch `epoch` has."""
+        self._epoch = epoch
+        self._examples.set_epoch(epoch)
 
     def __len__(self) -> int:
         size = self._batch_size
         return sum(len(group) // size * size for group in self._groups.values())
 
     def __iter__(self) -> Iterator[int]:
-        size = self._batch_size
+        size, random = self._batch_size, Random(f"{self._seed} {self._epoch}")
         batches = []
-        for group in self._groups.values():
-            self._random.shuffle(group)
+        for members in self._groups.values():
+            group = random.sample(members, len(members))
             batches += [group[i : i + size] for i in range(0, len(group) - size + 1, size)]
-        self._random.shuffle(batches)
+        random.shuffle(batches)
         return (index for batch in batches for index in batch)
 
 
@@ -201,6 +237,13 @@ def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     )
     shares = weights[:, 1:].flatten()
     return (losses * shares).sum() / shares.sum()
+
+
+def _shuffled(question: Question, random: Random) -> Question:
+    order = random.sample(range(len(question.choices)), len(question.choices))
+    choices = tuple(question.choices[place] for place in order)
+    assert question.label is not None  # labelled rows have one
+    return replace(question, choices=choices, label=order.index(question.label))
 
 
 def _question(row: Row) -> Question:

@@ -1,47 +1,50 @@
 """Tune a Llama 3.2 Vision generator on a table of questions, with LoRA or in full.
 
-    python -m train.generator train/configs/demo_generator.yaml
+    mmrag-batch train generator train/configs/demo_generator.yaml
 
 Learns to give the right choice from the prompts that `predict` will show: same template, same
 evidence from the same retriever, same images and tiles. Writes `adapter/` (PEFT's format) where
-`lora_rank` > 0, else `model/` (a whole checkpoint), and the files of `run.py`.
+`lora_rank` > 0, else `model/` (a whole checkpoint), and the files of `run.py`. Start a run that was
+killed again, and it goes on from its last checkpoint. On several GPUs:
+
+    accelerate launch --multi_gpu -m mmrag_batch train generator CONFIG
 """
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from torch.utils.data import Sampler
-from transformers import MllamaForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
+from accelerate import PartialState
+from transformers import TrainingArguments
 
 from mmrag_batch.bundle import read_retriever_spec
+from mmrag_batch.errors import ConfigError
 from mmrag_batch.generation.mllama_inputs import load_image_processor
-from mmrag_batch.generation.mllama_model import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.prompt import Scoring
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_retriever
 from mmrag_batch.stages import ImageStore
-from train.config import load_config
+from train.answer_trainer import AnswerTrainer
+from train.checkpoints import last_checkpoint
 from train.examples import (
     Collator,
     Examples,
     SameImageCount,
+    fitting_rows,
     labelled_rows,
     relevant_evidence,
-    weighted_loss,
 )
-from train.run import Run, log_to_stderr
+from train.held_out import Scorer, split_rows
+from train.run import Run, changes
+from train.tuning import add_lora, load_base, save_model
 
-LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-"""Every projection of the text model; the vision tower stays as it is."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,91 +57,113 @@ class GeneratorConfig:
     out: Path
     steps: int
     batch_size: int
+    """Rows at once, on each GPU."""
     learning_rate: float
     top_k: int
     max_images: int
     scoring: Scoring
     retriever: Path | None = None
     """Graphs that choose the evidence; without them it is the relevant documents, then others."""
+    accumulate: int = 1
+    """Batches a step."""
+    max_prompt_tokens: int = 4096
+    """Evidence is cut to fit into it, the lowest ranked first."""
     lora_rank: int = 0
     """0 trains every weight."""
     lora_alpha: int = 32
+    four_bits: bool = False
+    """Keep the base in 4 bits while LoRA learns (QLoRA)."""
+    gradient_checkpointing: bool = False
+    """Less memory, a third more time."""
     freeze_vision: bool = False
     """Leave the vision tower as it is; LoRA always does."""
     prompt_loss: float = 0.0
     """Weight of the loss on prompt tokens, beside 1 on the answer."""
+    held_out: int = 0
+    """Rows of the table, at random, that are scored as `predict` would at each checkpoint; the
+    checkpoint that is best at them is the result."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    report_to: str = "none"
+    """Where figures go besides `metrics.jsonl`: tensorboard, wandb, ..."""
     seed: int = 0
 
 
-class AnswerTrainer(Trainer):
-    """transformers' Trainer with our loss and our order of examples."""
-
-    def __init__(self, sampler: Sampler[int], **settings: Any) -> None:
-        super().__init__(**settings)
-        self._sampler = sampler
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
-        return self._sampler
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002
-    ) -> Any:
-        """The weighted loss of `examples.Collator`."""
-        labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
-        outputs = model(**inputs, use_cache=False)
-        loss = weighted_loss(outputs.logits, labels, weights)
-        return (loss, outputs) if return_outputs else loss
-
-
-class _Report(TrainerCallback):
-    """Passes the trainer's figures on to the run's folder."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
-        kept = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
-        if kept:
-            self._run.report(step=state.global_step, **kept)
-
-
 def train_generator(config: GeneratorConfig) -> Path:
-    """Train as configured; returns the folder of the adapter or of the model."""
-    run = Run(config.out, config, seed=config.seed, inputs=[config.table])
-    images = ImageLoader(config.table.parent)
-    rows = with_evidence(labelled_rows(config.table), images, config)
-    model = trainable(load_model(config.base, dtype=torch.float32), config)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    run.report(rows=len(rows), trained_parameters=trained)
+    """Train as configured; returns the folder of the adapter or of the model.
 
-    generation = model.generation_config
+    Goes on from the last checkpoint of a run with the same settings and table. Raises ConfigError
+    for settings that exclude each other and for a folder that holds another run's checkpoints.
+    """
+    _check(config)
+    checkpoints = config.out / "checkpoints"
+    checkpoint = last_checkpoint(checkpoints)
+    different = changes(config.out, config, inputs=[config.table])
+    if checkpoint and different:
+        raise ConfigError(
+            f"{config.out} holds an unfinished run with other settings ({'; '.join(different)}); "
+            f"choose another `out`, or remove {checkpoints} to start anew."
+        )
+    state = PartialState()
+    run = Run(
+        config.out,
+        config,
+        seed=config.seed,
+        inputs=[config.table],
+        resumed=checkpoint is not None,
+        main=state.is_main_process,
+    )
+    if checkpoint:
+        log.info("Going on from %s.", checkpoint)
+    trainer = build_trainer(config, checkpoints, run)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    out = config.out / ("adapter" if config.lora_rank else "model")
+    if state.is_main_process:
+        save(trainer.accelerator.unwrap_model(trainer.model), config, out)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    state.wait_for_everyone()
+    return out
+
+
+def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> AnswerTrainer:
+    """The trainer of a run, with its rows, their evidence, and the model."""
+    images, renderer = ImageLoader(config.table.parent), Renderer(config.base)
+    limits: dict[str, Any] = {
+        "max_images": config.max_images,
+        "max_prompt_tokens": config.max_prompt_tokens,
+        "scoring": config.scoring,
+    }
+    found = with_evidence(labelled_rows(config.table), images, config)
+    rows, held_out = split_rows(
+        fitting_rows(found, renderer, **limits), config.held_out, config.seed
+    )
     examples = Examples(
         rows,
-        Renderer(config.base),
+        renderer,
         images,
         max_images=config.max_images,
         scoring=config.scoring,
         seed=config.seed,
     )
-    trainer = AnswerTrainer(
-        SameImageCount(examples, config.batch_size, config.seed),
+    model = trainable(config)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    run.report(rows=len(rows), held_out=len(held_out), trained_parameters=trained)
+    scorer = Scorer(config.base, images, batch_size=config.batch_size, **limits)
+    return AnswerTrainer(
+        sampler=SameImageCount(examples, config.batch_size, config.seed),
+        score=scorer.score,
+        run=run,
         model=model,
-        args=_arguments(config),
+        args=_arguments(config, checkpoints),
         train_dataset=examples,
+        eval_dataset=held_out or None,
         data_collator=Collator(
             load_image_processor(config.base),
-            pad_id=generation.pad_token_id,
+            pad_id=model.generation_config.pad_token_id,
             image_token_id=model.config.image_token_index,
             prompt_loss=config.prompt_loss,
         ),
-        callbacks=[_Report(run)],
     )
-    trainer.train()
-    return save(model, config)
 
 
 def with_evidence(
@@ -157,58 +182,57 @@ def with_evidence(
     return [row for row in retrieve(rows) if row.error is None]
 
 
-def trainable(model: MllamaForConditionalGeneration, config: GeneratorConfig) -> Any:
-    """The model with the weights unfrozen that this run trains."""
-    if not config.lora_rank:
-        model.model.vision_model.requires_grad_(not config.freeze_vision)
-        return model
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_TARGETS)
-    return get_peft_model(model, lora)
+def trainable(config: GeneratorConfig) -> Any:
+    """The base with the weights unfrozen, or added, that this run trains."""
+    model = load_base(config.base, lora=bool(config.lora_rank), four_bits=config.four_bits)
+    if config.lora_rank:
+        return add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
+    model.model.vision_model.requires_grad_(not config.freeze_vision)
+    return model
 
 
-def save(model: Any, config: GeneratorConfig) -> Path:
+def save(model: Any, config: GeneratorConfig, out: Path) -> None:
     """Write the adapter, or the whole model with the tokenizer and processor of its base."""
     if config.lora_rank:
-        model.save_pretrained(config.out / "adapter")
-        return config.out / "adapter"
-    return save_model(model, config.base, config.out / "model")
+        model.save_pretrained(out)
+    else:
+        save_model(model, config.base, out)
 
 
-def save_model(model: Any, base: Path, out: Path) -> Path:
-    """Write a whole model with the tokenizer, processor and template of its `base`."""
-    model.save_pretrained(out)
-    for file in base.iterdir():
-        if file.suffix in {".json", ".jinja"} and not (out / file.name).exists():
-            shutil.copy(file, out)
-    return out
+def _check(config: GeneratorConfig) -> None:
+    if config.four_bits and not config.lora_rank:
+        raise ConfigError("four_bits: weights in 4 bits cannot learn; set lora_rank to train LoRA.")
 
 
-def _arguments(config: GeneratorConfig) -> TrainingArguments:
+def _arguments(config: GeneratorConfig, checkpoints: Path) -> TrainingArguments:
+    on_gpu = torch.cuda.is_available()
     return TrainingArguments(
-        output_dir=str(config.out),
+        output_dir=str(checkpoints),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulate,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=min(100, config.steps // 10),
         weight_decay=0.01,
         adam_beta2=0.95,
-        bf16=torch.cuda.is_available(),
+        bf16=on_gpu,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=50,
-        save_strategy="no",
-        report_to="none",
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=1,
+        eval_strategy="steps" if config.held_out else "no",
+        eval_steps=config.save_every,
+        eval_on_start=bool(config.held_out),
+        load_best_model_at_end=bool(config.held_out),
+        metric_for_best_model="eval_loss" if config.held_out else None,
+        report_to=config.report_to,
         remove_unused_columns=False,
         seed=config.seed,
         data_seed=config.seed,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=on_gpu,
+        dataloader_num_workers=2 if on_gpu else 0,
+        ddp_find_unused_parameters=True,  # cross-attention, in a batch without images
     )
-
-
-def main(config: Annotated[Path, typer.Argument(help="A YAML file, see train/configs.")]) -> None:
-    """Train a generator as CONFIG says."""
-    log_to_stderr()
-    typer.echo(train_generator(load_config(config, GeneratorConfig)))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -26,34 +26,76 @@ log = logging.getLogger("train")
 
 
 class Run:
-    """Writes the files of one training run and seeds its random numbers."""
+    """Writes the files of one training run and seeds its random numbers.
+
+    `resumed` goes on with the metrics that are there. Of several processes, only the one that is
+    `main` writes.
+    """
 
     def __init__(
-        self, directory: Path, config: Any, *, seed: int, inputs: Sequence[Path] = ()
+        self,
+        directory: Path,
+        config: Any,
+        *,
+        seed: int,
+        inputs: Sequence[Path] = (),
+        resumed: bool = False,
+        main: bool = True,
     ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        self._main = main
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        settings = json.loads(json.dumps(asdict(config), default=str))
-        (directory / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        if not main:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(_settings(config), sort_keys=False)
+        (directory / "config.yaml").write_text(text)
         provenance = {
             "mmrag-batch": __version__,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "numpy")},
             "seed": seed,
-            "inputs": {str(file): sha256(file) for file in inputs},
+            "inputs": _hashes(inputs),
         }
         (directory / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-        (directory / "metrics.jsonl").write_text("")
+        if not resumed:
+            (directory / "metrics.jsonl").write_text("")
 
     def report(self, **metrics: float | str) -> None:
         """Log a line of metrics and append it to `metrics.jsonl`."""
+        if not self._main:
+            return
         shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in metrics.items()}
         log.info("%s", "  ".join(f"{key} {value}" for key, value in shown.items()))
         with (self.directory / "metrics.jsonl").open("a") as stream:
             stream.write(json.dumps(shown) + "\n")
+
+
+def changes(directory: Path, config: Any, *, inputs: Sequence[Path] = ()) -> list[str]:
+    """What differs between the run that wrote `directory` and one with these settings and inputs:
+    `steps: 100 -> 200`. Versions may differ. Empty where there was no run, too."""
+    try:
+        settings = yaml.safe_load((directory / "config.yaml").read_text())
+        hashes = json.loads((directory / "provenance.json").read_text())["inputs"]
+    except FileNotFoundError:
+        return []
+    old, new = {**settings, **hashes}, {**_settings(config), **_hashes(inputs)}
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return settings
+
+
+def _hashes(inputs: Sequence[Path]) -> dict[str, str]:
+    return {str(file): sha256(file) for file in inputs}
 
 
 def log_to_stderr() -> None:

@@ -9,7 +9,7 @@ from mmrag_batch.generation.choices import choose
 from mmrag_batch.generation.engine import Engine, GenerationRequest, GenerationResult
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import Prompt, Scoring, answer_texts, build_prompt
-from mmrag_batch.records import Prediction, Problem, Question, Row
+from mmrag_batch.records import Evidence, Prediction, Problem, Question, Row
 from mmrag_batch.stages import ImageStore, prefetch
 
 if TYPE_CHECKING:
@@ -121,23 +121,47 @@ class Answerer:
 
     def _fit(self, row: Row, question: Question) -> tuple[Prompt, list[int]]:
         """The longest prompt that fits, with `row.evidence` cut to it. Raises RowError if none."""
-        while True:
-            prompt = self._prompt(row, question)
-            token_ids = self._renderer.render(prompt.messages)
-            if len(token_ids) <= self._max_prompt_tokens:
-                return prompt, token_ids
-            if not row.evidence:
-                raise RowError(
-                    "prompt_too_long",
-                    f"The question alone takes {len(token_ids)} tokens, the generator at most "
-                    f"{self._max_prompt_tokens}; shorten it.",
-                )
-            row.evidence = row.evidence[:-1]
+        row.evidence, prompt, token_ids = fit_prompt(
+            self._renderer,
+            question,
+            row.evidence,
+            max_images=self._max_images,
+            max_prompt_tokens=self._max_prompt_tokens,
+            scoring=self._scoring,
+        )
+        return prompt, token_ids
 
     def _prompt(self, row: Row, question: Question) -> Prompt:
         return build_prompt(
             question, row.evidence, max_images=self._max_images, scoring=self._scoring
         )
+
+
+def fit_prompt(
+    renderer: Renderer,
+    question: Question,
+    evidence: tuple[Evidence, ...],
+    *,
+    max_images: int,
+    max_prompt_tokens: int,
+    scoring: Scoring,
+) -> tuple[tuple[Evidence, ...], Prompt, list[int]]:
+    """The most evidence, best first, whose prompt fits; that prompt and its tokens.
+
+    Raises RowError where not even the question fits.
+    """
+    while True:
+        prompt = build_prompt(question, evidence, max_images=max_images, scoring=scoring)
+        token_ids = renderer.render(prompt.messages)
+        if len(token_ids) <= max_prompt_tokens:
+            return evidence, prompt, token_ids
+        if not evidence:
+            raise RowError(
+                "prompt_too_long",
+                f"The question alone takes {len(token_ids)} tokens, the generator at most "
+                f"{max_prompt_tokens}; shorten it.",
+            )
+        evidence = evidence[:-1]
 
 
 def _answered(row: Row, result: GenerationResult) -> Row:

@@ -43,14 +43,18 @@ class TransformersEngine:
         self,
         generator_dir: Path,
         *,
-        device: Literal["auto", "cpu", "cuda"],
+        device: Literal["auto", "cpu", "cuda"] = "auto",
         batch_size: int,
         max_new_tokens: int,
-        dtype: Literal["auto", "float32", "bfloat16"],
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        model: Any = None,
     ) -> None:
-        self._device = _device(device)
-        model: Any = load_model(generator_dir, dtype=_dtype(dtype, self._device))
-        self._model = model.to(self._device)  # Any: the annotations of `to` and `generate` mislead
+        """`model` is one that is in memory already, for instance while it is trained."""
+        self._device = _device(device) if model is None else model.device
+        if model is None:
+            loaded: Any = load_model(generator_dir, dtype=_dtype(dtype, self._device))
+            model = loaded.to(self._device)
+        self._model = model  # Any: the annotations of `to` and `generate` mislead
         self._image_processor = load_image_processor(generator_dir)
         self._tokenizer = Tokenizer.from_file(str(generator_dir / "tokenizer.json"))
         self._image_token_id = self._model.config.image_token_index

@@ -79,8 +79,10 @@ def test_choices_come_in_a_new_order_and_the_label_follows(
 ) -> None:
     for index in range(5):
         seen = set()
-        for _ in range(25):
+        for epoch in range(25):
+            lettered.set_epoch(epoch)
             example = lettered[index]
+            assert lettered[index] == example
             letter = renderer.decode(example.answer)
             lines = renderer.decode(example.prompt).splitlines()
             assert f"{letter}. {rows[index].cells['label']}" in lines
@@ -122,7 +124,11 @@ def test_relevant_evidence_comes_first_and_broken_images_not_at_all(tmp_path: Pa
 
 def test_the_rows_of_a_batch_show_equally_many_images(lettered: Examples) -> None:
     sampler = SameImageCount(lettered, batch_size=4, seed=0)
-    orders = [list(sampler) for _ in range(2)]
+    orders = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert list(sampler) == orders[-1]
     seen = set()
     for order in orders:
         assert len(order) == len(sampler) == len(set(order))

@@ -64,7 +64,7 @@ def test_lora_training_writes_an_adapter_alone(full: GeneratorConfig) -> None:
 
 
 def test_lora_trains_nothing_but_projections_of_the_text_model(full: GeneratorConfig) -> None:
-    model = trainable(load_model(full.base, dtype=torch.float32), replace(full, lora_rank=2))
+    model = trainable(replace(full, lora_rank=2))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in name and "language_model" in name for name in trained)
     for layer in ("self_attn.q_proj", "cross_attn.k_proj", "mlp.down_proj"):
@@ -72,7 +72,7 @@ def test_lora_trains_nothing_but_projections_of_the_text_model(full: GeneratorCo
 
 
 def test_without_a_rank_everything_is_trained(full: GeneratorConfig) -> None:
-    model = trainable(load_model(full.base, dtype=torch.float32), full)
+    model = trainable(full)
     assert all(p.requires_grad for p in model.parameters())
 
 

@@ -1,0 +1,79 @@
+"""transformers' Trainer with our loss, our order of examples and the scores of `predict`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback
+
+from mmrag_batch.records import Row
+from train.examples import weighted_loss
+from train.held_out import Score
+from train.run import Run
+
+SHOWN = ("loss", "learning_rate", "grad_norm", "eval_accuracy", "eval_loss", "eval_rows")
+
+
+class AnswerTrainer(Trainer):
+    """Learns answers; where `eval_dataset` is given, as rows, `score` says how good it is at them.
+
+    On several processes each scores its share of the rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampler: Sampler[int],
+        score: Callable[[Any, Sequence[Row]], Score],
+        run: Run,
+        **settings: Any,
+    ) -> None:
+        super().__init__(callbacks=[_Report(run)], **settings)
+        self._sampler = sampler
+        self._score = score
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
+        return self._sampler
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,  # noqa: ARG002
+    ) -> Any:
+        """The weighted loss of `examples.Collator`."""
+        labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
+        outputs = model(**inputs, use_cache=False)
+        loss = weighted_loss(outputs.logits, labels, weights)
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The accuracy on the held-out rows, and the mean log loss of their choices."""
+        rows: Any = self.eval_dataset
+        share = rows[self.args.process_index :: self.args.world_size]
+        found = self._score(self.accelerator.unwrap_model(self.model), share)
+        sums = torch.tensor([found.rows, found.correct, found.loss], dtype=torch.float32)
+        sums = sums.to(self.accelerator.device)
+        total, correct, loss = self.accelerator.reduce(sums, "sum").tolist()
+        metrics = {
+            "eval_accuracy": correct / total,
+            "eval_loss": loss / total,
+            "eval_rows": int(total),
+        }
+        self.log(metrics)
+        return metrics
+
+
+class _Report(TrainerCallback):
+    """Passes the trainer's figures on to the run's folder."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        kept = {key: logs[key] for key in SHOWN if key in logs}
+        if kept:
+            self._run.report(step=state.global_step, **kept)

@@ -1,0 +1,91 @@
+"""Rows that a run does not learn from, answered and scored as `predict` would."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from mmrag_batch.generation.answerer import Answerer
+from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.generation.transformers_engine import TransformersEngine
+from mmrag_batch.prompt import Scoring
+from mmrag_batch.records import Row
+from mmrag_batch.stages import ImageStore
+
+LEAST = 1e-6
+"""The probability that is counted where a row has no answer, or none above it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Sums over rows: how many there are, how many right, and their log losses in nats."""
+
+    rows: int
+    correct: int
+    loss: float
+
+
+def split_rows(rows: Sequence[Row], count: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """Rows to learn from, and `count` rows at random to hold out, both in their order."""
+    held_out = set(Random(seed).sample(range(len(rows)), min(count, len(rows))))
+    return (
+        [row for place, row in enumerate(rows) if place not in held_out],
+        [row for place, row in enumerate(rows) if place in held_out],
+    )
+
+
+class Scorer:
+    """Scores a model in memory by the code that `predict` runs: same prompts, same choices."""
+
+    def __init__(
+        self,
+        generator_dir: Path,
+        images: ImageStore,
+        *,
+        batch_size: int,
+        max_images: int,
+        max_prompt_tokens: int,
+        scoring: Scoring,
+    ) -> None:
+        self._generator_dir = generator_dir
+        self._images = images
+        self._batch_size = batch_size
+        self._max_images = max_images
+        self._max_prompt_tokens = max_prompt_tokens
+        self._scoring: Scoring = scoring
+
+    def score(self, model: Any, rows: Sequence[Row]) -> Score:
+        """Answer `rows`, which have evidence and a label. The model is left in its mode."""
+        engine = TransformersEngine(
+            self._generator_dir, batch_size=self._batch_size, max_new_tokens=1, model=model
+        )
+        answerer = Answerer(
+            Renderer(self._generator_dir),
+            engine,
+            self._images,
+            max_images=self._max_images,
+            max_prompt_tokens=self._max_prompt_tokens,
+            scoring=self._scoring,
+        )
+        training = model.training
+        model.eval()
+        fresh = (replace(row, problems=[]) for row in rows)  # a stage fills in what it is given
+        answered = [_right(row) for row in answerer(fresh)]
+        model.train(training)
+        return Score(
+            rows=len(answered),
+            correct=sum(correct for correct, _ in answered),
+            loss=-math.fsum(math.log(max(LEAST, probability)) for _, probability in answered),
+        )
+
+
+def _right(row: Row) -> tuple[bool, float]:
+    """Whether the right choice was given, and its probability."""
+    assert row.question is not None  # labelled rows have a question with a label
+    assert row.question.label is not None
+    if row.prediction is None:
+        return False, 0.0
+    label = row.question.label
+    return row.prediction.index == label, row.prediction.probabilities[label]

@@ -1,0 +1,60 @@
+"""The model that a run tunes: its base, in 32, 16 or 4 bits, and the weights of it that learn."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig, MllamaForConditionalGeneration
+
+from mmrag_batch.generation.mllama_model import load_model, pass_by_position
+
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+"""Every projection of the text model; the vision tower stays as it is."""
+IN_FULL = ("lm_head", "model.vision_model", "model.multi_modal_projector")
+"""What a model in 4 bits keeps in 16: what it sees and what it answers with, an eighth of it."""
+
+
+def load_base(base: Path, *, lora: bool, four_bits: bool) -> MllamaForConditionalGeneration:
+    """The model to tune.
+
+    A base that LoRA leaves as it is needs no more than bfloat16 on a GPU; in 4 bits it is
+    quantised as it is loaded (NF4 with quantised constants, Dettmers 2023). The rest is float32.
+    """
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu and lora else torch.float32
+    if not four_bits:
+        return load_model(base, dtype=dtype)
+    model: MllamaForConditionalGeneration = MllamaForConditionalGeneration.from_pretrained(
+        base,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        device_map={"": PartialState().device},
+        quantization_config=BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=list(IN_FULL),
+        ),
+    )
+    pass_by_position(model)
+    return model
+
+
+def add_lora(model: MllamaForConditionalGeneration, *, rank: int, alpha: int) -> Any:
+    """The model with a new adapter, in float32, on the projections of its text model."""
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS))
+
+
+def save_model(model: Any, base: Path, out: Path) -> Path:
+    """Write a whole model with the tokenizer, processor and template of its `base`."""
+    model.save_pretrained(out)
+    for file in base.iterdir():
+        kept = file.suffix in {".json", ".jinja"} and not file.name.endswith(".index.json")
+        if kept and not (out / file.name).exists():
+            shutil.copy(file, out)
+    return out
