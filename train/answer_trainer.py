@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from mmrag_batch.records import Row
 from train.examples import weighted_loss
@@ -31,6 +31,7 @@ class AnswerTrainer(Trainer):
         **settings: Any,
     ) -> None:
         super().__init__(callbacks=[_Report(run)], **settings)
+        self.remove_callback(PrinterCallback)  # the run reports
         self._sampler = sampler
         self._score = score
 
@@ -64,6 +65,9 @@ class AnswerTrainer(Trainer):
             "eval_rows": int(total),
         }
         self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
 

@@ -219,7 +219,8 @@ def _arguments(config: GeneratorConfig, checkpoints: Path) -> TrainingArguments:
         bf16=on_gpu,
         gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        logging_steps=50,
+        disable_tqdm=True,  # the run reports
+        logging_steps=min(50, max(1, config.steps // 20)),
         save_strategy="steps",
         save_steps=config.save_every,
         save_total_limit=1,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import BitsAndBytesConfig, MllamaForConditionalGeneration
 
 from mmrag_batch.generation.mllama_model import load_model, pass_by_position
@@ -42,7 +43,19 @@ def load_base(base: Path, *, lora: bool, four_bits: bool) -> MllamaForConditiona
         ),
     )
     pass_by_position(model)
+    keep_gradients(model)
     return model
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights when a model is scored on a CPU.
+
+    With AVX-512 BF16 it does so in eval mode, for good, and the kernel for repacked weights passes
+    no gradient on (bitsandbytes 0.50): what is trained after scoring would hardly learn.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def add_lora(model: MllamaForConditionalGeneration, *, rank: int, alpha: int) -> Any:

@@ -1,11 +1,18 @@
 import json
-from dataclasses import replace
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from export.merge import merge_adapter
+from mmrag_batch.errors import ConfigError
 from mmrag_batch.generation.mllama_inputs import load_image_processor
 from mmrag_batch.generation.mllama_model import load_model
 from mmrag_batch.generation.rendering import Renderer
@@ -13,13 +20,15 @@ from mmrag_batch.io.images import ImageLoader
 from train.examples import labelled_rows
 from train.generator import GeneratorConfig, train_generator, trainable, with_evidence
 
+ADAPTER = "adapter_model.safetensors"
+
 
 @pytest.fixture
 def full(tiny_generator_dir: Path, demo_table: Path, tmp_path: Path) -> GeneratorConfig:
     return GeneratorConfig(
         base=tiny_generator_dir,
         table=demo_table,
-        out=tmp_path,
+        out=tmp_path / "run",
         steps=2,
         batch_size=2,
         learning_rate=1e-3,
@@ -27,6 +36,10 @@ def full(tiny_generator_dir: Path, demo_table: Path, tmp_path: Path) -> Generato
         max_images=1,
         scoring="text",
     )
+
+
+def metrics_of(config: GeneratorConfig) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_full_training_writes_a_whole_checkpoint(full: GeneratorConfig) -> None:
@@ -43,20 +56,23 @@ def test_full_training_writes_a_whole_checkpoint(full: GeneratorConfig) -> None:
     assert any("vision_model" in name for name in changed)
 
 
-def test_a_run_leaves_its_record(full: GeneratorConfig) -> None:
+def test_a_run_leaves_its_record_and_no_checkpoints(full: GeneratorConfig) -> None:
     train_generator(full)
     provenance = json.loads((full.out / "provenance.json").read_text())
     assert list(provenance["inputs"]) == [str(full.table)]
-    first = json.loads((full.out / "metrics.jsonl").read_text().splitlines()[0])
+    first, *reports = metrics_of(full)
     assert first["rows"] == 40
     assert first["trained_parameters"] > 100_000
+    assert [report["step"] for report in reports] == [1, 2]
+    names = {"config.yaml", "provenance.json", "metrics.jsonl", "model"}
+    assert {path.name for path in full.out.iterdir()} == names
 
 
 def test_lora_training_writes_an_adapter_alone(full: GeneratorConfig) -> None:
     out = train_generator(replace(full, lora_rank=2))
     assert out == full.out / "adapter"
     assert not (full.out / "model").exists()
-    weights = load_file(out / "adapter_model.safetensors")
+    weights = load_file(out / ADAPTER)
     assert weights
     assert all("lora_" in name and "vision" not in name for name in weights)
     assert all("language_model" in name for name in weights)
@@ -74,6 +90,97 @@ def test_lora_trains_nothing_but_projections_of_the_text_model(full: GeneratorCo
 def test_without_a_rank_everything_is_trained(full: GeneratorConfig) -> None:
     model = trainable(full)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_gradient_checkpointing_changes_no_result(full: GeneratorConfig) -> None:
+    plain = train_generator(replace(full, lora_rank=2, steps=3))
+    other = replace(full, lora_rank=2, steps=3, out=full.out / "other")
+    saving = train_generator(replace(other, gradient_checkpointing=True))
+    torch.testing.assert_close(load_file(saving / ADAPTER), load_file(plain / ADAPTER))
+
+
+def test_accumulated_batches_make_one_step(full: GeneratorConfig) -> None:
+    train_generator(replace(full, accumulate=3, steps=2))
+    assert [report["step"] for report in metrics_of(full)[1:]] == [1, 2]
+
+
+def test_a_base_in_4_bits_learns_and_is_merged_as_it_was(
+    full: GeneratorConfig, tmp_path: Path
+) -> None:
+    """Scoring first: bitsandbytes must not repack weights then, or gradients are lost (a warning
+    that the tests turn into an error)."""
+    config = replace(full, lora_rank=4, four_bits=True, held_out=6, steps=4, save_every=2)
+    model = trainable(config)
+    packed = {n for n, p in model.named_parameters() if p.dtype == torch.uint8}
+    assert packed
+    assert all("language_model" in name for name in packed)
+    adapter = train_generator(replace(config, gradient_checkpointing=True))
+    weights = load_file(adapter / ADAPTER)
+    layers = {name.split(".layers.")[1].split(".")[0] for name in weights}
+    learnt = {
+        n.split(".layers.")[1].split(".")[0] for n, t in weights.items() if "_B" in n and t.any()
+    }
+    assert learnt == layers
+    report = merge_adapter(config.base, adapter, tmp_path / "merged")
+    assert report.merged == len(weights) // 2
+
+
+def test_4_bits_need_lora(full: GeneratorConfig) -> None:
+    with pytest.raises(ConfigError, match="set lora_rank"):
+        train_generator(replace(full, four_bits=True))
+    assert not full.out.exists()
+
+
+def test_rows_that_are_held_out_are_scored_at_each_checkpoint(full: GeneratorConfig) -> None:
+    config = replace(full, held_out=10, steps=5, save_every=2)
+    train_generator(config)
+    first, *reports = metrics_of(config)
+    assert (first["rows"], first["held_out"]) == (30, 10)
+    scores = {report["step"]: report for report in reports if "eval_loss" in report}
+    assert list(scores) == [0, 2, 4, 5]
+    assert {score["eval_rows"] for score in scores.values()} == {10}
+    assert all(0 <= score["eval_accuracy"] <= 1 < 10 for score in scores.values())
+
+
+def test_the_checkpoint_that_is_best_at_held_out_rows_is_the_result(full: GeneratorConfig) -> None:
+    """A learning rate that ruins the model soon: the first checkpoint is better than the last."""
+    config = replace(full, lora_rank=2, held_out=10, steps=8, save_every=2, learning_rate=0.3)
+    best = train_generator(config)
+    losses = {r["step"]: r["eval_loss"] for r in metrics_of(config) if "eval_loss" in r}
+    step = min((step for step in losses if step), key=losses.__getitem__)
+    assert step < 8
+    alone = replace(config, held_out=0, out=config.out / "alone")
+    assert load_file(best / ADAPTER).keys() == load_file(train_generator(alone) / ADAPTER).keys()
+    last = load_file(alone.out / "adapter" / ADAPTER)
+    assert any(not torch.equal(t, last[n]) for n, t in load_file(best / ADAPTER).items())
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_result(full: GeneratorConfig) -> None:
+    config = replace(full, lora_rank=2, steps=60, save_every=4)
+    whole = train_generator(replace(config, out=full.out / "whole"))
+    file = full.out / "killed.yaml"
+    settings = {key: value for key, value in asdict(config).items() if value is not None}
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(settings, default=str))))
+    command = [sys.executable, "-m", "mmrag_batch", "train", "generator", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = monotonic() + 120
+    while not list((config.out / "checkpoints").glob("checkpoint-*/trainer_state.json")):
+        assert process.poll() is None
+        assert monotonic() < deadline
+        sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+    with pytest.raises(ConfigError, match=r"other settings \(learning_rate: 0\.001 -> 0\.002\)"):
+        train_generator(replace(config, learning_rate=2e-3))
+    torn = config.out / "checkpoints" / "checkpoint-59"
+    torn.mkdir()
+    (torn / ADAPTER).write_bytes(b"half")
+    resumed = train_generator(config)
+    assert (resumed / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+    steps = [report["step"] for report in metrics_of(config) if "loss" in report]
+    assert steps[-1] == 60
+    assert len(steps) >= 18
 
 
 def test_evidence_is_what_the_retriever_finds(
