@@ -19,7 +19,7 @@ from mmrag_batch.errors import ConfigError, DeniedError, MissingError
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
-BLOCK = 64 * 2**20
+BLOCK = 16 * 2**20
 """Most bytes of a tensor that are in memory at a time."""
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 RENAMED = (

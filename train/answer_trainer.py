@@ -47,8 +47,9 @@ class AnswerTrainer(Trainer):
     ) -> Any:
         """The weighted loss of `examples.Collator`."""
         labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
-        outputs = model(**inputs, use_cache=False)
-        loss = weighted_loss(outputs.logits, labels, weights)
+        kept = needed_logits(weights)
+        outputs = model(**inputs, use_cache=False, logits_to_keep=kept)
+        loss = weighted_loss(outputs.logits, labels[:, -kept:], weights[:, -kept:])
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -69,6 +70,16 @@ class AnswerTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+
+def needed_logits(weights: Tensor) -> int:
+    """How many of the last logits carry loss, given the weights (B, L) of their tokens.
+
+    Rows are padded on the left, so answers end together: a few logits of 128,256 numbers each
+    instead of thousands.
+    """
+    first = int((weights > 0).any(dim=0).int().argmax())
+    return weights.shape[1] - max(first - 1, 0)
 
 
 class _Report(TrainerCallback):
