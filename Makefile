@@ -12,9 +12,10 @@ export TOKENIZERS_PARALLELISM := false
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(READY): requirements/test.txt pyproject.toml
+$(READY): requirements/test.txt requirements/parity.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --requirement requirements/test.txt
+	$(BIN)/pip install --quiet --no-deps --requirement requirements/parity.txt
 	$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 

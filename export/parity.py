@@ -5,20 +5,29 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from mmrag_batch.bundle import Precision
 from mmrag_batch.errors import InternalError
 from mmrag_batch.retrieval.sessions import open_session
 
 TOLERANCE = 1e-4
 """Largest difference of one dimension of a unit vector, in float32 on the CPU."""
+LEAST_COSINE: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.98}
+"""Of an embedding and what it should be."""
 
 
 @torch.inference_mode()
-def check_parity(module: nn.Module, file: Path, samples: Iterable[Sequence[Tensor]]) -> float:
+def check_parity(
+    module: nn.Module,
+    file: Path,
+    samples: Iterable[Sequence[Tensor]],
+    precision: Precision = "fp32",
+) -> float:
     """The largest absolute difference between `module` and the graph in `file` over `samples`.
 
     A sample is one tensor for each input of the graph, in its order. Raises InternalError where the
-    difference is above `TOLERANCE`.
+    difference is above `TOLERANCE` or, with fewer than 32 bits, a cosine below `LEAST_COSINE`.
     """
     session = open_session(file, device="cpu")
     names = [item.name for item in session.get_inputs()]
@@ -28,10 +37,37 @@ def check_parity(module: nn.Module, file: Path, samples: Iterable[Sequence[Tenso
         inputs = {name: tensor.numpy() for name, tensor in zip(names, sample, strict=True)}
         found = torch.from_numpy(session.run(None, inputs)[0])
         worst = float((found - expected).abs().max())
-        if not worst <= TOLERANCE:  # catches nan, too
+        if precision == "fp32" and not worst <= TOLERANCE:  # catches nan, too
             raise InternalError(
                 f"{file.name} differs from its torch module by {worst:.2e} (at most "
                 f"{TOLERANCE:.0e}); please report it with your versions of torch and onnxruntime."
             )
+        check_cosine(file.name, least_cosine(expected, found), precision)
         difference = max(difference, worst)
     return difference
+
+
+def check_cosine(name: str, cosine: float, precision: Precision) -> None:
+    """Raises InternalError where the cosine is too low for the precision."""
+    if not cosine >= LEAST_COSINE[precision]:
+        raise InternalError(
+            f"{name} in {precision} keeps a cosine of {cosine:.4f} to its torch module, less than "
+            f"{LEAST_COSINE[precision]}; export it with another --precision."
+        )
+
+
+def least_cosine(expected: Tensor, found: Tensor) -> float:
+    """The lowest cosine between rows (N, D) that should be equal."""
+    return float(F.cosine_similarity(expected.double(), found.double(), dim=-1).min())
+
+
+def top_k_agreement(expected: Tensor, found: Tensor, k: int) -> float:
+    """How much of each row's `k` nearest other rows (N, D) is the same in both, on average."""
+    same = _nearest(expected, k)[:, :, None] == _nearest(found, k)[:, None, :]  # (N, k, k)
+    return float(same.any(dim=2).float().mean())
+
+
+def _nearest(vectors: Tensor, k: int) -> Tensor:
+    """(N, k): the indices of the nearest others."""
+    scores = (vectors @ vectors.T).fill_diagonal_(float("-inf"))
+    return scores.topk(k, dim=1).indices

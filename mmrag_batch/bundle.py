@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mmrag_batch import __version__
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError
@@ -22,6 +22,13 @@ FORMAT = 1
 MANIFEST = "bundle.json"
 RETRIEVER_SPEC = "retriever.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pt2", ".pkl", ".pickle", ".ckpt"})
+
+Precision = Literal["fp32", "fp16", "int8"]
+"""Of an encoder's weights: fp16 is for CUDA, int8 for CPUs with VNNI."""
+Framing = Literal["torchvision", "transformers", "stretch"]
+"""How a picture becomes a square: its short side resized and the centre cut out, which either
+library rounds in its own way, or both sides resized."""
+Resample = Literal["bicubic", "bilinear"]
 
 S = TypeVar("S")
 
@@ -41,6 +48,12 @@ class RetrieverSpec:
     """Most text tokens, start and end token included."""
     temperature: float = 1.0
     """Learned factor on the cosine of a question and a document vector."""
+    precision: Precision = "fp32"
+    framing: Framing = "torchvision"
+    resample: Resample = "bicubic"
+    pad_texts: bool = False
+    """Whether every text is padded to `context_length`, as its tokenizer says. Otherwise texts are
+    zero-padded to the longest of a batch, and attention is causal, so that this changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)

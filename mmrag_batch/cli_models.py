@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mmrag_batch.bundle import Precision
+
 train = typer.Typer(rich_markup_mode=None, help="Train a model, as a YAML file says.")
 export = typer.Typer(rich_markup_mode=None)
 
@@ -50,16 +52,45 @@ def _export_bundle(
 
 @export.command("encoders")
 def _export_encoders(
-    encoders: Annotated[Path, typer.Option(help="Trained encoders.")],
+    encoders: Annotated[
+        Path,
+        typer.Option(
+            "--encoders",
+            "--imagebind",
+            "--clip",
+            help="imagebind_huge.pth (or .safetensors), the folder of a CLIP or SigLIP 2, or "
+            "encoders trained here.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The retriever directory to write.")],
+    precision: Annotated[
+        Precision, typer.Option(help="fp16 is for CUDA, int8 for CPUs with VNNI.")
+    ] = "fp32",
+    sample: Annotated[
+        Path | None,
+        typer.Option(help="A table or a folder of pictures to compare on.  [default: drawn ones]"),
+    ] = None,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(help="ImageBind's list of merges.  [default: the one beside its weights]"),
+    ] = None,
 ) -> None:
-    """Write the graphs of the image and the text encoder."""
+    """Write the graphs of the image and the text encoder, and say how exact they are.
+
+    ImageBind's weights may not be used commercially (CC BY-NC-SA 4.0); CLIP and SigLIP 2 have
+    licences of their own.
+    """
     from mmrag_batch.factory import requires
 
     with requires("train"):
         from export.onnx_retriever import export_encoders
 
-    _show_parity(export_encoders(encoders, out))
+    _log_to_stderr()
+    figures = export_encoders(
+        encoders, out, precision=precision, sample=sample, vocabulary=vocabulary
+    )
+    for name, figure in figures.items():
+        typer.echo(f"{name}: {figure:.7g}")
 
 
 @export.command("towers")

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrag_batch.bundle import RetrieverSpec
-from mmrag_batch.retrieval.preprocess import Floats, open_tokenizer, preprocess_image, tokenize
-from mmrag_batch.retrieval.sessions import Device, open_session
+from mmrag_batch.retrieval.preprocess import (
+    Floats,
+    Ids,
+    open_tokenizer,
+    preprocess_image,
+    tokenize,
+)
+from mmrag_batch.retrieval.sessions import Device, open_session, run_session
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,24 +41,40 @@ class Encoder:
         threads: int | None = None,
     ) -> None:
         self.embedding_size = spec.embedding_size
-        self._size, self._mean, self._std = spec.image_size, spec.image_mean, spec.image_std
-        self._tokenizer = open_tokenizer(directory / "tokenizer.json", spec.context_length)
+        self._spec = spec
+        self._tokenizer = open_tokenizer(
+            directory / "tokenizer.json", spec.context_length, pad=spec.pad_texts
+        )
         self._image = open_session(directory / "image_encoder.onnx", device=device, threads=threads)
         self._text = open_session(directory / "text_encoder.onnx", device=device, threads=threads)
 
     def encode_images(self, images: Iterable["Image"]) -> Floats:
         """RGB images -> (N, D). Takes a batch of images at a time from `images`."""
-        pixels = (preprocess_image(image, self._size, self._mean, self._std) for image in images)
+        pixels = map(self.pixels, images)
         parts = [np.empty((0, self.embedding_size), np.float32)]
         while batch := list(islice(pixels, IMAGE_BATCH)):
-            parts += self._image.run(["embeddings"], {"pixels": np.stack(batch)})
+            parts.append(run_session(self._image, {"pixels": np.stack(batch)}))
         return np.concatenate(parts)
+
+    def pixels(self, image: "Image") -> Floats:
+        """An RGB image -> what the image encoder reads, (3, S, S)."""
+        spec = self._spec
+        return preprocess_image(
+            image, spec.image_size, spec.image_mean, spec.image_std, spec.framing, spec.resample
+        )
+
+    def tokens(self, texts: Sequence[str]) -> Ids:
+        """Texts -> what the text encoder reads, (B, L)."""
+        return tokenize(self._tokenizer, texts)
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """Texts -> (N, D), in batches of similar length so that little is padded."""
         embeddings = np.empty((len(texts), self.embedding_size), np.float32)
-        tokens = tokenize(self._tokenizer, texts)
-        lengths = tokens.argmax(axis=1) + 1  # up to the end token, which has the highest id
+        tokens = self.tokens(texts)
+        if self._spec.pad_texts:
+            lengths = np.full(len(texts), tokens.shape[1])
+        else:
+            lengths = tokens.argmax(axis=1) + 1  # up to the end token, which has the highest id
         order = np.argsort(lengths, kind="stable")
         start = 0
         while start < len(order):
@@ -61,6 +83,6 @@ class Encoder:
                 stop += 1
             rows = order[start:stop]
             batch = tokens[rows, : lengths[rows[-1]]]
-            embeddings[rows] = self._text.run(["embeddings"], {"tokens": batch})[0]
+            embeddings[rows] = run_session(self._text, {"tokens": np.ascontiguousarray(batch)})
             start = stop
         return embeddings

@@ -13,7 +13,7 @@ from mmrag_batch.retrieval.cache import EmbeddingCache
 from mmrag_batch.retrieval.embedder import EmbeddedRow, Embedder, Embedding
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
-from mmrag_batch.retrieval.sessions import Device, open_session
+from mmrag_batch.retrieval.sessions import Device, open_session, run_session
 from mmrag_batch.stages import ImageStore
 
 if TYPE_CHECKING:
@@ -116,5 +116,4 @@ def _run(session: "InferenceSession", embeddings: Sequence[Embedding]) -> Floats
         "embeddings": np.stack([item.modalities for item in embeddings]),
         "present": np.stack([item.present for item in embeddings]),
     }
-    vectors: Floats = session.run(["vectors"], inputs)[0]
-    return vectors
+    return run_session(session, inputs)

@@ -1,8 +1,12 @@
 """ONNX Runtime sessions on the device that was asked for, and on no other."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mmrag_batch.errors import DeniedError, MissingError, UnavailableError
 
@@ -53,6 +57,24 @@ def open_session(file: Path, *, device: Device, threads: int | None = None) -> "
             "cuDNN libraries, or use --device cpu."
         )
     return session
+
+
+def run_session(
+    session: "InferenceSession", inputs: Mapping[str, NDArray[Any]]
+) -> NDArray[np.float32]:
+    """The one output of a graph, from inputs by name, bound to where the session computes: nothing
+    is copied to a GPU or back but once."""
+    import onnxruntime
+
+    cuda = session.get_providers()[0] == PROVIDERS["cuda"]
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda" if cuda else "cpu", 0)
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output(session.get_outputs()[0].name, "cuda" if cuda else "cpu", 0)
+    session.run_with_iobinding(binding)
+    output: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
+    return output
 
 
 @cache

@@ -1,12 +1,14 @@
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto
 
-from export import onnx_retriever, parity
+from export import graphs, onnx_retriever, parity
 from export.onnx_retriever import export_encoders, export_towers
-from export.parity import TOLERANCE, check_parity
-from mmrag_batch.bundle import read_retriever_spec
+from export.parity import LEAST_COSINE, TOLERANCE, check_parity
+from mmrag_batch.bundle import Precision, read_retriever_spec
 from mmrag_batch.errors import InternalError, MissingError
 from mmrag_batch.retrieval.sessions import open_session
 from train.imagebind import load_encoders
@@ -37,8 +39,18 @@ def test_encoders_are_exported_within_tolerance(
     tiny_encoders_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figures = export_encoders(tiny_encoders_dir, tmp_path / "out")
-    assert set(figures) == {"image_encoder", "text_encoder"}
-    assert all(0 < figure <= TOLERANCE for figure in figures.values())
+    assert set(figures) == {
+        "image_encoder",
+        "image_encoder_attentions",
+        "text_encoder",
+        "text_encoder_attentions",
+        "image_cosine",
+        "text_cosine",
+        "top_5_agreement",
+    }
+    assert all(0 < figures[f"{side}_encoder"] <= TOLERANCE for side in ("image", "text"))
+    assert all(figures[f"{side}_cosine"] > 0.999999 for side in ("image", "text"))
+    assert figures["top_5_agreement"] > 0.99
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         "image_encoder.onnx",
         "text_encoder.onnx",
@@ -123,17 +135,82 @@ def test_towers_need_exported_encoders(tiny_towers_dir: Path, tmp_path: Path) ->
         export_towers(tiny_towers_dir, tmp_path)
 
 
-def test_graphs_do_not_say_where_they_were_made(tiny_retriever_dir: Path) -> None:
+@pytest.fixture(scope="module", params=["fp16", "int8"])
+def small(
+    request: pytest.FixtureRequest,
+    tiny_encoders_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Precision, Path, dict[str, float]]:
+    """The tiny encoders with fewer bits."""
+    precision: Precision = request.param
+    out = tmp_path_factory.mktemp(precision)
+    return precision, out, export_encoders(tiny_encoders_dir, out, precision=precision)
+
+
+Small = tuple[Precision, Path, dict[str, float]]
+
+
+def test_every_attention_is_one_operator(small: Small) -> None:
+    _, _, figures = small
+    assert figures["image_encoder_attentions"] == figures["text_encoder_attentions"] == 2
+
+
+def test_fewer_bits_keep_the_embeddings(small: Small) -> None:
+    precision, out, figures = small
+    least = LEAST_COSINE[precision]
+    assert all(least <= figures[f"{side}_cosine"] < 0.9999999 for side in ("image", "text"))
+    assert read_retriever_spec(out).precision == precision
+    assert sorted(path.name for path in out.iterdir()) == [
+        "image_encoder.onnx",
+        "retriever.json",
+        "text_encoder.onnx",
+        "tokenizer.json",
+    ]
+
+
+def test_fewer_bits_are_in_the_graph(small: Small) -> None:
+    precision, out, _ = small
+    kind = {"fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}[precision]
+    for name in ("image_encoder", "text_encoder"):
+        graph = onnx.load(out / f"{name}.onnx").graph
+        weights = [
+            item for item in graph.initializer if len(item.dims) == 2 and min(item.dims) > 16
+        ]
+        few = [item for item in weights if item.data_type == kind]
+        # What is not multiplied with stays as it is in int8: positions and token embeddings.
+        assert len(few) >= (9 if precision == "int8" else len(weights) - 1)
+
+
+def test_fewer_bits_are_fed_as_many_are(small: Small) -> None:
+    _, out, _ = small
+    for name, given in (("image_encoder", "tensor(float)"), ("text_encoder", "tensor(int64)")):
+        session = open_session(out / f"{name}.onnx", device="cpu")
+        assert [item.type for item in session.get_inputs()] == [given]
+        assert [item.type for item in session.get_outputs()] == ["tensor(float)"]
+
+
+def test_embeddings_too_far_off_are_refused(
+    tiny_encoders_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LEAST_COSINE, "int8", 0.999999)
+    with pytest.raises(InternalError, match=r"in int8 keeps a cosine of .* --precision"):
+        export_encoders(tiny_encoders_dir, tmp_path, precision="int8")
+    with pytest.raises(MissingError):
+        read_retriever_spec(tmp_path)
+
+
+def test_graphs_do_not_say_where_they_were_made(tiny_retriever_dir: Path, small: Small) -> None:
     repository = str(Path(onnx_retriever.__file__).parents[1]).encode()
-    graphs = sorted(tiny_retriever_dir.glob("*.onnx"))
-    assert len(graphs) == 4
-    assert [graph.name for graph in graphs if repository in graph.read_bytes()] == []
+    graphs = [*tiny_retriever_dir.glob("*.onnx"), *small[1].glob("*.onnx")]
+    assert len(graphs) == 6
+    assert [graph for graph in graphs if repository in graph.read_bytes()] == []
+    assert [graph for graph in graphs if str(small[1]).encode() in graph.read_bytes()] == []
 
 
 def test_weights_that_a_graph_cannot_hold_lie_beside_it(
     tiny_towers_dir: Path, spec_only_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_retriever, "PROTOBUF_LIMIT", 1000)
+    monkeypatch.setattr(graphs, "PROTOBUF_LIMIT", 1000)
     export_towers(tiny_towers_dir, spec_only_dir)
     assert {file.name for file in spec_only_dir.iterdir()} == {
         "question_tower.onnx",

@@ -1,15 +1,18 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 from PIL import Image
 
 from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.retrieval import encoder as encoder_module
 from mmrag_batch.retrieval.encoder import IMAGE_BATCH, Encoder
-from mmrag_batch.retrieval.preprocess import open_tokenizer, tokenize
+from mmrag_batch.retrieval.preprocess import Floats, open_tokenizer, tokenize
 from train.imagebind import load_encoders
 
 TEXTS = ["a red cube", "", "what does the red cube cost? " * 9, "a", "ein Würfel 🎲", "a red cube"]
@@ -55,19 +58,18 @@ def test_images_are_taken_a_batch_at_a_time(
 ) -> None:
     taken: list[int] = []
     ahead: list[int] = []
-    run = encoder._image.run
+    run = encoder_module.run_session
 
     def source() -> Iterator[Image.Image]:
         for number in range(2 * IMAGE_BATCH):
             taken.append(number)
             yield picture(number)
 
-    def note(names: list[str], inputs: dict[str, object]) -> list[object]:
+    def note(session: InferenceSession, inputs: Mapping[str, NDArray[Any]]) -> Floats:
         ahead.append(len(taken))
-        found: list[object] = run(names, inputs)
-        return found
+        return run(session, inputs)
 
-    monkeypatch.setattr(encoder._image, "run", note)
+    monkeypatch.setattr(encoder_module, "run_session", note)
     encoder.encode_images(source())
     assert ahead == [IMAGE_BATCH, 2 * IMAGE_BATCH]
 

@@ -1,0 +1,95 @@
+"""Every kind of encoders that can be exported, opened as one thing."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from export.clip import open_clip
+from export.imagebind import find_vocabulary, load_published, published_tokenizer
+from mmrag_batch.bundle import RetrieverSpec
+from mmrag_batch.errors import MissingError
+from train.imagebind import ImageBind, ImageBindConfig, load_encoders
+
+TOKENIZER = "tokenizer.json"
+
+
+class ImageEncoder(nn.Module):
+    """`ImageBind.encode_image` as a module."""
+
+    def __init__(self, model: ImageBind) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, D)."""
+        return self.model.encode_image(pixels)
+
+
+class TextEncoder(nn.Module):
+    """`ImageBind.encode_text` as a module."""
+
+    def __init__(self, model: ImageBind) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L) -> (B, D)."""
+        return self.model.encode_text(tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """Two modules that give unit vectors (B, D), and all that says how they are fed.
+
+    `image` reads pixels (B, 3, S, S), `text` token ids (B, L).
+    """
+
+    image: nn.Module
+    text: nn.Module
+    tokenizer: Tokenizer
+    spec: RetrieverSpec
+
+
+def open_encoders(path: Path, vocabulary: Path | None = None) -> Encoders:
+    """The encoders at `path`: ImageBind's published checkpoint (a file; `vocabulary` names its list
+    of merges), a CLIP or SigLIP 2 checkpoint of transformers, or what `train.demo_encoders` wrote.
+
+    Raises MissingError, ConfigError and DeniedError as the loaders of each do.
+    """
+    if path.is_dir():
+        return _open_directory(path)
+    model = load_published(path)
+    merges = vocabulary or find_vocabulary(path)
+    return _imagebind(model, published_tokenizer(merges, model.config.context_length))
+
+
+def _open_directory(path: Path) -> Encoders:
+    config = path / "config.json"
+    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    if kind is not None:
+        image, text, tokenizer, spec = open_clip(path)
+        return Encoders(image, text, tokenizer, spec)
+    model = load_encoders(path)
+    file = path / TOKENIZER
+    if not file.is_file():
+        raise MissingError(f"{file} is missing; train the encoders again.")
+    return _imagebind(model, Tokenizer.from_file(str(file)))
+
+
+def _imagebind(model: ImageBind, tokenizer: Tokenizer) -> Encoders:
+    return Encoders(ImageEncoder(model), TextEncoder(model), tokenizer, _spec(model.config))
+
+
+def _spec(config: ImageBindConfig) -> RetrieverSpec:
+    return RetrieverSpec(
+        encoder=config.name,
+        licence=config.licence,
+        embedding_size=config.embedding_size,
+        image_size=config.image_size,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+        context_length=config.context_length,
+    )
