@@ -1,10 +1,12 @@
 """Trained parts -> a bundle: the one directory that `predict` needs."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.merge import merge_adapter
 from export.onnx_retriever import export_encoders, export_towers
+from export.plan import Step, is_exported, plan_export
 from export.staging import check_out, staged
 from mmrag_batch.bundle import (
     MANIFEST,
@@ -23,6 +25,7 @@ class ExportConfig:
     """The parts of a bundle, and how its generator was trained to be asked."""
 
     encoders: Path
+    """Encoders that were trained, or graphs that `mmrag-batch export encoders` wrote."""
     towers: Path
     base: Path
     """The generator that was tuned."""
@@ -39,6 +42,18 @@ class ExportConfig:
     """Shown at the start of every run."""
 
 
+def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
+    """The steps that `write_bundle` takes, in order; raises what can be raised before the first."""
+    check_out(config.out, overwrite=overwrite, marker=MANIFEST, kind="bundle")
+    return plan_export(
+        encoders=config.encoders,
+        towers=config.towers,
+        base=config.base,
+        adapter=config.adapter,
+        out=config.out,
+    )
+
+
 def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> Manifest:
     """Export the retriever, merge the generator and put both into a new bundle at `config.out`.
 
@@ -46,12 +61,12 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> Manifest:
     `out` is there only when it is whole. Raises OutputError if `out` exists and is not to be, or
     cannot be, overwritten, and what the exports raise for parts out of tolerance.
     """
-    check_out(config.out, overwrite=overwrite, marker=MANIFEST, kind="bundle")
+    plan_bundle(config, overwrite=overwrite)
     with staged(config.out) as staging:
         retriever = staging / "retriever"
         retriever.mkdir()
         parity = {
-            **export_encoders(config.encoders, retriever),
+            **put_encoders(config.encoders, retriever),
             **export_towers(config.towers, retriever),
         }
         merged = merge_adapter(
@@ -77,3 +92,16 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> Manifest:
         )
         write_manifest(staging, manifest)
     return manifest
+
+
+def put_encoders(source: Path, retriever: Path) -> dict[str, float]:
+    """Export encoders into `retriever`, or copy graphs that `export encoders` wrote.
+
+    Returns the parity that is measured here; that of graphs was measured when they were exported.
+    """
+    if not is_exported(source):
+        return export_encoders(source, retriever)
+    for file in source.iterdir():
+        if file.is_file():
+            shutil.copyfile(file, retriever / file.name)
+    return {}

@@ -26,9 +26,10 @@ from export.checkpoint import (
 from export.staging import check_out, check_space, staged
 from export.verify import MergeReport, changed_tensors, check_changes, check_logits, check_samples
 from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.generation.rendering import TEMPLATE, chat_template
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
-COPIED = ("generation_config.json", "chat_template.json", "chat_template.jinja", INDEX)
+COPIED = ("generation_config.json", INDEX)
 TERMS = ("LICENSE*", "USE_POLICY*", "NOTICE*")
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ def _copy_companions(base: Path, out: Path) -> None:
     for pattern in (*NEEDED, *COPIED, *TERMS):
         for file in base.glob(pattern):
             shutil.copyfile(file, out / file.name)
+    (out / TEMPLATE).write_text(chat_template(base), encoding="utf-8")
 
 
 def _merge_shard(

@@ -35,6 +35,9 @@ def _export_bundle(
         Path | None, typer.Option(help="A YAML file that names the parts; see export/configs.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the parts, say what would be done, and stop.")
+    ] = False,
 ) -> None:
     """Turn trained models into a bundle, or, with a command, into a part of one."""
     if ctx.invoked_subcommand:
@@ -44,10 +47,16 @@ def _export_bundle(
     from mmrag_batch.factory import requires
 
     with requires("train"):
-        from export.bundle import ExportConfig, write_bundle
+        from export.bundle import ExportConfig, plan_bundle, write_bundle
+        from export.plan import show
         from train.config import load_config
 
-    _show_parity(write_bundle(load_config(config, ExportConfig), overwrite=overwrite).parity)
+    parts = load_config(config, ExportConfig)
+    if dry_run:
+        typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))
+        return
+    _log_to_stderr()
+    _show_parity(write_bundle(parts, overwrite=overwrite).parity)
 
 
 @export.command("encoders")

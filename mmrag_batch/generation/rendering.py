@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from mmrag_batch.errors import ConfigError, MissingError
 
 IMAGE_TOKEN = "<|image|>"  # noqa: S105
+TEMPLATE = "chat_template.jinja"
 PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template holds them
 
 
@@ -34,8 +35,8 @@ class Renderer:
         self._plain = Tokenizer.from_str(source)
         self._plain.encode_special_tokens = True
         self._check_plain(generator_dir)
-        self._template = _compile(generator_dir / "chat_template.jinja")
         config = json.loads(_read(generator_dir / "tokenizer_config.json"))
+        self._template = _compile(generator_dir / TEMPLATE, chat_template(generator_dir))
         named = {name: config.get(name) for name in ("bos_token", "eos_token")}
         self._special_tokens = {name: _content(token) for name, token in named.items() if token}
         self._image_id = self._special_id(IMAGE_TOKEN)
@@ -100,6 +101,17 @@ class Renderer:
                 )
 
 
+def chat_template(generator_dir: Path) -> str:
+    """The chat template, from where transformers of any version wrote it: a file of its own, JSON
+    in one, or `tokenizer_config.json`. Raises MissingError where there is none."""
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (generator_dir / TEMPLATE).is_file() or not (generator_dir / name).is_file():
+            continue
+        if isinstance(source := json.loads(_read(generator_dir / name)).get("chat_template"), str):
+            return source
+    return _read(generator_dir / TEMPLATE)
+
+
 def _with_placeholders(message: Mapping[str, Any], texts: list[str]) -> dict[str, Any]:
     """The message with each text replaced by a placeholder; the texts are appended to `texts`."""
 
@@ -120,7 +132,7 @@ def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]
             yield from message["content"]
 
 
-def _compile(file: Path) -> Template:
+def _compile(file: Path, source: str) -> Template:
     """The template in the sandbox and with the settings that Hugging Face uses.
 
     `strftime_now` is left out on purpose: an answer must not depend on the day it is given.
@@ -130,7 +142,7 @@ def _compile(file: Path) -> Template:
     )
     environment.globals["raise_exception"] = _raise_exception
     try:
-        return environment.from_string(_read(file))
+        return environment.from_string(source)
     except TemplateError as error:
         raise ConfigError(f"{file} is not a valid template: {error}") from error
 

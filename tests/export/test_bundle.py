@@ -1,13 +1,14 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from export.bundle import ExportConfig, write_bundle
+from export.bundle import ExportConfig, plan_bundle, write_bundle
+from export.plan import show
 from mmrag_batch.bundle import RETRIEVER_SPEC, GeneratorSpec, open_bundle
-from mmrag_batch.errors import ConfigError, OutputError
+from mmrag_batch.errors import ConfigError, MissingError, OutputError
 
 SPEC = GeneratorSpec(
     licence="Apache-2.0", scoring="letter", top_k=3, max_images=2, max_prompt_tokens=256
@@ -15,16 +16,16 @@ SPEC = GeneratorSpec(
 
 
 @pytest.fixture
-def write(
+def configure(
     tiny_encoders_dir: Path,
     tiny_towers_dir: Path,
     tiny_generator_dir: Path,
     make_adapter: Callable[[float], Path],
-) -> Callable[..., Any]:
-    """Writes a bundle of tiny parts; the adapter holds noise of the given size."""
+) -> Callable[..., ExportConfig]:
+    """The config of a bundle of tiny parts; the adapter holds noise of the given size."""
 
-    def write(out: Path, *, noise: float = 0.05, overwrite: bool = False) -> None:
-        config = ExportConfig(
+    def configure(out: Path, *, noise: float = 0.05) -> ExportConfig:
+        return ExportConfig(
             encoders=tiny_encoders_dir,
             towers=tiny_towers_dir,
             base=tiny_generator_dir,
@@ -38,7 +39,16 @@ def write(
             trained_on="nothing",
             notice="Knows nothing.",
         )
-        write_bundle(config, overwrite=overwrite)
+
+    return configure
+
+
+@pytest.fixture
+def write(configure: Callable[..., ExportConfig]) -> Callable[..., None]:
+    """Writes a bundle of tiny parts."""
+
+    def write(out: Path, *, noise: float = 0.05, overwrite: bool = False) -> None:
+        write_bundle(configure(out, noise=noise), overwrite=overwrite)
 
     return write
 
@@ -77,3 +87,40 @@ def test_a_failed_export_leaves_nothing_behind(write: Callable[..., None], tmp_p
     with pytest.raises(ConfigError, match="changes nothing"):
         write(tmp_path / "tiny", noise=0.0)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_graphs_that_were_exported_before_are_taken_as_they_are(
+    configure: Callable[..., ExportConfig], tiny_retriever_dir: Path, tmp_path: Path
+) -> None:
+    config = replace(configure(tmp_path / "bundle"), encoders=tiny_retriever_dir)
+    manifest = write_bundle(config)
+    graph = "image_encoder.onnx"
+    copied = (tmp_path / "bundle" / "retriever" / graph).read_bytes()
+    assert copied == (tiny_retriever_dir / graph).read_bytes()
+    assert "image_encoder" not in manifest.parity
+    assert open_bundle(tmp_path / "bundle").manifest.retriever.embedding_size == 24
+
+
+def test_a_plan_says_what_is_written_and_writes_nothing(
+    configure: Callable[..., ExportConfig], tmp_path: Path
+) -> None:
+    config = configure(tmp_path / "bundle")
+    steps = {step.name: step for step in plan_bundle(config)}
+    assert list(steps) == ["encoders", "towers", "generator", "manifest"]
+    shards = config.base / "model.safetensors"
+    assert steps["generator"].writes == shards.stat().st_size
+    assert steps["generator"].memory == shards.stat().st_size + 2 * 2**30
+    assert f"{config.out}: " in show(list(steps.values()), config.out)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_plan_refuses_what_the_export_would(
+    configure: Callable[..., ExportConfig], tmp_path: Path
+) -> None:
+    config = configure(tmp_path / "bundle")
+    with pytest.raises(MissingError, match="train the towers"):
+        plan_bundle(replace(config, towers=tmp_path / "none"))
+    with pytest.raises(MissingError, match="no adapter"):
+        plan_bundle(replace(config, adapter=tmp_path))
+    with pytest.raises(OutputError, match="--overwrite"):
+        plan_bundle(replace(config, out=tmp_path))

@@ -139,3 +139,16 @@ def test_a_missing_template_is_named(generator_copy: Path) -> None:
     (generator_copy / "chat_template.jinja").unlink()
     with pytest.raises(MissingError, match=r"chat_template\.jinja"):
         Renderer(generator_copy)
+
+
+@pytest.mark.parametrize("place", ["chat_template.json", "tokenizer_config.json"])
+def test_a_template_is_found_where_older_transformers_wrote_it(
+    renderer: Renderer, generator_copy: Path, place: str
+) -> None:
+    file = generator_copy / "chat_template.jinja"
+    config = generator_copy / place
+    values = json.loads(config.read_text()) if config.exists() else {}
+    config.write_text(json.dumps({**values, "chat_template": file.read_text()}))
+    file.unlink()
+    messages = user({"type": "image"}, text("What is shown?"))
+    assert Renderer(generator_copy).render(messages) == renderer.render(messages)

@@ -1,0 +1,98 @@
+"""What an export will do, before it does it: its steps, what they write, need and take.
+
+Everything that can be refused without computing is refused here: missing parts, an adapter of
+another base, a disk that is too small.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.merge import plan_merge
+from export.staging import check_space
+from mmrag_batch.bundle import RETRIEVER_SPEC
+from mmrag_batch.errors import MissingError
+
+GIB = 2**30
+IMPORTS = GIB
+"""Memory of the packages that an export loads."""
+SECONDS = {"encoders": 25.0, "towers": 25.0, "generator": 15.0, "manifest": 2.0}
+"""A GiB of weights on two cores, measured: exported and compared, merged and compared, hashed."""
+TRACING = 5.0
+"""Seconds to trace a network for ONNX, whatever its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: what it reads, the bytes that it writes, its peak memory in bytes, its seconds."""
+
+    name: str
+    source: Path
+    writes: int
+    memory: int
+    seconds: float
+
+
+def plan_export(
+    *, encoders: Path, towers: Path, base: Path, adapter: Path, out: Path
+) -> list[Step]:
+    """The steps of an export in their order.
+
+    Raises MissingError for parts that are not there, OutputError for a disk that is too small, and
+    what `plan_merge` raises.
+    """
+    merge = plan_merge(base, adapter)
+    largest = max(file.stat().st_size for file in merge.shards)
+    steps = [
+        _retrieval("encoders", encoders, copied=is_exported(encoders)),
+        _retrieval("towers", towers, copied=False),
+        Step("generator", base, merge.size, largest + 2 * GIB, _seconds("generator", merge.size)),
+    ]
+    written = sum(step.writes for step in steps)
+    steps.append(Step("manifest", out, 0, IMPORTS, _seconds("manifest", written)))
+    check_space(out, written)
+    return steps
+
+
+def is_exported(encoders: Path) -> bool:
+    """Whether a directory holds graphs, which are copied, and not weights, which are exported."""
+    return (encoders / RETRIEVER_SPEC).is_file()
+
+
+def show(steps: Sequence[Step], out: Path) -> str:
+    """The steps as a table for people."""
+    lines = [f"{'step':11}{'writes':>11}{'memory':>11}{'time':>9}  from"]
+    for step in steps:
+        cells = f"{_size(step.writes):>11}{_size(step.memory):>11}{_time(step.seconds):>9}"
+        lines.append(f"{step.name:11}{cells}  {step.source}")
+    written = _size(sum(step.writes for step in steps))
+    memory = _size(max(step.memory for step in steps))
+    seconds = _time(sum(step.seconds for step in steps))
+    lines.append(
+        f"{out}: {written} in {seconds} or so on two cores, with {memory} of memory. "
+        "Nothing was written."
+    )
+    return "\n".join(lines)
+
+
+def _retrieval(name: str, source: Path, *, copied: bool) -> Step:
+    """Encoders or towers: four copies of their weights are in memory while they are exported."""
+    if not source.exists():
+        raise MissingError(f"{source} is missing; train the {name} or correct the config.")
+    files = [source] if source.is_file() else list(source.iterdir())
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    if copied:
+        return Step(name, source, size, IMPORTS, _seconds("manifest", size))
+    return Step(name, source, size, IMPORTS + 4 * size, 2 * TRACING + _seconds(name, size))
+
+
+def _seconds(name: str, size: int) -> float:
+    return SECONDS[name] * size / GIB
+
+
+def _size(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1, round(seconds))} s"
