@@ -174,6 +174,20 @@ def evaluate(
     typer.echo(as_json(metrics) if format_ == "json" else as_text(metrics))
 
 
+@app.command()
+def doctor() -> None:
+    """Show what this machine can run and what is missing, with the line to type.
+
+    Exits with 69 if `predict` cannot run.
+    """
+    from mmrag_batch.doctor import check, describe, show
+
+    checks = check()
+    typer.echo("\n".join([*describe(), "", *show(checks)]))
+    if not checks[0].works:
+        raise typer.Exit(ExitCode.UNAVAILABLE)
+
+
 def _start_logging(level: int) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     logging.getLogger("mmrag_batch").setLevel(level)

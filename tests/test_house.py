@@ -17,6 +17,7 @@ COMMANDS = [
     ["predict"],
     ["validate"],
     ["evaluate"],
+    ["doctor"],
     ["train"],
     ["train", "generator"],
     ["export"],

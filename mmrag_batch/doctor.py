@@ -1,0 +1,146 @@
+"""What this machine can run and what is missing, with the line to type.
+
+A check is a question, an answer and, where something is missing, what to do about it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mmrag_batch import __version__, machine
+from mmrag_batch.machine import Gpu
+
+GIB = 2**30
+SHOWN = ("onnxruntime", "torch", "transformers", "vllm", "bitsandbytes", "pyarrow", "ray")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Something to do with mmrag-batch: whether it works here, how, and what to type if not."""
+
+    name: str
+    works: bool
+    found: str
+    remedy: str = ""
+
+
+def describe() -> list[str]:
+    """The machine, a line a part."""
+    flags = machine.cpu_flags()
+    has = [name for name, kind in (("VNNI", machine.INT8), ("BF16", machine.BF16)) if flags & kind]
+    total, free = machine.memory()
+    gpus = [
+        f"{gpu.name}, {gpu.memory / GIB:.0f} GiB, driver {gpu.driver}" for gpu in machine.gpus()
+    ]
+    return [
+        _line("mmrag-batch", __version__),
+        _line("python", machine.python()),
+        _line("cores", f"{machine.cores()} ({', '.join(has) or 'neither VNNI nor BF16'})"),
+        _line("memory", f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free"),
+        _line("GPU", "; ".join(gpus) or "none that a driver answers for"),
+        _line("Slurm", machine.slurm() or "not installed"),
+        *_packages(),
+    ]
+
+
+def check() -> list[Check]:
+    """What can be done here, `predict` first."""
+    gpus = machine.gpus()
+    return [
+        _predict(gpus),
+        _on_gpu(gpus),
+        _vllm(),
+        _extra("evaluate", "report"),
+        _extra("Parquet tables", "parquet"),
+        _extra("train and export", "train"),
+        _extra("train in 4 bits", "train-4bit"),
+        _int8(),
+    ]
+
+
+def show(checks: Sequence[Check]) -> Iterator[str]:
+    """A line for each check, and one for what to type."""
+    for item in checks:
+        yield f"{'yes' if item.works else 'no':4}{item.name:22}{item.found}"
+        if item.remedy:
+            yield f"{'':26}{item.remedy}"
+
+
+def _predict(gpus: Sequence[Gpu]) -> Check:
+    """`predict` runs where ONNX Runtime, torch and transformers are installed."""
+    problems = machine.lacking(machine.extras()["cpu"])
+    if problems:
+        extra = "gpu" if gpus else "cpu"
+        remedy = f"pip install 'mmrag-batch[{extra}]'"
+        return Check("predict", works=False, found="missing: " + ", ".join(problems), remedy=remedy)
+    return Check("predict", works=True, found="with transformers")
+
+
+def _on_gpu(gpus: Sequence[Gpu]) -> Check:
+    """Whether torch and ONNX Runtime use the GPUs that are there."""
+    name = "predict, on a GPU"
+    if not gpus:
+        return Check(name, works=False, found="no NVIDIA driver answers (nvidia-smi)")
+    blind = list(_blind())
+    if blind:
+        remedy = "pip install --force-reinstall 'mmrag-batch[gpu]'"
+        return Check(name, works=False, found=f"not by {', '.join(blind)}", remedy=remedy)
+    return Check(name, works=True, found=f"{len(gpus)} of {gpus[0].name}")
+
+
+def _blind() -> Iterator[str]:
+    """The packages that see no GPU. They are loaded for this, which takes seconds."""
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            yield f"torch {torch.__version__}"
+    except ImportError:
+        yield "torch (not installed)"
+    try:
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            yield f"onnxruntime {onnxruntime.__version__} (a CPU build)"
+    except ImportError:
+        yield "onnxruntime (not installed)"
+
+
+def _vllm() -> Check:
+    """vLLM needs no GPU where its CPU build is installed."""
+    needed = [item for item in machine.extras()["gpu"] if item.name == "vllm"]
+    problems = machine.lacking(needed)
+    if problems:
+        remedy = "pip install 'mmrag-batch[gpu]'"
+        return Check(
+            "predict, with vLLM",
+            works=False,
+            found="missing: " + ", ".join(problems),
+            remedy=remedy,
+        )
+    return Check("predict, with vLLM", works=True, found=f"vllm {machine.installed(needed[0])}")
+
+
+def _extra(name: str, extra: str) -> Check:
+    problems = machine.lacking(machine.extras()[extra])
+    if problems:
+        remedy = f"pip install 'mmrag-batch[{extra}]'"
+        return Check(name, works=False, found="missing: " + ", ".join(problems), remedy=remedy)
+    return Check(name, works=True, found=f"mmrag-batch[{extra}]")
+
+
+def _int8() -> Check:
+    works = bool(machine.cpu_flags() & machine.INT8)
+    found = (
+        "export encoders --precision int8" if works else "no VNNI: int8 would be slower than fp32"
+    )
+    return Check("int8 encoders", works=works, found=found)
+
+
+def _packages() -> Iterator[str]:
+    known = {item.name: item for group in machine.extras().values() for item in group}
+    for name in SHOWN:
+        yield _line(name, machine.installed(known[name]) or "not installed")
+
+
+def _line(name: str, found: str) -> str:
+    return f"{name:14}{found}"

