@@ -10,7 +10,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +24,8 @@ MANIFEST = "bundle.json"
 RETRIEVER_SPEC = "retriever.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pt2", ".pkl", ".pickle", ".ckpt"})
 
+EMBEDDING_VERSION = 1
+"""Raised when the same encoders are fed something else than before."""
 Precision = Literal["fp32", "fp16", "int8"]
 """Of an encoder's weights: fp16 is for CUDA, int8 for CPUs with VNNI."""
 Framing = Literal["torchvision", "transformers", "stretch"]
@@ -175,6 +178,20 @@ def read_retriever_spec(directory: Path) -> RetrieverSpec:
 def write_retriever_spec(directory: Path, spec: RetrieverSpec) -> None:
     """Write `retriever.json` beside exported graphs."""
     _write_json(directory / RETRIEVER_SPEC, asdict(spec))
+
+
+def encoders_key(spec: RetrieverSpec, files: Mapping[str, str]) -> str:
+    """What embeddings depend on but for what is embedded: the name of their folder in a cache.
+
+    `files` maps the names in a retriever directory to their SHA-256, as in a manifest.
+    """
+    parts = {
+        name: digest
+        for name, digest in files.items()
+        if name.startswith(("image_encoder", "text_encoder", "tokenizer"))
+    }
+    described = [EMBEDDING_VERSION, sorted(parts.items()), asdict(replace(spec, temperature=1.0))]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 
 def sha256(file: Path) -> str:

@@ -107,6 +107,9 @@ def predict(
     max_images: Annotated[
         int | None, typer.Option(help="Images shown a question.  [default: the bundle's]")
     ] = None,
+    embedding_cache: Annotated[
+        Path | None, typer.Option(help="A folder that keeps embeddings for other runs.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Questions at once.  [default: 8]")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest free-form answer.  [default: 32]")

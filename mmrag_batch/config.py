@@ -35,6 +35,8 @@ class PredictSettings:
     """Documents kept a question; None: what the bundle was trained with."""
     max_images: int | None = None
     """Images shown to the generator a question; None: what the bundle was trained with."""
+    embedding_cache: Path | None = None
+    """A folder that keeps embeddings for other runs; None: they are forgotten."""
     batch_size: int = 8
     max_new_tokens: int = 32
     """Longest free-form answer."""
@@ -75,6 +77,7 @@ _RULES = {
     "engine": _word(get_args(EngineName)),
     "device": _word(get_args(DeviceName)),
     "image_root": _PATH,
+    "embedding_cache": _PATH,
     "top_k": _number(0, 100),
     "max_images": _number(1, 100),
     "batch_size": _number(1, 4096),

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mmrag_batch.bundle import Bundle
+from mmrag_batch.bundle import Bundle, encoders_key
 from mmrag_batch.config import DeviceName, PredictSettings
 from mmrag_batch.errors import UnavailableError
 from mmrag_batch.stages import Stage
@@ -49,6 +50,7 @@ def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stag
             images,
             top_k=spec.top_k if settings.top_k is None else settings.top_k,
             device=_retriever_device(settings.device),
+            store=_store(settings, bundle),
         )
         engine = _open_engine(settings, bundle)
     with closing(engine):
@@ -61,6 +63,15 @@ def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stag
             scoring=spec.scoring,
         )
         yield [retriever, answerer]
+
+
+def _store(settings: PredictSettings, bundle: Bundle) -> Path | None:
+    """Where embeddings of the bundle's encoders are kept."""
+    if settings.embedding_cache is None:
+        return None
+    hashes = bundle.manifest.files.items()
+    files = {name.removeprefix("retriever/"): digest for name, digest in hashes}
+    return settings.embedding_cache / encoders_key(bundle.manifest.retriever, files)
 
 
 def _open_engine(settings: PredictSettings, bundle: Bundle) -> "Engine":

@@ -276,17 +276,45 @@ def test_evaluate_refuses_a_file_that_predict_did_not_write(table: Path) -> None
     assert "no column prediction_index" in done.stderr
 
 
-@pytest.mark.parametrize("part", ["encoders", "towers"])
-def test_parts_of_a_bundle_are_exported_alone(
-    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_towers_are_exported_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def export(source: Path, out: Path) -> dict[str, float]:
         assert (source, out) == (tmp_path, tmp_path / "out")
         return {"graph": 3e-6}
 
-    monkeypatch.setattr(f"export.onnx_retriever.export_{part}", export)
-    done = call("export", part, f"--{part}", tmp_path, "--out", tmp_path / "out")
+    monkeypatch.setattr("export.onnx_retriever.export_towers", export)
+    done = call("export", "towers", "--towers", tmp_path, "--out", tmp_path / "out")
     assert (done.exit_code, done.stdout) == (0, "graph: differs by at most 3.0e-06\n")
+
+
+@pytest.mark.parametrize("flag", ["--encoders", "--imagebind", "--clip"])
+def test_encoders_are_exported_alone_whatever_they_are(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(source: Path, out: Path, **settings: object) -> dict[str, float]:
+        assert (source, out) == (tmp_path, tmp_path / "out")
+        assert settings == {"precision": "int8", "sample": tmp_path / "in", "vocabulary": None}
+        return {"image_cosine": 0.99987, "image_encoder_attentions": 32}
+
+    monkeypatch.setattr("export.onnx_retriever.export_encoders", export)
+    options = ["--out", tmp_path / "out", "--precision", "int8", "--sample", tmp_path / "in"]
+    done = call("export", "encoders", flag, tmp_path, *options)
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "image_cosine: 0.99987\nimage_encoder_attentions: 32\n",
+    )
+
+
+def test_embeddings_are_kept_for_the_next_run(table: Path, bundle: Path, tmp_path: Path) -> None:
+    option = ("--embedding-cache", tmp_path / "cache")
+    first = predict(table, bundle, *option)
+    written = sorted(file.stat().st_size for file in (tmp_path / "cache").rglob("*.*"))
+    assert written[0] > 0
+    out = table.with_name("out.csv")
+    expected = out.read_bytes()
+    again = predict(table, bundle, *option, "--overwrite")
+    assert first.exit_code == again.exit_code
+    assert out.read_bytes() == expected
+    assert sorted(file.stat().st_size for file in (tmp_path / "cache").rglob("*.*")) == written
 
 
 def test_export_takes_a_config_file(

@@ -1,10 +1,23 @@
 """Embeddings by the hash of what was embedded, the least recently used forgotten first."""
 
 from collections import OrderedDict
+from typing import Protocol
 
 import numpy as np
 
 from mmrag_batch.retrieval.preprocess import Floats
+
+
+class Cache(Protocol):
+    """Where embeddings are looked up before they are computed."""
+
+    def get(self, key: str) -> Floats | None:
+        """A copy of the embedding (D,) kept under `key`, or None."""
+        ...
+
+    def put(self, key: str, embedding: Floats) -> None:
+        """Keep an embedding (D,) under `key`."""
+        ...
 
 
 class EmbeddingCache:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmrag_batch.errors import RowError
 from mmrag_batch.records import Document, Problem, Row
-from mmrag_batch.retrieval.cache import EmbeddingCache
+from mmrag_batch.retrieval.cache import Cache
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.stages import ImageStore
@@ -58,7 +58,7 @@ class _Window:
 class Embedder:
     """Embeds windows of rows: what is new is encoded in batches across rows, the rest is known."""
 
-    def __init__(self, encoder: Encoder, cache: EmbeddingCache, images: ImageStore) -> None:
+    def __init__(self, encoder: Encoder, cache: Cache, images: ImageStore) -> None:
         self._encoder = encoder
         self._cache = cache
         self._images = images

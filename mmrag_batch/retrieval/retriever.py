@@ -9,11 +9,12 @@ import numpy as np
 
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.records import Evidence, Row
-from mmrag_batch.retrieval.cache import EmbeddingCache
+from mmrag_batch.retrieval.cache import Cache, EmbeddingCache
 from mmrag_batch.retrieval.embedder import EmbeddedRow, Embedder, Embedding
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.retrieval.sessions import Device, open_session, run_session
+from mmrag_batch.retrieval.store import EmbeddingStore, StoredCache
 from mmrag_batch.stages import ImageStore
 
 if TYPE_CHECKING:
@@ -90,10 +91,15 @@ def open_embedder(
     *,
     device: Device,
     threads: int | None = None,
+    store: Path | None = None,
 ) -> Embedder:
-    """The frozen encoders of a retriever directory, with a cache."""
+    """The frozen encoders of a retriever directory, with a cache in memory and, where `store` names
+    the folder of these very encoders, on disk."""
     encoder = Encoder(directory, spec, device=device, threads=threads)
-    return Embedder(encoder, EmbeddingCache(CACHED_EMBEDDINGS, spec.embedding_size), images)
+    cache: Cache = EmbeddingCache(CACHED_EMBEDDINGS, spec.embedding_size)
+    if store is not None:
+        cache = StoredCache(cache, EmbeddingStore(store, spec.embedding_size))
+    return Embedder(encoder, cache, images)
 
 
 def open_retriever(
@@ -104,9 +110,10 @@ def open_retriever(
     top_k: int,
     device: Device,
     threads: int | None = None,
+    store: Path | None = None,
 ) -> Retriever:
-    """The retrieval stage of a retriever directory."""
-    embedder = open_embedder(directory, spec, images, device=device, threads=threads)
+    """The retrieval stage of a retriever directory; `store` as in `open_embedder`."""
+    embedder = open_embedder(directory, spec, images, device=device, threads=threads, store=store)
     towers = Towers(directory, device=device, threads=threads)
     return Retriever(embedder, towers, top_k=top_k, temperature=spec.temperature)
 
