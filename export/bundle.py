@@ -1,11 +1,13 @@
 """Trained parts -> a bundle: the one directory that `predict` needs."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.merge import merge_adapter
 from export.onnx_retriever import export_encoders, export_towers
+from export.parity import PARITY
 from export.plan import Step, is_exported, plan_export
 from export.staging import check_out, staged
 from mmrag_batch.bundle import (
@@ -13,6 +15,7 @@ from mmrag_batch.bundle import (
     RETRIEVER_SPEC,
     GeneratorSpec,
     Manifest,
+    Precision,
     hash_files,
     read_retriever_spec,
     write_manifest,
@@ -25,7 +28,7 @@ class ExportConfig:
     """The parts of a bundle, and how its generator was trained to be asked."""
 
     encoders: Path
-    """Encoders that were trained, or graphs that `mmrag-batch export encoders` wrote."""
+    """What `mmrag-batch export encoders` takes, or the graphs that it wrote."""
     towers: Path
     base: Path
     """The generator that was tuned."""
@@ -40,6 +43,12 @@ class ExportConfig:
     trained_on: str
     notice: str = ""
     """Shown at the start of every run."""
+    precision: Precision = "fp32"
+    """Of the encoders; graphs keep theirs."""
+    vocabulary: Path | None = None
+    """ImageBind's list of merges; None: the one beside its weights."""
+    sample: Path | None = None
+    """A table or pictures to compare the encoders' graphs on; None: drawn ones."""
 
 
 def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
@@ -47,6 +56,7 @@ def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
     check_out(config.out, overwrite=overwrite, marker=MANIFEST, kind="bundle")
     return plan_export(
         encoders=config.encoders,
+        precision=config.precision,
         towers=config.towers,
         base=config.base,
         adapter=config.adapter,
@@ -66,7 +76,7 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> Manifest:
         retriever = staging / "retriever"
         retriever.mkdir()
         parity = {
-            **put_encoders(config.encoders, retriever),
+            **put_encoders(config, retriever),
             **export_towers(config.towers, retriever),
         }
         merged = merge_adapter(
@@ -94,14 +104,25 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> Manifest:
     return manifest
 
 
-def put_encoders(source: Path, retriever: Path) -> dict[str, float]:
+def put_encoders(config: ExportConfig, retriever: Path) -> dict[str, float]:
     """Export encoders into `retriever`, or copy graphs that `export encoders` wrote.
 
-    Returns the parity that is measured here; that of graphs was measured when they were exported.
+    Returns their parity: measured here, or when the graphs were exported.
     """
-    if not is_exported(source):
-        return export_encoders(source, retriever)
-    for file in source.iterdir():
-        if file.is_file():
-            shutil.copyfile(file, retriever / file.name)
-    return {}
+    if not is_exported(config.encoders):
+        figures = export_encoders(
+            config.encoders,
+            retriever,
+            precision=config.precision,
+            sample=config.sample,
+            vocabulary=config.vocabulary,
+        )
+    else:
+        for file in config.encoders.iterdir():
+            if file.is_file():
+                shutil.copyfile(file, retriever / file.name)
+        if not (retriever / PARITY).is_file():
+            return {}
+        figures = json.loads((retriever / PARITY).read_text(encoding="utf-8"))
+    (retriever / PARITY).unlink()  # the manifest holds it from here on
+    return figures

@@ -1,5 +1,6 @@
 """The retriever's four networks as ONNX graphs, each compared with torch as it is written."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch.export import Dim
 
 from export.encoders import TOKENIZER, open_encoders
 from export.graphs import Sample, write_graph
-from export.parity import check_parity
+from export.parity import PARITY, check_parity
 from export.sample import compare, read_sample
 from mmrag_batch.bundle import (
     Precision,
@@ -30,7 +31,7 @@ def export_encoders(
     sample: Path | None = None,
     vocabulary: Path | None = None,
 ) -> dict[str, float]:
-    """Write both encoders' graphs, their tokenizer and `retriever.json` to `out`.
+    """Write both encoders' graphs, their tokenizer, `retriever.json` and `parity.json` to `out`.
 
     `encoders` is anything that `open_encoders` takes with `vocabulary`, `sample` what `read_sample`
     takes. Returns figures for the manifest: of each graph its largest difference from torch and how
@@ -58,6 +59,7 @@ def export_encoders(
         figures[f"{name}_attentions"] = attentions
     figures |= compare(opened, out, spec, contents)
     write_retriever_spec(out, spec)
+    (out / PARITY).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 
 

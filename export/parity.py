@@ -15,6 +15,9 @@ TOLERANCE = 1e-4
 """Largest difference of one dimension of a unit vector, in float32 on the CPU."""
 LEAST_COSINE: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.98}
 """Of an embedding and what it should be."""
+PARITY = "parity.json"
+"""What was measured on encoders when they were exported, kept beside their graphs until they become
+part of a bundle."""
 
 
 @torch.inference_mode()

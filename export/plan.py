@@ -10,7 +10,7 @@ from pathlib import Path
 
 from export.merge import plan_merge
 from export.staging import check_space
-from mmrag_batch.bundle import RETRIEVER_SPEC
+from mmrag_batch.bundle import RETRIEVER_SPEC, Precision
 from mmrag_batch.errors import MissingError
 
 GIB = 2**30
@@ -18,6 +18,7 @@ IMPORTS = GIB
 """Memory of the packages that an export loads."""
 SECONDS = {"encoders": 25.0, "towers": 25.0, "generator": 15.0, "manifest": 2.0}
 """A GiB of weights on two cores, measured: exported and compared, merged and compared, hashed."""
+BITS: dict[Precision, int] = {"fp32": 32, "fp16": 16, "int8": 8}
 TRACING = 5.0
 """Seconds to trace a network for ONNX, whatever its size."""
 
@@ -34,7 +35,7 @@ class Step:
 
 
 def plan_export(
-    *, encoders: Path, towers: Path, base: Path, adapter: Path, out: Path
+    *, encoders: Path, precision: Precision, towers: Path, base: Path, adapter: Path, out: Path
 ) -> list[Step]:
     """The steps of an export in their order.
 
@@ -44,8 +45,8 @@ def plan_export(
     merge = plan_merge(base, adapter)
     largest = max(file.stat().st_size for file in merge.shards)
     steps = [
-        _retrieval("encoders", encoders, copied=is_exported(encoders)),
-        _retrieval("towers", towers, copied=False),
+        _retrieval("encoders", encoders, BITS[precision] / 32, copied=is_exported(encoders)),
+        _retrieval("towers", towers, 1.0, copied=False),
         Step("generator", base, merge.size, largest + 2 * GIB, _seconds("generator", merge.size)),
     ]
     written = sum(step.writes for step in steps)
@@ -75,15 +76,17 @@ def show(steps: Sequence[Step], out: Path) -> str:
     return "\n".join(lines)
 
 
-def _retrieval(name: str, source: Path, *, copied: bool) -> Step:
-    """Encoders or towers: four copies of their weights are in memory while they are exported."""
+def _retrieval(name: str, source: Path, share: float, *, copied: bool) -> Step:
+    """Encoders or towers, of which `share` is left in their precision. Up to four copies of their
+    weights are in memory while they are exported."""
     if not source.exists():
         raise MissingError(f"{source} is missing; train the {name} or correct the config.")
     files = [source] if source.is_file() else list(source.iterdir())
     size = sum(file.stat().st_size for file in files if file.is_file())
     if copied:
         return Step(name, source, size, IMPORTS, _seconds("manifest", size))
-    return Step(name, source, size, IMPORTS + 4 * size, 2 * TRACING + _seconds(name, size))
+    seconds = 2 * TRACING + _seconds(name, size)
+    return Step(name, source, int(share * size), IMPORTS + 4 * size, seconds)
 
 
 def _seconds(name: str, size: int) -> float:

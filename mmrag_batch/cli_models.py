@@ -56,7 +56,7 @@ def _export_bundle(
         typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))
         return
     _log_to_stderr()
-    _show_parity(write_bundle(parts, overwrite=overwrite).parity)
+    _show_figures(write_bundle(parts, overwrite=overwrite).parity)
 
 
 @export.command("encoders")
@@ -98,8 +98,7 @@ def _export_encoders(
     figures = export_encoders(
         encoders, out, precision=precision, sample=sample, vocabulary=vocabulary
     )
-    for name, figure in figures.items():
-        typer.echo(f"{name}: {figure:.7g}")
+    _show_figures(figures)
 
 
 @export.command("towers")
@@ -144,6 +143,11 @@ def _log_to_stderr() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for package in ("train", "export"):
         logging.getLogger(package).setLevel(logging.INFO)
+
+
+def _show_figures(figures: Mapping[str, float]) -> None:
+    for name, figure in figures.items():
+        typer.echo(f"{name}: {figure:.7g}")
 
 
 def _show_parity(parity: Mapping[str, float]) -> None:
