@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from vllm.config.multimodal import MultiModalDummyOptions
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ModalityDataItems, MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import (
@@ -213,11 +214,11 @@ class MllamaMultiModalProcessor(EncDecMultiModalProcessor[MllamaProcessingInfo])
 def last_group_size(prompt: Sequence[int], image_token_id: int, num_images: int) -> int:
     """How many images stand next to each other at the last place where any does.
 
-    Raises ValueError where the prompt's image tokens are not as many as the images.
+    Raises VLLMValidationError where the prompt's image tokens are not as many as the images.
     """
     positions = [place for place, token in enumerate(prompt) if token == image_token_id]
     if len(positions) != num_images:
-        raise ValueError(
+        raise VLLMValidationError(
             f"The prompt has {len(positions)} image tokens but {num_images} images come with it."
         )
     size = 1
