@@ -15,8 +15,10 @@ def register() -> None:
     """Tell vLLM the names of the model and of its configuration; neither is imported here."""
     from vllm import ModelRegistry
 
-    from mmrag_batch.mllama.versions import add_config, warn_if_untested
+    from mmrag_batch.mllama.budget import EncoderBudget
+    from mmrag_batch.mllama.versions import add_config, add_config_hook, warn_if_untested
 
     warn_if_untested()
     add_config("mllama", "mmrag_batch.mllama.config:EncoderDecoderMllamaConfig")
+    add_config_hook(ARCHITECTURE, EncoderBudget)
     ModelRegistry.register_model(ARCHITECTURE, f"mmrag_batch.mllama.model:{ARCHITECTURE}")

@@ -26,11 +26,9 @@ from vllm.multimodal.processing import (
     PromptUpdate,
 )
 
+from mmrag_batch.mllama.budget import MAX_IMAGES
 from mmrag_batch.mllama.config import EncoderDecoderMllamaConfig
 from mmrag_batch.mllama.versions import refuse_lone_image_tokens
-
-MAX_IMAGES = 8
-"""Most images of a request; `limit_mm_per_prompt` lowers it. vLLM's encoder budget follows it."""
 
 
 @dataclass(frozen=True, slots=True)

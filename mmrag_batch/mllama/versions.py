@@ -52,6 +52,12 @@ def add_config(model_type: str, name: str) -> None:
     registry[model_type] = name
 
 
+def add_config_hook(architecture: str, hook: type) -> None:
+    """Have vLLM show an engine's configuration to `hook` before it builds anything from it."""
+    models_config = importlib.import_module("vllm.model_executor.models.config")
+    _probe(models_config, "MODELS_CONFIG_MAP")[architecture] = hook
+
+
 def order_encoder_outputs() -> None:
     """Have the V1 runner hand over encoder outputs in the order of its batch.
 
