@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from mmrag_batch import __version__
 from mmrag_batch.cli_models import export, train
-from mmrag_batch.config import DeviceName, EngineName, load_predict_settings
+from mmrag_batch.config import DeviceName, DtypeName, EngineName, load_predict_settings
 from mmrag_batch.errors import ExitCode, MmragError
 
 NOT_SETTINGS = frozenset({"input_", "output", "config"})
@@ -100,6 +100,7 @@ def predict(
     ] = None,
     engine: Annotated[EngineName | None, typer.Option(help="What generates.")] = None,
     device: Annotated[DeviceName | None, typer.Option(help="Where models run.")] = None,
+    dtype: Annotated[DtypeName | None, typer.Option(help="Of the generator.")] = None,
     image_root: ImageRoot = None,
     top_k: Annotated[
         int | None, typer.Option(help="Documents kept a question.  [default: the bundle's]")
@@ -110,7 +111,24 @@ def predict(
     embedding_cache: Annotated[
         Path | None, typer.Option(help="A folder that keeps embeddings for other runs.")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Questions at once.  [default: 8]")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Questions at once, for transformers.  [default: 8]")
+    ] = None,
+    engine_rows: Annotated[
+        int | None, typer.Option(help="The same for vllm and openai.  [default: what fits; 64]")
+    ] = None,
+    engine_tokens: Annotated[
+        int | None, typer.Option(help="Tokens a step of vllm.  [default: for 4 questions' images]")
+    ] = None,
+    kv_cache_gib: Annotated[
+        int | None, typer.Option(help="vllm's KV cache.  [default: what is free, or needed]")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="The server of the openai engine: http://host:8000")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="What it calls the model.  [default: its first]")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest free-form answer.  [default: 32]")
     ] = None,

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from mmrag_batch.errors import ConfigError, MissingError
 
-EngineName = Literal["auto", "transformers", "scripted"]
+EngineName = Literal["auto", "vllm", "transformers", "openai", "scripted"]
+DtypeName = Literal["auto", "float32", "bfloat16"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
 PREFIX = "MMRAG_"
@@ -28,7 +29,10 @@ class PredictSettings:
     output: Path
     bundle: Path = DEMO_BUNDLE
     engine: EngineName = "auto"
+    """`auto`: vllm where there is a GPU for it, else transformers."""
     device: DeviceName = "auto"
+    dtype: DtypeName = "auto"
+    """Of the generator; `auto`: bfloat16 on a GPU, float32 on a CPU."""
     image_root: Path | None = None
     """Where relative image paths start; None: the folder of `input`."""
     top_k: int | None = None
@@ -38,6 +42,17 @@ class PredictSettings:
     embedding_cache: Path | None = None
     """A folder that keeps embeddings for other runs; None: they are forgotten."""
     batch_size: int = 8
+    """Questions at once, for the transformers engine."""
+    engine_rows: int | None = None
+    """Questions at once, for vllm and openai; None: what fits, or 64 for a server."""
+    engine_tokens: int | None = None
+    """Most tokens of a step of vllm; None: enough to encode the images of four questions."""
+    kv_cache_gib: int | None = None
+    """Memory for vllm's KV cache; None: what is free on a GPU, what the rows need on a CPU."""
+    endpoint: str | None = None
+    """Where the vLLM server of the openai engine is, as in http://host:8000."""
+    model: str | None = None
+    """What that server calls the model; None: its first."""
     max_new_tokens: int = 32
     """Longest free-form answer."""
     limit: int | None = None
@@ -71,16 +86,24 @@ def _word(words: tuple[str, ...]) -> _Rule:
 
 
 _PATH = _Rule(Path, "a path")
+_TEXT = _Rule(str, "a text")
+_URL = _Rule(str, "an address that begins with http:// or https://", re.compile("https?://.").match)
 _SWITCH = _Rule(bool, "true or false")
 _RULES = {
     "bundle": _PATH,
     "engine": _word(get_args(EngineName)),
     "device": _word(get_args(DeviceName)),
+    "dtype": _word(get_args(DtypeName)),
     "image_root": _PATH,
     "embedding_cache": _PATH,
     "top_k": _number(0, 100),
     "max_images": _number(1, 100),
     "batch_size": _number(1, 4096),
+    "engine_rows": _number(1, 4096),
+    "engine_tokens": _number(64, 10**6),
+    "kv_cache_gib": _number(1, 10_000),
+    "endpoint": _URL,
+    "model": _TEXT,
     "max_new_tokens": _number(1, 4096),
     "limit": _number(1, 10**12),
     "overwrite": _SWITCH,

@@ -1,19 +1,24 @@
 """Settings + bundle -> the stages of a run. What a stage needs is imported when it is built."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmrag_batch.bundle import Bundle, encoders_key
-from mmrag_batch.config import DeviceName, PredictSettings
-from mmrag_batch.errors import UnavailableError
+from mmrag_batch.config import DeviceName, EngineName, PredictSettings
+from mmrag_batch.errors import ConfigError, UnavailableError
 from mmrag_batch.stages import Stage
 
 if TYPE_CHECKING:
     from mmrag_batch.generation.engine import Engine
 
 OURS = ("mmrag_batch", "train", "export")
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+RETRIEVAL_CORES = max(1, CORES // 4)
+"""What retrieval may use beside an engine that computes on the others."""
 
 
 @contextmanager
@@ -43,6 +48,7 @@ def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stag
 
     spec = bundle.manifest.generator
     images = ImageLoader(settings.image_root or settings.input.parent)
+    name = _engine_name(settings)
     with requires("cpu"):
         retriever = open_retriever(
             bundle.retriever_dir,
@@ -50,15 +56,16 @@ def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stag
             images,
             top_k=spec.top_k if settings.top_k is None else settings.top_k,
             device=_retriever_device(settings.device),
+            threads=RETRIEVAL_CORES if name == "vllm" else None,
             store=_store(settings, bundle),
         )
-        engine = _open_engine(settings, bundle)
-    with closing(engine):
+    max_images = spec.max_images if settings.max_images is None else settings.max_images
+    with closing(_open_engine(name, settings, bundle, max_images)) as engine:
         answerer = Answerer(
             Renderer(bundle.generator_dir),
             engine,
             images,
-            max_images=spec.max_images if settings.max_images is None else settings.max_images,
+            max_images=max_images,
             max_prompt_tokens=spec.max_prompt_tokens,
             scoring=spec.scoring,
         )
@@ -74,20 +81,72 @@ def _store(settings: PredictSettings, bundle: Bundle) -> Path | None:
     return settings.embedding_cache / encoders_key(bundle.manifest.retriever, files)
 
 
-def _open_engine(settings: PredictSettings, bundle: Bundle) -> "Engine":
-    if settings.engine == "scripted":
+def _engine_name(settings: PredictSettings) -> EngineName:
+    """Which engine `auto` is: vLLM where it is installed and finds a GPU."""
+    if settings.engine != "auto":
+        return settings.engine
+    if settings.device == "cpu" or find_spec("vllm") is None:
+        return "transformers"
+    import torch
+
+    return "vllm" if torch.cuda.is_available() else "transformers"
+
+
+def _open_engine(
+    name: EngineName, settings: PredictSettings, bundle: Bundle, max_images: int
+) -> "Engine":
+    if name == "vllm":
+        return _open_vllm(settings, bundle, max_images)
+    if name == "openai":
+        return _open_openai(settings, bundle)
+    if name == "scripted":
         from mmrag_batch.generation.scripted_engine import ScriptedEngine
 
         return ScriptedEngine()
-    from mmrag_batch.generation.transformers_engine import TransformersEngine
+    with requires("cpu"):
+        from mmrag_batch.generation.transformers_engine import TransformersEngine
 
-    return TransformersEngine(
-        bundle.generator_dir,
-        device=settings.device,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        dtype="auto",
-    )
+        return TransformersEngine(
+            bundle.generator_dir,
+            device=settings.device,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            dtype=settings.dtype,
+        )
+
+
+def _open_vllm(settings: PredictSettings, bundle: Bundle, max_images: int) -> "Engine":
+    with requires("gpu"):
+        from mmrag_batch.generation.vllm_engine import open_vllm_engine
+
+        return open_vllm_engine(
+            bundle.generator_dir,
+            device=settings.device,
+            dtype=settings.dtype,
+            max_images=max_images,
+            max_prompt_tokens=bundle.manifest.generator.max_prompt_tokens,
+            max_new_tokens=settings.max_new_tokens,
+            rows=settings.engine_rows,
+            step_tokens=settings.engine_tokens,
+            kv_cache_gib=settings.kv_cache_gib,
+            cores=max(1, CORES - RETRIEVAL_CORES),
+        )
+
+
+def _open_openai(settings: PredictSettings, bundle: Bundle) -> "Engine":
+    if settings.endpoint is None:
+        raise ConfigError("--engine openai needs --endpoint, as in --endpoint http://host:8000.")
+    with requires("openai"):
+        from mmrag_batch.generation.openai_engine import OpenAIEngine
+
+        return OpenAIEngine(
+            settings.endpoint,
+            bundle.generator_dir,
+            model=settings.model,
+            key=os.environ.get("OPENAI_API_KEY"),
+            concurrency=settings.engine_rows or 64,
+            max_new_tokens=settings.max_new_tokens,
+        )
 
 
 def _retriever_device(name: DeviceName) -> Literal["cpu", "cuda"]:

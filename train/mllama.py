@@ -154,7 +154,7 @@ def initial_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MllamaForConditionalGeneration(config)
-    pass_by_position(model)
+    pass_by_position(model.model.vision_model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             leaf = name.rpartition(".")[2]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import MllamaForConditionalGeneration
+from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 from transformers.utils import logging
 
 from mmrag_batch.errors import MissingError
@@ -23,16 +24,15 @@ def load_model(generator_dir: Path, *, dtype: torch.dtype) -> MllamaForCondition
     model: MllamaForConditionalGeneration = MllamaForConditionalGeneration.from_pretrained(
         generator_dir, dtype=dtype, local_files_only=True, use_safetensors=True
     )  # from_pretrained leaves it in eval mode
-    pass_by_position(model)
+    pass_by_position(model.model.vision_model)
     return model
 
 
-def pass_by_position(model: MllamaForConditionalGeneration) -> None:
+def pass_by_position(vision: MllamaVisionModel) -> None:
     """Hand the vision layers their input by position.
 
     transformers 5.19 passes it by a keyword that it has deprecated itself and warns on each run.
     """
-    vision = model.model.vision_model
     for layer in [*vision.transformer.layers, *vision.global_transformer.layers]:
         layer.register_forward_pre_hook(_first_by_position, with_kwargs=True)
 

@@ -1,0 +1,31 @@
+"""Room for the images of a request in vLLM's schedule, whatever its batches are limited to.
+
+vLLM takes the budget of encoder tokens from `max_num_batched_tokens`, a limit on text, and refuses
+to start where one request's images do not fit: eight images of the 11B are 51,232 tokens. They are
+no part of a text batch, so the budget is raised to what a request may hold, and the limit stays.
+"""
+
+from typing import Any
+
+MAX_IMAGES = 8
+"""Most images of a request; vLLM's `limit_mm_per_prompt` lowers it."""
+
+
+class EncoderBudget:
+    """vLLM calls this for each configuration of an engine before anything is built from it."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Raise the encoder's budget; ValueError where no image is allowed at all."""
+        model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
+        limit = model.multimodal_config.get_limit_per_prompt("image")
+        if limit < 1:
+            raise ValueError("limit_mm_per_prompt must allow one image, also for text alone.")
+        tokens = min(limit, MAX_IMAGES) * model.hf_config.tokens_per_image
+        scheduler.disable_chunked_mm_input = False  # an item begins at place 0, so none is cut
+        if scheduler.max_num_encoder_input_tokens < tokens:
+            scheduler.max_num_encoder_input_tokens = scheduler.encoder_cache_size = tokens
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        """Nothing to change; vLLM calls it."""

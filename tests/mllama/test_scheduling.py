@@ -1,0 +1,34 @@
+"""What a scheduler does to requests: queues, and preemption where the cache is too small."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.vllm
+CASES = ["1 tile", "two apart", "text only", "4 tiles", "two, then one", "late", "two adjacent"]
+
+
+def test_a_compiled_engine_with_a_queue_answers_as_transformers(
+    start_engine: Callable[..., Any], check: Callable[..., float]
+) -> None:
+    check(start_engine(max_num_seqs=3), CASES * 2, tokens=40)
+
+
+def test_preempted_requests_have_the_answers_of_each_alone(
+    start_engine: Callable[..., Any], check: Callable[..., float]
+) -> None:
+    engine = start_engine(
+        enforce_eager=True,
+        max_num_seqs=32,
+        max_model_len=256,
+        block_size=32,
+        num_gpu_blocks_override=120,
+    )
+    check(engine, (CASES * 15)[:100])
+    assert metric(engine, "vllm:num_preemptions") >= 20
+
+
+def metric(engine: Any, name: str) -> float:
+    """The value of one of vLLM's counters."""
+    return sum(metric.value for metric in engine.get_metrics() if metric.name == name)
