@@ -126,7 +126,7 @@ def test_no_module_is_long(module: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_help_loads_nothing_heavy(command: list[str]) -> None:
+def test_h06_help_loads_nothing_heavy(command: list[str]) -> None:
     arguments = [sys.executable, "-X", "importtime", "-m", "mmrag_batch", *command, "--help"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=ROOT)
     assert "Usage:" in done.stdout

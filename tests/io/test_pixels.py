@@ -78,19 +78,19 @@ def test_what_is_no_whole_image_of_a_known_format_is_corrupt(data: bytes) -> Non
 
 
 @pytest.mark.parametrize("side", [8_001, 9_500, 50_000])
-def test_a_pixel_bomb_is_refused_by_its_header(side: int) -> None:
+def test_g03_a_pixel_bomb_is_refused_by_its_header(side: int) -> None:
     tracemalloc.start()
     assert code_of(png(side, side)) == "image_too_large"
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
 
-def test_a_bomb_in_the_text_of_a_png_is_refused() -> None:
+def test_g03_a_bomb_in_the_text_of_a_png_is_refused() -> None:
     packed = zlib.compress(bytes(100 * 2**20))
     assert code_of(png(8, 8, (b"zTXt", b"note\0\0" + packed))) == "image_too_large"
 
 
-def test_a_single_pixel_is_an_image() -> None:
+def test_g04_a_single_pixel_is_an_image() -> None:
     assert decode(encode(Image.new("RGB", (1, 1), "blue"), "PNG"), "x").getpixel((0, 0)) == (
         0,
         0,
@@ -98,7 +98,7 @@ def test_a_single_pixel_is_an_image() -> None:
     )
 
 
-def test_sides_of_200_to_1_are_the_limit() -> None:
+def test_g04_sides_of_200_to_1_are_the_limit() -> None:
     assert decode(encode(Image.new("L", (1, 200)), "PNG"), "x").size == (1, 200)
     assert code_of(encode(Image.new("L", (1, 201)), "PNG")) == "image_bad_aspect"
     assert code_of(encode(Image.new("L", (20_000, 1)), "PNG")) == "image_bad_aspect"
@@ -106,7 +106,7 @@ def test_sides_of_200_to_1_are_the_limit() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:
+def test_g07_exif_orientation_is_undone(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(gradient(), kind, exif=exif)
@@ -119,12 +119,12 @@ def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:
     "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\1", b"x"]
 )
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_exif_that_cannot_be_read_turns_nothing(exif: bytes, kind: str) -> None:
+def test_g07_exif_that_cannot_be_read_turns_nothing(exif: bytes, kind: str) -> None:
     data = encode(gradient(), kind, exif=exif, lossless=True)
     assert decode(data, "x").tobytes() == gradient().tobytes()
 
 
-def test_transparency_lies_on_white() -> None:
+def test_g05_transparency_lies_on_white() -> None:
     clear = Image.new("RGBA", (1, 1), (255, 0, 0, 0))
     half = Image.new("RGBA", (1, 1), (255, 0, 0, 128))
     gray = Image.new("LA", (1, 1), (0, 0))
@@ -133,7 +133,7 @@ def test_transparency_lies_on_white() -> None:
     assert decode(encode(gray, "PNG"), "x").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_a_transparent_palette_colour_lies_on_white() -> None:
+def test_g05_a_transparent_palette_colour_lies_on_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
@@ -142,19 +142,19 @@ def test_a_transparent_palette_colour_lies_on_white() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_gray_of_16_bits_is_scaled(kind: str) -> None:
+def test_g05_gray_of_16_bits_is_scaled(kind: str) -> None:
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     read = np.asarray(decode(encode(Image.fromarray(values), kind), "x"))
     assert read[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
 
 
-def test_cmyk_is_converted() -> None:
+def test_g05_cmyk_is_converted() -> None:
     data = encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF")
     assert decode(data, "x").getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_the_first_frame_is_taken(kind: str) -> None:
+def test_g06_the_first_frame_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black", "red")]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
     assert decode(data, "x").getpixel((4, 4)) == (255, 255, 255)
@@ -170,7 +170,7 @@ def test_the_first_frame_is_taken(kind: str) -> None:
         ("I;16", "f941b1e23d507a55"),
     ],
 )
-def test_the_pixels_of_each_mode_stay_what_they_were(mode: str, golden: str) -> None:
+def test_g05_the_pixels_of_each_mode_stay_what_they_were(mode: str, golden: str) -> None:
     image = gradient("L").convert("I;16") if mode == "I;16" else gradient(mode)
     pixels = decode(encode(image, "PNG"), "x").tobytes()
     assert hashlib.sha256(pixels).hexdigest()[:16] == golden

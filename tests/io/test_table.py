@@ -56,28 +56,28 @@ def test_limit_stops_early(write: Write) -> None:
     assert len(list(read_rows(write("question_text\na\nb\nc\n"), limit=2))) == 2
 
 
-def test_a_bom_is_stripped(write: Write) -> None:
+def test_e01_a_bom_is_stripped(write: Write) -> None:
     assert read_header(write("\ufeffquestion_text\nWhat?\n")) == ("question_text",)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_every_line_end_is_read(write: Write, end: str) -> None:
+def test_e02_every_line_end_is_read(write: Write, end: str) -> None:
     path = write(f"question_text,note{end}What?,1{end}Why?,2{end}")
     assert [(row.line, row.cells["note"]) for row in read_rows(path)] == [(2, "1"), (3, "2")]
 
 
-def test_the_line_of_a_row_counts_the_line_breaks_inside_cells(write: Write) -> None:
+def test_e03_the_line_of_a_row_counts_the_line_breaks_inside_cells(write: Write) -> None:
     rows = list(read_rows(write('question_text,note\n"a\nb",1\n\nc,2\n')))
     assert [(row.line, row.cells["question_text"]) for row in rows] == [(2, "a\nb"), (5, "c")]
 
 
-def test_unusual_unicode_is_kept(write: Write) -> None:
+def test_e17_unusual_unicode_is_kept(write: Write) -> None:
     question = "e\u0301 \u2028 \u05e9\u05dc\u05d5\u05dd \U0001f9ea \u00a0?"
     (row,) = read_rows(write(f"question_text\n{question}\n"))
     assert row.cells["question_text"] == question
 
 
-def test_a_header_without_rows_is_a_table(write: Write) -> None:
+def test_e11_a_header_without_rows_is_a_table(write: Write) -> None:
     path = write("question_text,label\n")
     assert read_header(path) == ("question_text", "label")
     assert scan(path) == 0
@@ -110,7 +110,7 @@ def test_a_broken_header_is_refused(write: Write, content: str, words: str) -> N
         'question_text,note\na,b\nc,"d" d\n',
     ],
 )
-def test_an_unterminated_quote_is_told_with_the_line_where_its_row_starts(
+def test_e08_an_unterminated_quote_is_told_with_the_line_where_its_row_starts(
     write: Write, content: str
 ) -> None:
     path = write(content)
@@ -118,21 +118,21 @@ def test_an_unterminated_quote_is_told_with_the_line_where_its_row_starts(
         scan(path)
 
 
-def test_a_byte_that_is_not_utf8_is_told_with_line_and_offset(tmp_path: Path) -> None:
+def test_e09_a_byte_that_is_not_utf8_is_told_with_line_and_offset(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes(codecs.BOM_UTF8 + b"question_text\r\n" + "é".encode() + b"\r\ncaf\xe9\r\n")
     with pytest.raises(InputError, match=r"line 3: byte 0xe9 at offset 25 is not UTF-8"):
         scan(path)
 
 
-def test_utf16_is_refused_as_not_utf8(tmp_path: Path) -> None:
+def test_e17_utf16_is_refused_as_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_text("question_text\n", encoding="utf-16")
     with pytest.raises(InputError, match="line 1: byte 0xff at offset 0"):
         read_header(path)
 
 
-def test_two_rows_with_one_id_are_refused_by_their_lines(write: Write) -> None:
+def test_e13_two_rows_with_one_id_are_refused_by_their_lines(write: Write) -> None:
     path = write("id,question_text\na,1\nb,2\n,3\na,4\n,5\n")
     with pytest.raises(InputError, match="lines 2 and 5 have the same id 'a'"):
         scan(path)
@@ -142,7 +142,7 @@ def test_rows_without_ids_share_no_id(write: Write) -> None:
     assert scan(write("id,question_text\n,1\n,2\n")) == 2
 
 
-def test_short_and_long_rows_are_errors_of_those_rows_alone(write: Write) -> None:
+def test_e07_short_and_long_rows_are_errors_of_those_rows_alone(write: Write) -> None:
     path = write("question_text,note\nonly\na,b\na,b,c\n")
     rows = list(read_rows(path))
     assert codes(rows) == ["bad_row", None, "bad_row"]
@@ -152,20 +152,20 @@ def test_short_and_long_rows_are_errors_of_those_rows_alone(write: Write) -> Non
     assert scan(path) == 3
 
 
-def test_a_nul_byte_is_an_error_of_its_row(write: Write) -> None:
+def test_e10_a_nul_byte_is_an_error_of_its_row(write: Write) -> None:
     rows = list(read_rows(write("question_text,note\na,\0\nb,c\n")))
     assert codes(rows) == ["bad_row", None]
     assert rows[0].error is not None
     assert "line 2, column 'note'" in rows[0].error.message
 
 
-def test_a_megabyte_of_text_is_read(write: Write) -> None:
+def test_e12_a_megabyte_of_text_is_read(write: Write) -> None:
     (row,) = read_rows(write("question_text\n" + "a" * 2**20 + "\n"))
     assert row.question is not None
     assert len(row.question.text) == 2**20
 
 
-def test_a_cell_over_the_limit_is_an_error_of_its_row(
+def test_e12_a_cell_over_the_limit_is_an_error_of_its_row(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(formats, "MAX_CELL", 100)
@@ -175,7 +175,7 @@ def test_a_cell_over_the_limit_is_an_error_of_its_row(
     assert rows[1].cells == {"question_text": "b", "note": "c"}
 
 
-def test_a_quote_that_swallows_more_than_a_cell_is_refused(
+def test_e08_a_quote_that_swallows_more_than_a_cell_is_refused(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(formats, "MAX_CELL", 100)
@@ -184,7 +184,7 @@ def test_a_quote_that_swallows_more_than_a_cell_is_refused(
         scan(path)
 
 
-def test_a_line_without_end_is_refused_before_it_fills_memory(
+def test_e14_a_line_without_end_is_refused_before_it_fills_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text, "MAX_LINE", 1000)
@@ -202,7 +202,7 @@ def test_gzipped_csv_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "not gzip"])
-def test_a_damaged_gzip_file_is_refused(tmp_path: Path, damage: str) -> None:
+def test_e14_a_damaged_gzip_file_is_refused(tmp_path: Path, damage: str) -> None:
     packed = gzip.compress(b"question_text\n" + b"".join(b"%d?\n" % n for n in range(5000)))
     middle = len(packed) // 2
     damaged = {
@@ -270,7 +270,7 @@ def test_broken_json_lines_are_errors_of_their_rows(tmp_path: Path) -> None:
     assert scan(path) == 5
 
 
-def test_half_a_surrogate_pair_is_an_error_of_its_row(tmp_path: Path) -> None:
+def test_e10_half_a_surrogate_pair_is_an_error_of_its_row(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path, {"question_text": "a \ud800"}, {"question_text": "\U0001f9ea"})
     assert codes(list(read_rows(path))) == ["bad_row", None]
 
@@ -280,7 +280,7 @@ def test_empty_json_lines_are_refused(tmp_path: Path) -> None:
         read_header(write_jsonl(tmp_path))
 
 
-def test_a_duplicate_id_in_json_lines_is_refused(tmp_path: Path) -> None:
+def test_e13_a_duplicate_id_in_json_lines_is_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path, {"question_text": "a", "id": 1}, {"question_text": "b", "id": "1"})
     with pytest.raises(InputError, match="lines 1 and 2"):
         scan(path)
@@ -328,7 +328,7 @@ def test_parquet_without_pyarrow_names_the_install(
 # All of it
 
 
-def test_memory_does_not_grow_with_the_file(write: Write) -> None:
+def test_e16_memory_does_not_grow_with_the_file(write: Write) -> None:
     def peak(rows: int) -> int:
         path = write("id,question_text,documents\n")
         with path.open("a", newline="") as stream:
@@ -348,7 +348,7 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=2
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.tuples(CELL, CELL, CELL), max_size=6))
-def test_what_csv_writes_is_read_back(
+def test_e03_what_csv_writes_is_read_back(
     rows: list[tuple[str, str, str]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "round-trip.csv"
