@@ -31,6 +31,8 @@ class PredictSettings:
     device: DeviceName = "auto"
     image_root: Path | None = None
     """Where relative image paths start; None: the folder of `input`."""
+    allow_media_domain: str = ""
+    """Hosts that images may be fetched from, separated by commas; empty: no network at all."""
     top_k: int | None = None
     """Documents kept a question; None: what the bundle was trained with."""
     max_images: int | None = None
@@ -49,7 +51,7 @@ class _Rule(NamedTuple):
 
     kind: type
     expected: str
-    holds: Callable[[Any], bool] = lambda _: True
+    holds: Callable[[Any], object] = lambda _: True
 
 
 class _Given(NamedTuple):
@@ -69,12 +71,18 @@ def _word(words: tuple[str, ...]) -> _Rule:
 
 
 _PATH = _Rule(Path, "a path")
+_HOSTS = _Rule(
+    str,
+    "host names with commas between them, as in 'example.org,cdn.example.org'",
+    re.compile(r"[\w.-]+(\s*,\s*[\w.-]+)*").fullmatch,
+)
 _SWITCH = _Rule(bool, "true or false")
 _RULES = {
     "bundle": _PATH,
     "engine": _word(get_args(EngineName)),
     "device": _word(get_args(DeviceName)),
     "image_root": _PATH,
+    "allow_media_domain": _HOSTS,
     "top_k": _number(0, 100),
     "max_images": _number(1, 100),
     "batch_size": _number(1, 4096),

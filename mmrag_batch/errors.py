@@ -15,6 +15,8 @@ A message says what is wrong, where, and what to do next. Only `cli.py` catches 
 
 from enum import IntEnum
 
+from mmrag_batch.masking import mask
+
 
 class ExitCode(IntEnum):
     """Exit codes, after sysexits.h where it has one."""
@@ -44,11 +46,11 @@ class RowError(MmragError):
     """One row, or one document of it, cannot be used.
 
     `code` is a stable word for machines (`bad_documents`, `image_missing`, ...), the message is
-    for people.
+    for people, and is masked because it quotes cells.
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(mask(message))
         self.code = code
 
 

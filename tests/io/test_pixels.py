@@ -8,6 +8,8 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from mmrag_batch.errors import RowError
@@ -61,6 +63,18 @@ def test_every_allowed_format_is_read(kind: str) -> None:
         b"",
         b"\x07" * 500,
         b"<html><body>404</body></html>",
+        encode(gradient(), "JPEG")[:-60],
+        encode(gradient(), "PNG")[:-40],
+        encode(gradient(), "JPEG")[:20],
+    ],
+)
+def test_g02_what_is_no_whole_image_is_corrupt(data: bytes) -> None:
+    assert code_of(data) == "image_corrupt"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
         b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
         b"%PDF-1.7\n",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
@@ -68,12 +82,9 @@ def test_every_allowed_format_is_read(kind: str) -> None:
         b"8BPS\0\1" + bytes(50),
         encode(gradient(), "PPM"),
         encode(gradient(), "ICO"),
-        encode(gradient(), "JPEG")[:-60],
-        encode(gradient(), "PNG")[:-40],
-        encode(gradient(), "JPEG")[:20],
     ],
 )
-def test_what_is_no_whole_image_of_a_known_format_is_corrupt(data: bytes) -> None:
+def test_g08_formats_that_are_not_on_the_list_are_refused(data: bytes) -> None:
     assert code_of(data) == "image_corrupt"
 
 
@@ -153,6 +164,13 @@ def test_g05_cmyk_is_converted() -> None:
     assert decode(data, "x").getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_g05_a_cmyk_jpeg_is_converted() -> None:
+    red = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert b"Adobe" in red  # whose CMYK is stored inverted
+    pixels = np.asarray(decode(red, "x"), dtype=int)
+    assert np.abs(pixels - (255, 0, 0)).max() <= 3
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_g06_the_first_frame_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("white", "black", "red")]
@@ -174,3 +192,38 @@ def test_g05_the_pixels_of_each_mode_stay_what_they_were(mode: str, golden: str)
     image = gradient("L").convert("I;16") if mode == "I;16" else gradient(mode)
     pixels = decode(encode(image, "PNG"), "x").tobytes()
     assert hashlib.sha256(pixels).hexdigest()[:16] == golden
+
+
+SEEDS = [
+    encode(gradient(mode), kind)
+    for kind, mode in [
+        ("PNG", "RGBA"),
+        ("PNG", "LA"),
+        ("JPEG", "RGB"),
+        ("WEBP", "RGB"),
+        ("GIF", "L"),
+        ("BMP", "RGB"),
+        ("TIFF", "RGB"),
+    ]
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    seed=st.sampled_from(SEEDS),
+    flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=8),
+    cut=st.integers(0, 40),
+    tail=st.binary(max_size=40),
+)
+def test_g02_any_bytes_are_an_image_or_a_row_error(
+    seed: bytes, flips: list[tuple[int, int]], cut: int, tail: bytes
+) -> None:
+    data = bytearray(seed)
+    for place, value in flips:
+        data[place % len(data)] = value
+    try:
+        image = decode(bytes(data[: len(data) - cut]) + tail, "x")
+    except RowError as error:
+        assert error.code in {"image_corrupt", "image_too_large", "image_bad_aspect"}
+    else:
+        assert image.mode == "RGB"

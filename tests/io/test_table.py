@@ -6,7 +6,7 @@ import gzip
 import json
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -60,9 +60,9 @@ def test_e01_a_bom_is_stripped(write: Write) -> None:
     assert read_header(write("\ufeffquestion_text\nWhat?\n")) == ("question_text",)
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_e02_every_line_end_is_read(write: Write, end: str) -> None:
-    path = write(f"question_text,note{end}What?,1{end}Why?,2{end}")
+@pytest.mark.parametrize("ends", ["\n\n\n", "\r\r\r", ("\r\n", "\n", "\r"), ("\r\n",) * 3])
+def test_e02_every_line_end_is_read(write: Write, ends: Sequence[str]) -> None:
+    path = write("question_text,note{}What?,1{}Why?,2{}".format(*ends))
     assert [(row.line, row.cells["note"]) for row in read_rows(path)] == [(2, "1"), (3, "2")]
 
 
@@ -84,22 +84,33 @@ def test_e11_a_header_without_rows_is_a_table(write: Write) -> None:
     assert list(read_rows(path)) == []
 
 
+def assert_refused(path: Path, words: str) -> None:
+    for read in (read_header, scan, lambda path: list(read_rows(path))):
+        with pytest.raises(InputError, match=words) as caught:
+            read(path)
+        assert caught.value.exit_code == 65
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff"])
+def test_e11_a_file_without_a_header_is_refused(write: Write, content: str) -> None:
+    assert_refused(write(content), "is empty")
+
+
+def test_e04_a_duplicate_column_is_named(write: Write) -> None:
+    assert_refused(write("question_text,a,b,a\n1,2,3,4\n"), "duplicate column 'a'")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "is empty"),
-        ("\n\n", "is empty"),
-        ("question_text,a,a\n", "duplicate column 'a'"),
         ("id,question_txt\n", "Found: 'id', 'question_txt'. Did you mean 'question_txt'"),
         ("id,zzz\n", "no column 'question_text'. Found: 'id', 'zzz'. Add or rename one."),
     ],
 )
-def test_a_broken_header_is_refused(write: Write, content: str, words: str) -> None:
-    path = write(content)
-    with pytest.raises(InputError, match=words):
-        read_header(path)
-    with pytest.raises(InputError, match=words):
-        list(read_rows(path))
+def test_e05_a_missing_column_is_told_with_what_was_found(
+    write: Write, content: str, words: str
+) -> None:
+    assert_refused(write(content), words)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +132,7 @@ def test_e08_an_unterminated_quote_is_told_with_the_line_where_its_row_starts(
 def test_e09_a_byte_that_is_not_utf8_is_told_with_line_and_offset(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes(codecs.BOM_UTF8 + b"question_text\r\n" + "é".encode() + b"\r\ncaf\xe9\r\n")
-    with pytest.raises(InputError, match=r"line 3: byte 0xe9 at offset 25 is not UTF-8"):
+    with pytest.raises(InputError, match=r"line 3: byte 0xe9 at offset 25.*`iconv -f CP1252"):
         scan(path)
 
 
@@ -191,6 +202,17 @@ def test_e14_a_line_without_end_is_refused_before_it_fills_memory(
     path = tmp_path / "bomb.csv.gz"
     path.write_bytes(gzip.compress(b"question_text\n" + b"a" * 10_000))
     with pytest.raises(InputError, match="line 2 is over 1,000 characters"):
+        scan(path)
+
+
+def test_e14_a_bomb_of_short_lines_is_refused_before_it_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.csv.gz"
+    path.write_bytes(gzip.compress(b"question_text\n" + b"a\n" * 2_000_000))
+    assert scan(path) == 2_000_000
+    monkeypatch.setattr(text, "UNCHECKED", 2**20)
+    with pytest.raises(InputError, match=r"over 200 times its size.*gzip -d"):
         scan(path)
 
 
@@ -341,6 +363,28 @@ def test_e16_memory_does_not_grow_with_the_file(write: Write) -> None:
         return most
 
     assert peak(8000) < peak(400) + 200_000  # 25 bytes a row
+
+
+CSV_BYTES = st.binary(max_size=120) | st.lists(
+    st.sampled_from([b'"', b",", b"\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", b"a", b'["a"]']),
+    max_size=60,
+).map(b"".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(content=CSV_BYTES, header=st.sampled_from([b"", b"question_text,documents\n"]))
+def test_any_bytes_are_rows_or_a_refusal(
+    content: bytes, header: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.csv"
+    path.write_bytes(header + content)
+    try:
+        rows = list(read_rows(path))
+    except InputError as error:
+        assert str(path) in str(error)
+        return
+    assert [row.number for row in rows] == list(range(len(rows)))
+    assert all((row.question is None) != (row.error is None) for row in rows)
 
 
 CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
