@@ -42,7 +42,7 @@ def test_an_untrained_adapter_is_refused(
     assert not (tmp_path / "merged").exists()
 
 
-def test_h01_a_pickled_adapter_is_refused(
+def test_a_pickled_adapter_is_refused(
     tiny_generator_dir: Path, make_adapter: Callable[[float], Path], tmp_path: Path
 ) -> None:
     adapter = make_adapter(0.05)
