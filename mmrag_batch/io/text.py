@@ -4,6 +4,7 @@ import gzip
 import re
 import shlex
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -26,14 +27,16 @@ _HOW_TO_CONVERT = (
 
 
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
+def open_text(path: Path, offset: int = 0) -> Iterator[TextIO]:
     """The text of a file, unpacked if it ends in `.gz`, its line ends untouched.
 
-    Raises MissingError (no such file) and InputError (not UTF-8, or a damaged gzip file).
+    Begins `offset` bytes into the unpacked file, or after its BOM; what `tell` says until the first
+    line is read. Raises MissingError (no such file) and InputError (not UTF-8, or a damaged gzip file).
     """
     with _open_bytes(path) as binary:
         try:
-            with TextIOWrapper(binary, encoding="utf-8-sig", newline="") as stream:
+            binary.seek(offset or len(BOM_UTF8) * (binary.read(len(BOM_UTF8)) == BOM_UTF8))
+            with TextIOWrapper(binary, encoding="utf-8", newline="") as stream:
                 yield stream
         except UnicodeDecodeError:
             raise _bad_byte(path) from None
