@@ -156,6 +156,16 @@ def test_f10_a_document_that_gives_orders_is_evidence_like_any_other(tmp_path: P
     assert set(Path.cwd().iterdir()) == before
 
 
+@pytest.mark.parametrize("choice", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\xa0=1", "\n=1"])
+def test_f11_an_answer_that_a_spreadsheet_takes_for_a_formula_is_written_as_it_is(
+    tmp_path: Path, choice: str
+) -> None:
+    columns = ("question_text", "answer_choices")
+    write_csv(tmp_path / "in.csv", columns, ("What?", json.dumps([choice])))
+    done, (row,) = answer(tmp_path)
+    assert (done.exit_code, row["prediction"]) == (0, choice)
+
+
 def test_f13_the_output_says_no_password_beyond_the_cell_that_held_it(tmp_path: Path) -> None:
     url = "https://me:hunter2@example.org/a.png"
     write_csv(tmp_path / "in.csv", ("question_text", "question_image"), ("What?", url))
