@@ -103,19 +103,18 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Read the manifest of a bundle and verify each file's hash.
+    """Read the manifest of a bundle and verify each file's hash; refuse what could run code.
 
     Raises MissingError (no bundle, or a file of it is missing or damaged), ConfigError (a format or
-    prompt template this version does not speak), DeniedError (a path that leaves the bundle, or a
-    pickle).
+    prompt template this version does not speak), DeniedError (a path that leaves the bundle, a
+    pickle, or a model that brings code of its own).
     """
     manifest = read_manifest(path)
+    _refuse_code(path)
     for name, expected in manifest.files.items():
         file = path / name
         if not file.resolve().is_relative_to(path.resolve()):
             raise DeniedError(f"{path / MANIFEST}: {name!r} leaves the bundle; do not use it.")
-        if file.suffix in PICKLES:
-            raise DeniedError(f"{file} may hold a pickle; a bundle has safetensors and ONNX only.")
         if not file.is_file():
             raise MissingError(f"{file} is missing from the bundle; export or copy it again.")
         if sha256(file) != expected:
@@ -123,6 +122,20 @@ def open_bundle(path: Path) -> Bundle:
                 f"{file} differs from {MANIFEST} (truncated or edited?); export or copy it again."
             )
     return Bundle(path=path, manifest=manifest)
+
+
+def _refuse_code(path: Path) -> None:
+    """Raise DeniedError for what would run code when it is loaded, listed or not."""
+    for file in sorted(path.rglob("*")):
+        if file.suffix in PICKLES:
+            raise DeniedError(f"{file} may hold a pickle; a bundle has safetensors and ONNX only.")
+        if file.suffix == ".py":
+            raise DeniedError(f"{file} is code; a bundle holds data only.")
+        if file.name.endswith("config.json") and b'"auto_map"' in file.read_bytes():
+            raise DeniedError(
+                f"{file} asks for code of its own (auto_map), which `predict` never runs. Use a "
+                "checkpoint of an architecture that the engine knows."
+            )
 
 
 def read_manifest(path: Path) -> Manifest:

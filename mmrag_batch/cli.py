@@ -18,6 +18,7 @@ from mmrag_batch import __version__
 from mmrag_batch.cli_models import export, train
 from mmrag_batch.config import DeviceName, DtypeName, EngineName, load_predict_settings
 from mmrag_batch.errors import ExitCode, MmragError
+from mmrag_batch.masking import MaskingFormatter, mask
 
 NOT_SETTINGS = frozenset({"input_", "output", "config"})
 """Parameters of `predict` that only the command line has."""
@@ -45,7 +46,7 @@ class _Commands(TyperGroup):
 
 
 def _leave(message: str, code: ExitCode) -> NoReturn:
-    typer.echo(f"mmrag-batch: {message}", err=True)
+    typer.echo(f"mmrag-batch: {mask(message)}", err=True)
     raise typer.Exit(code) from None
 
 
@@ -60,11 +61,26 @@ app = typer.Typer(
 app.add_typer(train, name="train")
 app.add_typer(export, name="export")
 
+
+def _refuse_stdin(table: Path) -> Path:
+    if str(table) == "-":
+        raise typer.BadParameter("a table is read more than once; write it to a file first")
+    return table
+
+
 Table = Annotated[
-    Path, typer.Argument(metavar="INPUT", help="A .csv, .csv.gz, .jsonl or .parquet table.")
+    Path,
+    typer.Argument(
+        metavar="INPUT",
+        help="A .csv, .csv.gz, .jsonl or .parquet table.",
+        callback=_refuse_stdin,
+    ),
 ]
 ImageRoot = Annotated[
     Path | None, typer.Option(help="Where image paths start.  [default: the folder of INPUT]")
+]
+MediaDomain = Annotated[
+    str | None, typer.Option(help="Hosts to fetch images from, with commas.  [default: none]")
 ]
 
 
@@ -102,6 +118,7 @@ def predict(
     device: Annotated[DeviceName | None, typer.Option(help="Where models run.")] = None,
     dtype: Annotated[DtypeName | None, typer.Option(help="Of the generator.")] = None,
     image_root: ImageRoot = None,
+    allow_media_domain: MediaDomain = None,
     top_k: Annotated[
         int | None, typer.Option(help="Documents kept a question.  [default: the bundle's]")
     ] = None,
@@ -158,17 +175,22 @@ def predict(
 
 
 @app.command()
-def validate(input_: Table, image_root: ImageRoot = None) -> None:
+def validate(
+    input_: Table, image_root: ImageRoot = None, allow_media_domain: MediaDomain = None
+) -> None:
     """Show what is wrong with INPUT, by line, before a model is loaded.
 
     Exits with 3 if some rows could not be answered, with 65 if it cannot be read as a table.
     """
+    from mmrag_batch.factory import split_hosts
     from mmrag_batch.io.check import check_table
     from mmrag_batch.io.images import ImageLoader
 
     problems = 0
     unanswerable = set()
-    for line, name, problem, fatal in check_table(input_, ImageLoader(image_root or input_.parent)):
+    hosts = split_hosts(allow_media_domain or "")
+    images = ImageLoader(image_root or input_.parent, hosts=hosts)
+    for line, name, problem, fatal in check_table(input_, images):
         typer.echo(f"{input_}:{line}: {name}: {problem.code}: {problem.message}")
         problems += 1
         if fatal:
@@ -210,5 +232,7 @@ def doctor() -> None:
 
 
 def _start_logging(level: int) -> None:
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], force=True)
     logging.getLogger("mmrag_batch").setLevel(level)

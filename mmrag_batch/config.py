@@ -35,6 +35,8 @@ class PredictSettings:
     """Of the generator; `auto`: bfloat16 on a GPU, float32 on a CPU."""
     image_root: Path | None = None
     """Where relative image paths start; None: the folder of `input`."""
+    allow_media_domain: str = ""
+    """Hosts that images may be fetched from, separated by commas; empty: no network at all."""
     top_k: int | None = None
     """Documents kept a question; None: what the bundle was trained with."""
     max_images: int | None = None
@@ -66,7 +68,7 @@ class _Rule(NamedTuple):
 
     kind: type
     expected: str
-    holds: Callable[[Any], bool] = lambda _: True
+    holds: Callable[[Any], object] = lambda _: True
 
 
 class _Given(NamedTuple):
@@ -88,6 +90,11 @@ def _word(words: tuple[str, ...]) -> _Rule:
 _PATH = _Rule(Path, "a path")
 _TEXT = _Rule(str, "a text")
 _URL = _Rule(str, "an address that begins with http:// or https://", re.compile("https?://.").match)
+_HOSTS = _Rule(
+    str,
+    "host names with commas between them, as in 'example.org,cdn.example.org'",
+    re.compile(r"[\w.-]+(\s*,\s*[\w.-]+)*").fullmatch,
+)
 _SWITCH = _Rule(bool, "true or false")
 _RULES = {
     "bundle": _PATH,
@@ -95,6 +102,7 @@ _RULES = {
     "device": _word(get_args(DeviceName)),
     "dtype": _word(get_args(DtypeName)),
     "image_root": _PATH,
+    "allow_media_domain": _HOSTS,
     "embedding_cache": _PATH,
     "top_k": _number(0, 100),
     "max_images": _number(1, 100),

@@ -2,18 +2,24 @@
 
     MmragError                  1   anything that is our job to explain
     ├── RowError                -   one row (or one document) cannot be used; never ends a run
+    ├── AbortedError            4   too many rows failed, or a run that does not get ahead
+    ├── LockedError            11   another run writes the same output
     ├── InputError             65   the structure of the input file is broken
     ├── MissingError           66   an input, a bundle or a model is not there
     ├── UnavailableError       69   an extra, a device or an engine is not available here
     ├── InternalError          70   an invariant of ours is broken
     ├── OutputError            73   the output cannot be created
+    ├── StorageError           74   the disk fails or is full; what is committed is safe
+    ├── StoppedError       75/130   stopped by a signal or by --max-runtime; run again to go on
     ├── DeniedError            77   a file that must not be opened or trusted
-    └── ConfigError            78   a setting is invalid
+    └── ConfigError            78   a setting is invalid, or not what the run began with
 
 A message says what is wrong, where, and what to do next. Only `cli.py` catches `MmragError`.
 """
 
 from enum import IntEnum
+
+from mmrag_batch.masking import mask
 
 
 class ExitCode(IntEnum):
@@ -23,12 +29,15 @@ class ExitCode(IntEnum):
     ERROR = 1
     USAGE = 2
     PARTIAL = 3
+    ABORTED = 4
+    LOCKED = 11
     DATAERR = 65
     NOINPUT = 66
     UNAVAILABLE = 69
     SOFTWARE = 70
     CANTCREAT = 73
     IOERR = 74
+    TEMPFAIL = 75
     NOPERM = 77
     CONFIG = 78
     INTERRUPTED = 130
@@ -44,12 +53,24 @@ class RowError(MmragError):
     """One row, or one document of it, cannot be used.
 
     `code` is a stable word for machines (`bad_documents`, `image_missing`, ...), the message is
-    for people.
+    for people, and is masked because it quotes cells.
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(mask(message))
         self.code = code
+
+
+class AbortedError(MmragError):
+    """A run gave up early: too many rows failed, or it is stopped again and again too soon."""
+
+    exit_code = ExitCode.ABORTED
+
+
+class LockedError(MmragError):
+    """Another run writes the same output."""
+
+    exit_code = ExitCode.LOCKED
 
 
 class InputError(MmragError):
@@ -82,6 +103,20 @@ class OutputError(MmragError):
     exit_code = ExitCode.CANTCREAT
 
 
+class StorageError(MmragError):
+    """A disk that is full, fails or has gone away under a run."""
+
+    exit_code = ExitCode.IOERR
+
+
+class StoppedError(MmragError):
+    """A run was told to stop and did: what it finished is committed."""
+
+    def __init__(self, message: str, exit_code: ExitCode = ExitCode.TEMPFAIL) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class DeniedError(MmragError):
     """A file that must not be opened or trusted."""
 
@@ -89,6 +124,6 @@ class DeniedError(MmragError):
 
 
 class ConfigError(MmragError):
-    """One or more settings are invalid; the message lists every one."""
+    """Settings that are invalid, or not those a run began with; the message lists every one."""
 
     exit_code = ExitCode.CONFIG

@@ -34,6 +34,11 @@ def requires(extra: str) -> Iterator[None]:
         ) from None
 
 
+def split_hosts(setting: str) -> list[str]:
+    """The hosts that `allow_media_domain` names."""
+    return [host.strip() for host in setting.split(",") if host.strip()]
+
+
 @contextmanager
 def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stage]]:
     """Load the models of a bundle: the retrieval and the generation stage, closed in the end.
@@ -47,7 +52,9 @@ def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stag
     from mmrag_batch.retrieval.retriever import open_retriever
 
     spec = bundle.manifest.generator
-    images = ImageLoader(settings.image_root or settings.input.parent)
+    images = ImageLoader(
+        settings.image_root or settings.input.parent, hosts=split_hosts(settings.allow_media_domain)
+    )
     name = _engine_name(settings)
     with requires("cpu"):
         retriever = open_retriever(

@@ -58,13 +58,25 @@ class Prediction:
     probabilities: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place between two rows of a table, where reading can begin.
+
+    `offset` counts bytes of the unpacked text (in Parquet: rows), `line` the lines before it.
+    """
+
+    offset: int
+    line: int
+
+
 @dataclass(slots=True)
 class Row:
     """One input row on its way through a run; each stage fills in its part.
 
     `number` counts rows from 0, `line` is the line of the file where the row starts, `cells` are
-    the input columns as they were read. A row with `error` passes the remaining stages untouched;
-    `problems` are documents that were left out (the row is still answered, as `degraded`).
+    the input columns as they were read, `end` is where the next row begins. A row with `error`
+    passes the remaining stages untouched; `problems` are documents that were left out (the row is
+    still answered, as `degraded`).
     """
 
     number: int
@@ -76,3 +88,4 @@ class Row:
     prediction: Prediction | None = None
     problems: list[Problem] = field(default_factory=list)
     error: Problem | None = None
+    end: Position | None = None

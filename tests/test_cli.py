@@ -200,7 +200,7 @@ def test_a_missing_bundle_exits_with_66(table: Path) -> None:
     )
 
 
-def test_a_missing_package_names_the_extra_to_install(
+def test_h06_a_missing_package_names_the_extra_to_install(
     table: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

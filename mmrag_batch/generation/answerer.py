@@ -83,7 +83,7 @@ class Answerer:
         try:
             return row, self._request(row, row.question)
         except RowError as error:
-            row.error = Problem(error.code, str(error))
+            row.error = Problem(error.code, f"line {row.line}: {error}")
             return row, None
 
     def _request(self, row: Row, question: Question) -> GenerationRequest:

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from mmrag_batch.errors import InputError, UnavailableError
 from mmrag_batch.io.text import check_file, open_text, read_lines
-from mmrag_batch.records import Problem
+from mmrag_batch.records import Position, Problem
 
 REQUIRED = "question_text"
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".parquet")
@@ -25,6 +25,10 @@ MAX_CELL = 10 * 2**20
 MAX_DEPTH = 64
 PARQUET_BATCH = 256
 """Rows decoded at once."""
+START = Position(offset=0, line=0)
+
+CsvRow = tuple[int, Position, list[str] | Problem]
+"""The line where it starts, where the next one does, and its cells."""
 
 
 class Record(NamedTuple):
@@ -34,6 +38,7 @@ class Record(NamedTuple):
     """
 
     line: int
+    end: Position
     cells: dict[str, object]
     problem: Problem | None = None
 
@@ -49,19 +54,25 @@ def read_header(path: Path) -> tuple[str, ...]:
         with _open_parquet(path) as file:
             return _check_columns(path, file.schema_arrow.names)
     if suffix == ".jsonl":
-        names = dict.fromkeys(name for record in _jsonl_records(path) for name in record.cells)
+        names = dict.fromkeys(
+            name for record in _jsonl_records(path, START) for name in record.cells
+        )
         return _check_columns(path, names)
-    return _csv_header(path, _csv_rows(path))
+    return _csv_header(path, _csv_rows(path, START))
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The rows of a table, one by one. Blank lines are not rows. Raises as `read_header` does."""
+def read_records(path: Path, start: Position = START) -> Iterator[Record]:
+    """The rows of a table from `start` on, one by one. Blank lines are not rows.
+
+    What is before `start` is not read, but for gzip, which must be unpacked from its beginning.
+    Raises as `read_header` does.
+    """
     suffix = _suffix(path)
     if suffix == ".parquet":
-        return _parquet_records(path)
+        return _parquet_records(path, start)
     if suffix == ".jsonl":
-        return _jsonl_records(path)
-    return _csv_records(path)
+        return _jsonl_records(path, start)
+    return _csv_records(path, start)
 
 
 def _suffix(path: Path) -> str:
@@ -88,16 +99,39 @@ def _check_columns(path: Path, names: Iterable[str]) -> tuple[str, ...]:
     return columns
 
 
+class _Lines:
+    """The lines of a text, and where the next one begins."""
+
+    def __init__(self, path: Path, stream: TextIO, start: Position) -> None:
+        self._offset, self._line = stream.tell(), start.line
+        self._lines = read_lines(path, stream)
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._offset += len(line) if line.isascii() else len(line.encode())
+        self._line += 1
+        return line
+
+    @property
+    def position(self) -> Position:
+        return Position(self._offset, self._line)
+
+
 # CSV
 
 
-def _csv_records(path: Path) -> Iterator[Record]:
-    rows = _csv_rows(path)
-    columns = _csv_header(path, rows)
+def _csv_records(path: Path, start: Position) -> Iterator[Record]:
+    columns = _csv_header(path, _csv_rows(path, START))
+    rows = _csv_rows(path, start)
+    if start == START:
+        next(rows)
     width = len(columns)
-    for line, cells in rows:
+    for line, end, cells in rows:
         if isinstance(cells, Problem):
-            yield Record(line, {}, cells)
+            yield Record(line, end, {}, cells)
             continue
         problem = None
         if len(cells) != width:
@@ -105,23 +139,24 @@ def _csv_records(path: Path) -> Iterator[Record]:
                 "bad_row",
                 f"line {line}: expected {width} cells, as the header has, not {len(cells)}",
             )
-        yield Record(line, dict(zip(columns, cells)), problem)
+        yield Record(line, end, dict(zip(columns, cells)), problem)
 
 
-def _csv_header(path: Path, rows: Iterator[tuple[int, list[str] | Problem]]) -> tuple[str, ...]:
-    _, cells = next(rows, (0, []))
+def _csv_header(path: Path, rows: Iterator[CsvRow]) -> tuple[str, ...]:
+    _, _, cells = next(rows, (0, START, []))
     if isinstance(cells, Problem):
         raise InputError(f"{path}: the header cannot be read: {cells.message}.")
     return _check_columns(path, cells)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | Problem]]:
-    """Every row that is not blank, header first, with the line where it starts."""
+def _csv_rows(path: Path, start: Position) -> Iterator[CsvRow]:
+    """Every row that is not blank, header first."""
     csv.field_size_limit(MAX_CELL)
-    with open_text(path) as stream:
-        reader = csv.reader(read_lines(path, stream), strict=True)
+    with open_text(path, start.offset) as stream:
+        lines = _Lines(path, stream, start)
+        reader = csv.reader(lines, strict=True)
         while True:
-            line = reader.line_num + 1
+            line = lines.position.line + 1
             try:
                 cells = next(reader)
             except StopIteration:
@@ -129,41 +164,44 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str] | Problem]]:
             except csv.Error as error:
                 # An overlong cell within one line leaves the reader at the next row. Over several
                 # lines it is most likely a quote that was never closed, and the rows are lost.
-                if reader.line_num > line or "field limit" not in str(error):
+                if lines.position.line > line or "field limit" not in str(error):
                     raise InputError(
                         f"{path}, line {line}: a quote that opens in this row is not closed as it "
                         f"should be ({error}). Close it, or double a quote that is part of a text."
                     ) from None
-                yield (
-                    line,
-                    Problem("bad_row", f"line {line}: a cell is over {MAX_CELL:,} characters"),
-                )
+                problem = Problem("bad_row", f"line {line}: a cell is over {MAX_CELL:,} characters")
+                yield line, lines.position, problem
             else:
                 if cells:
-                    yield line, cells
+                    yield line, lines.position, cells
 
 
 # JSON Lines
 
 
-def _jsonl_records(path: Path) -> Iterator[Record]:
-    with open_text(path) as stream:
-        for line, text in enumerate(read_lines(path, stream), start=1):
+def _jsonl_records(path: Path, start: Position) -> Iterator[Record]:
+    with open_text(path, start.offset) as stream:
+        lines = _Lines(path, stream, start)
+        for text in lines:
             if not text.isspace():
-                yield _jsonl_record(line, text)
+                yield _jsonl_record(lines.position, text)
 
 
-def _jsonl_record(line: int, text: str) -> Record:
+def _jsonl_record(end: Position, text: str) -> Record:
+    line = end.line
+
+    def broken(what: str) -> Record:
+        return Record(line, end, {}, Problem("bad_row", f"line {line}: {what}"))
+
     try:
         cells = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return Record(line, {}, Problem("bad_row", f"line {line}: not valid JSON: {error}"))
+        return broken(f"not valid JSON: {error}")
     if not isinstance(cells, dict):
-        return Record(line, {}, Problem("bad_row", f"line {line}: expected a JSON object"))
+        return broken("expected a JSON object")
     if _is_deep(cells):
-        problem = Problem("bad_row", f"line {line}: nested over {MAX_DEPTH} levels deep")
-        return Record(line, {}, problem)
-    return Record(line, cells)
+        return broken(f"nested over {MAX_DEPTH} levels deep")
+    return Record(line, end, cells)
 
 
 def _is_deep(value: object) -> bool:
@@ -181,13 +219,19 @@ def _is_deep(value: object) -> bool:
 # Parquet
 
 
-def _parquet_records(path: Path) -> Iterator[Record]:
+def _parquet_records(path: Path, start: Position) -> Iterator[Record]:
     with _open_parquet(path) as file:
         _check_columns(path, file.schema_arrow.names)
-        lines = count(1)
-        for batch in file.iter_batches(batch_size=PARQUET_BATCH):
-            for cells in batch.to_pylist():
-                yield Record(next(lines), cells)
+        groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+        first = before = 0
+        while first < len(groups) and before + groups[first] <= start.offset:
+            before += groups[first]
+            first += 1
+        lines = count(before + 1)
+        for batch in file.iter_batches(PARQUET_BATCH, row_groups=range(first, len(groups))):
+            for cells, line in zip(batch.to_pylist(), lines):
+                if line > start.offset:
+                    yield Record(line, Position(line, line), cells)
 
 
 @contextmanager

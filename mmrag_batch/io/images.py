@@ -1,5 +1,5 @@
 """Images of a table, opened safely: only regular files inside the image root, only known raster
-formats, only so many bytes and pixels, and never the network."""
+formats, only so many bytes and pixels, and no network but the hosts that a run allows."""
 
 import base64
 import binascii
@@ -10,11 +10,13 @@ import re
 import stat
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image
 
 from mmrag_batch.errors import RowError
+from mmrag_batch.io.media import MediaFetcher
 from mmrag_batch.io.pixels import decode, settle_warnings
 
 MAX_BYTES = 64 * 2**20
@@ -23,19 +25,22 @@ CACHE_BYTES = 64 * 2**20
 CACHE_FILES = 512
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
+_HOW_TO_FETCH = "download it, or name its host with --allow-media-domain"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class ImageLoader:
-    """Images by source: a path under `root`, or a `data:image/...;base64,` URI. Thread-safe.
+    """Images by source: a path under `root`, a `data:image/...;base64,` URI, or a URL on one of
+    `hosts`. Thread-safe.
 
     `digest` and `load` share the last files read, so a file is normally read once. Both raise
     RowError: `image_missing`, `image_corrupt`, `image_too_large`, `image_bad_aspect`,
-    `path_denied` (outside the root, or no regular file), `image_denied` (a URL).
+    `path_denied` (outside the root, or no regular file), `image_denied` (a URL elsewhere).
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, hosts: Collection[str] = ()) -> None:
         self._root = root.resolve()
+        self._fetch = MediaFetcher(hosts, max_bytes=MAX_BYTES) if hosts else None
         self._recent: OrderedDict[str, bytes] = OrderedDict()
         self._recent_bytes = 0
         self._lock = threading.Lock()
@@ -56,7 +61,10 @@ class ImageLoader:
             if source in self._recent:
                 self._recent.move_to_end(source)
                 return self._recent[source]
-        data = _read_file(self._root, source)
+        if self._fetch is not None and _is_url(source):
+            data = self._fetch(source, _shown(source))
+        else:
+            data = _read_file(self._root, source)
         with self._lock:
             self._remember(source, data)
         return data
@@ -67,6 +75,11 @@ class ImageLoader:
         while self._recent_bytes > CACHE_BYTES or len(self._recent) > CACHE_FILES:
             _, dropped = self._recent.popitem(last=False)
             self._recent_bytes -= len(dropped)
+
+
+def _is_url(source: str) -> bool:
+    scheme = _SCHEME.match(source)
+    return scheme is not None and scheme[0].lower() != "file://"
 
 
 def _read_data_uri(source: str) -> bytes:
@@ -112,8 +125,8 @@ def _read_regular(descriptor: int, shown: str) -> bytes:
 def _parts_below(root: Path, source: str, shown: str) -> tuple[str, ...]:
     """The path from `root` to a source, links resolved; RowError where it leads out of `root`."""
     scheme = _SCHEME.match(source)
-    if scheme and scheme[0].lower() != "file://":
-        raise RowError("image_denied", f"{shown}: URLs are not fetched; download it first")
+    if _is_url(source):
+        raise RowError("image_denied", f"{shown}: URLs are not fetched; {_HOW_TO_FETCH}")
     if scheme or source.startswith("~/"):
         raise RowError("path_denied", f"{shown}: expected a path below {root}")
     try:

@@ -13,11 +13,11 @@ import numpy as np
 
 from mmrag_batch.errors import InputError, RowError
 from mmrag_batch.io.cells import parse_question
-from mmrag_batch.io.formats import Record, read_header, read_records
+from mmrag_batch.io.formats import START, Record, read_header, read_records
 from mmrag_batch.io.literals import is_empty
-from mmrag_batch.records import Problem, Row
+from mmrag_batch.records import Position, Problem, Row
 
-__all__ = ["read_header", "read_rows", "scan"]
+__all__ = ["START", "read_header", "read_rows", "scan"]
 
 
 def scan(path: Path) -> int:
@@ -39,12 +39,17 @@ def scan(path: Path) -> int:
     return rows
 
 
-def read_rows(path: Path, *, limit: int | None = None) -> Iterator[Row]:
-    """The rows of a table, at most `limit` of them, parsed one by one.
+def read_rows(
+    path: Path, *, limit: int | None = None, first: int = 0, start: Position = START
+) -> Iterator[Row]:
+    """The rows of a table up to row `limit`, parsed one by one, from row `first` on, at `start`.
 
     A row that cannot be used carries an `error` that names its line. Raises as `read_header` does.
     """
-    for number, record in enumerate(islice(read_records(path), limit)):
+    records = read_records(path, start)
+    if limit is not None:
+        records = islice(records, max(0, limit - first))
+    for number, record in enumerate(records, first):
         yield _parse_row(number, record)
 
 
@@ -56,6 +61,7 @@ def _parse_row(number: int, record: Record) -> Row:
         id=str(number) if is_empty(given) else str(given),
         cells=record.cells,
         error=record.problem,
+        end=record.end,
     )
     if row.error is None:
         try:

@@ -2,7 +2,9 @@
 
 import gzip
 import re
+import shlex
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -11,19 +13,30 @@ from typing import IO, TextIO, cast
 
 from mmrag_batch.errors import InputError, MissingError
 
+MAX_RATIO = 200
+"""Most bytes that a gzip file may unpack to for each of its own, past UNCHECKED of them: a table
+stays below 100, a bomb comes near 1,032 (RFC 1951)."""
+UNCHECKED = 64 * 2**20
 MAX_LINE = 64 * 2**20
 """Most characters in one line: a file without line ends (a gzip bomb, say) must not fill memory."""
 
 
+_HOW_TO_CONVERT = (
+    "Say what it is and convert it, as in `iconv -f CP1252 -t UTF-8 old.csv > new.csv`."
+)
+
+
 @contextmanager
-def open_text(path: Path) -> Iterator[TextIO]:
+def open_text(path: Path, offset: int = 0) -> Iterator[TextIO]:
     """The text of a file, unpacked if it ends in `.gz`, its line ends untouched.
 
-    Raises MissingError (no such file) and InputError (not UTF-8, or a damaged gzip file).
+    Begins `offset` bytes into the unpacked file, or after its BOM; what `tell` says until the first
+    line is read. Raises MissingError (no such file) and InputError (not UTF-8, or a damaged gzip file).
     """
     with _open_bytes(path) as binary:
         try:
-            with TextIOWrapper(binary, encoding="utf-8-sig", newline="") as stream:
+            binary.seek(offset or len(BOM_UTF8) * (binary.read(len(BOM_UTF8)) == BOM_UTF8))
+            with TextIOWrapper(binary, encoding="utf-8", newline="") as stream:
                 yield stream
         except UnicodeDecodeError:
             raise _bad_byte(path) from None
@@ -37,10 +50,28 @@ def _open_bytes(path: Path) -> IO[bytes]:
     check_file(path)
     try:
         if path.name.lower().endswith(".gz"):
-            return cast(IO[bytes], gzip.open(path, "rb"))
+            return cast(IO[bytes], _CheckedGzip(path))
         return path.open("rb")
     except OSError as error:
         raise MissingError(f"{path} cannot be opened: {error.strerror}.") from error
+
+
+class _CheckedGzip(gzip.GzipFile):
+    """Raises InputError once it has unpacked to more than a table would."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._path = path
+        self._most = max(UNCHECKED, MAX_RATIO * path.stat().st_size)
+
+    def read1(self, size: int = -1) -> bytes:
+        data = super().read1(size)
+        if self.tell() > self._most:
+            raise InputError(
+                f"{self._path} unpacks to over {MAX_RATIO} times its size, as no table should. If "
+                f"it is one, unpack it: gzip -d {shlex.quote(str(self._path))}"
+            )
+        return data
 
 
 def check_file(path: Path) -> None:
@@ -73,7 +104,7 @@ def _bad_byte(path: Path) -> InputError:
                 offset += len(text[: found.start()].encode())
                 return InputError(
                     f"{path}, line {line}: byte {ord(found[0]) - 0xDC00:#04x} at offset {offset} "
-                    "is not UTF-8. Save the file as UTF-8."
+                    f"is not UTF-8. {_HOW_TO_CONVERT}"
                 )
             offset += len(text.encode())
-    return InputError(f"{path} is not UTF-8. Save the file as UTF-8.")
+    return InputError(f"{path} is not UTF-8. {_HOW_TO_CONVERT}")

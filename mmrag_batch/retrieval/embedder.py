@@ -132,7 +132,7 @@ class Embedder:
         try:
             asked = self._embedding(window, question.text, question.image)
         except RowError as error:
-            row.error = Problem(error.code, f"question_image: {error}")
+            row.error = Problem(error.code, f"line {row.line}, question_image: {error}")
             return None
         documents, candidates = [], []
         for document in question.documents:

@@ -73,7 +73,7 @@ def kept_ids(row: Row) -> list[str]:
     return [item.document.id for item in row.evidence]
 
 
-def test_a_choice_question_gets_one_of_its_choices(renderer: Renderer) -> None:
+def test_f07_a_choice_question_gets_one_of_its_choices(renderer: Renderer) -> None:
     [done] = answerer(renderer, ScriptedEngine())([row(choices=("red", "green", "blue"))])
     assert done.prediction is not None
     assert done.prediction.index is not None
@@ -129,7 +129,7 @@ def test_rows_with_errors_do_not_pile_up(renderer: Renderer) -> None:
 
 def test_a_broken_question_image_is_an_error(renderer: Renderer) -> None:
     [done] = answerer(renderer, ScriptedEngine())([row(image="broken.png")])
-    assert done.error == Problem("image_corrupt", "broken.png is no image")
+    assert done.error == Problem("image_corrupt", "line 2: broken.png is no image")
     assert done.prediction is None
 
 
@@ -151,7 +151,9 @@ def test_images_past_the_limit_are_not_loaded(renderer: Renderer) -> None:
     assert (done.problems, kept_ids(done)) == ([], ["0", "1"])
 
 
-def test_the_lowest_ranked_evidence_is_trimmed_until_the_prompt_fits(renderer: Renderer) -> None:
+def test_f08_the_lowest_ranked_evidence_is_trimmed_until_the_prompt_fits(
+    renderer: Renderer,
+) -> None:
     engine = Recorder()
     evidence = [("short", "a.png"), ("word " * 20, None), ("tail", "b.png")]
     [whole] = answerer(renderer, engine)([row(evidence=evidence)])
@@ -164,7 +166,7 @@ def test_the_lowest_ranked_evidence_is_trimmed_until_the_prompt_fits(renderer: R
     assert len(engine.asked[0].token_ids) < needed
 
 
-def test_a_question_that_alone_is_too_long_is_an_error(renderer: Renderer) -> None:
+def test_f08_a_question_that_alone_is_too_long_is_an_error(renderer: Renderer) -> None:
     long = row(text="word " * 500, evidence=[("a", None)])
     [done] = answerer(renderer, ScriptedEngine())([long])
     assert done.error is not None

@@ -46,7 +46,7 @@ def special_ids(directory: Path, token_ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("special", SPECIALS)
-def test_a_special_token_in_any_cell_is_plain_text(
+def test_f09_a_special_token_in_any_cell_is_plain_text(
     renderer: Renderer, tiny_generator_dir: Path, special: str
 ) -> None:
     def prompt(typed: str) -> list[int]:
@@ -78,7 +78,9 @@ def test_a_plain_prompt_is_tokenised_as_transformers_does(
     assert renderer.render(messages) == theirs
 
 
-def test_each_image_becomes_one_image_token(renderer: Renderer, tiny_generator_dir: Path) -> None:
+def test_f09_each_image_becomes_one_image_token(
+    renderer: Renderer, tiny_generator_dir: Path
+) -> None:
     config = json.loads((tiny_generator_dir / "config.json").read_text())
     image = {"type": "image"}
     token_ids = renderer.render(user(image, image, text("What differs?")))

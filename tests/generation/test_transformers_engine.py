@@ -205,7 +205,9 @@ def test_no_more_than_the_window_is_read_ahead(
     assert len(asked) == answered + 1
 
 
-def test_a_missing_gpu_is_named(tiny_generator_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_h06_a_missing_gpu_is_named(
+    tiny_generator_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UnavailableError, match="--device cpu"):
         TransformersEngine(
@@ -213,7 +215,7 @@ def test_a_missing_gpu_is_named(tiny_generator_dir: Path, monkeypatch: pytest.Mo
         )
 
 
-def test_a_directory_without_safetensors_is_refused(tmp_path: Path) -> None:
+def test_h01_a_directory_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(MissingError, match="safetensors"):
         open_engine(tmp_path)

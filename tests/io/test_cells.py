@@ -84,14 +84,14 @@ def test_a_question_image_must_be_text() -> None:
         ('["\\ud800"]', "surrogate"),
     ],
 )
-def test_choices_that_are_none_are_told(cell: str, words: str) -> None:
+def test_f06_choices_that_are_none_are_told(cell: str, words: str) -> None:
     with pytest.raises(RowError, match=words) as caught:
         parse_choices(cell)
     assert caught.value.code == "bad_choices"
     assert "column 'answer_choices'" in str(caught.value)
 
 
-def test_twenty_six_choices_have_a_letter_each() -> None:
+def test_f06_twenty_six_choices_have_a_letter_each() -> None:
     choices = [str(n) for n in range(26)]
     assert parse_choices(choices) == tuple(choices)
 
@@ -106,7 +106,7 @@ def test_twenty_six_choices_have_a_letter_each() -> None:
         ("[\n 'a',\n 'b'\n]", ("a", "b")),
     ],
 )
-def test_json_and_python_lists_are_read(cell: str, choices: tuple[str, ...]) -> None:
+def test_f06_json_and_python_lists_are_read(cell: str, choices: tuple[str, ...]) -> None:
     assert parse_choices(cell) == choices
 
 
@@ -154,7 +154,7 @@ def test_an_object_says_outright_what_it_is() -> None:
         ([{"id": "1", "text": "a"}, "b"], "item 1: expected an id of its own, found '1'"),
     ],
 )
-def test_documents_that_are_none_are_told(cell: object, words: str) -> None:
+def test_f03_documents_that_are_none_are_told(cell: object, words: str) -> None:
     with pytest.raises(RowError, match=words) as caught:
         parse_documents(cell)
     assert caught.value.code == "bad_documents"
@@ -188,7 +188,7 @@ def test_a_label_is_a_choice_or_its_index(cell: object, label: int | None) -> No
     assert find_label(cell, ("a", "b", "1")) == label
 
 
-def test_an_empty_label_is_not_the_choice_of_that_name() -> None:
+def test_f05_an_empty_label_is_not_the_choice_of_that_name() -> None:
     assert find_label(None, ("None", "nan")) is None
     assert find_label(float("nan"), ("None", "nan")) is None
     assert find_label("None", ("None", "nan")) == 0
@@ -239,7 +239,7 @@ def test_a_list_that_pandas_wrote_is_read_back(choices: list[str]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(cell=st.text(max_size=30) | st.text("[]'\"\\,{}: ab0\n", max_size=30))
-def test_any_text_is_documents_or_a_row_error(cell: str) -> None:
+def test_f03_any_text_is_documents_or_a_row_error(cell: str) -> None:
     try:
         documents = parse_documents(cell)
     except RowError as error:

@@ -69,18 +69,18 @@ def test_the_root_itself_may_be_a_link(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["with space.png", "new\nline.png", unicodedata.normalize("NFD", "é.png"), "%41.png"]
 )
-def test_odd_names_are_opened_as_they_are(root: Path, name: str) -> None:
+def test_g13_odd_names_are_opened_as_they_are(root: Path, name: str) -> None:
     (root / "a.png").rename(root / name)
     assert ImageLoader(root).load(name).size == (4, 2)
 
 
 @pytest.mark.parametrize("source", ["c.png", "folder/c.png", "a.png/c.png", "n" * 300 + ".png"])
-def test_a_file_that_is_not_there_is_missing(root: Path, source: str) -> None:
+def test_g01_a_file_that_is_not_there_is_missing(root: Path, source: str) -> None:
     assert code_of(root, source) == "image_missing"
 
 
 @pytest.mark.parametrize("source", ["a\0.png", "\ud800.png"])
-def test_a_name_no_file_can_have_is_missing(root: Path, source: str) -> None:
+def test_g13_a_name_no_file_can_have_is_missing(root: Path, source: str) -> None:
     assert code_of(root, source) == "image_missing"
 
 
@@ -103,11 +103,11 @@ def test_a_loop_of_links_is_missing(root: Path) -> None:
         "FILE://a.png",
     ],
 )
-def test_nothing_outside_the_root_is_opened(root: Path, source: str) -> None:
+def test_g09_nothing_outside_the_root_is_opened(root: Path, source: str) -> None:
     assert code_of(root, source) == "path_denied"
 
 
-def test_a_link_out_of_the_root_is_not_followed(root: Path, tmp_path: Path) -> None:
+def test_g10_a_link_out_of_the_root_is_not_followed(root: Path, tmp_path: Path) -> None:
     (root / "out.png").symlink_to(tmp_path / "secret.png")
     (root / "way").symlink_to(tmp_path)
     assert code_of(root, "out.png") == "path_denied"
@@ -115,7 +115,7 @@ def test_a_link_out_of_the_root_is_not_followed(root: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("swapped", ["folder", "folder/b.png"])
-def test_a_link_swapped_in_after_the_check_is_not_followed(
+def test_g10_a_link_swapped_in_after_the_check_is_not_followed(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
 ) -> None:
     (tmp_path / "b.png").write_bytes((tmp_path / "secret.png").read_bytes())
@@ -137,17 +137,17 @@ def test_a_link_swapped_in_after_the_check_is_not_followed(
     assert caught.value.code in {"path_denied", "image_missing"}
 
 
-def test_a_fifo_is_refused_without_waiting(root: Path) -> None:
+def test_g11_a_fifo_is_refused_without_waiting(root: Path) -> None:
     os.mkfifo(root / "pipe.png")
     assert code_of(root, "pipe.png") == "path_denied"
 
 
 @pytest.mark.parametrize("source", ["folder", "", "."])
-def test_a_folder_is_refused(root: Path, source: str) -> None:
+def test_g11_a_folder_is_refused(root: Path, source: str) -> None:
     assert code_of(root, source) == "path_denied"
 
 
-def test_a_file_that_may_not_be_read_is_refused(
+def test_g11_a_file_that_may_not_be_read_is_refused(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> bytes:
@@ -157,7 +157,7 @@ def test_a_file_that_may_not_be_read_is_refused(
     assert code_of(root, "a.png") == "path_denied"
 
 
-def test_a_file_over_the_size_limit_is_refused_unread(root: Path) -> None:
+def test_g03_a_file_over_the_size_limit_is_refused_unread(root: Path) -> None:
     with (root / "huge.png").open("wb") as stream:
         stream.truncate(images.MAX_BYTES + 1)
     assert code_of(root, "huge.png") == "image_too_large"
@@ -166,11 +166,11 @@ def test_a_file_over_the_size_limit_is_refused_unread(root: Path) -> None:
 @pytest.mark.parametrize(
     "source", ["http://169.254.169.254/a.png", "https://example.org/a.png", "s3://bucket/a.png"]
 )
-def test_the_network_is_never_asked(root: Path, source: str) -> None:
+def test_g12_the_network_is_never_asked(root: Path, source: str) -> None:
     assert code_of(root, source) == "image_denied"
 
 
-def test_a_data_uri_is_loaded(root: Path) -> None:
+def test_g12_a_data_uri_is_loaded(root: Path) -> None:
     data = (root / "a.png").read_bytes()
     source = "data:image/png;base64," + base64.b64encode(data).decode()
     loader = ImageLoader(root)
@@ -189,7 +189,7 @@ def test_a_data_uri_is_loaded(root: Path) -> None:
         ("data:text/html;base64,AAAA", "image_denied"),
     ],
 )
-def test_a_broken_data_uri_is_refused(root: Path, source: str, code: str) -> None:
+def test_g12_a_broken_data_uri_is_refused(root: Path, source: str, code: str) -> None:
     assert code_of(root, source) == code
 
 
@@ -207,7 +207,7 @@ def test_a_data_uri_that_is_no_image_is_corrupt(root: Path) -> None:
     assert len(str(caught.value)) < 250
 
 
-def test_an_image_deleted_between_digest_and_load_is_still_there(root: Path) -> None:
+def test_g14_an_image_deleted_between_digest_and_load_is_still_there(root: Path) -> None:
     loader = ImageLoader(root)
     loader.digest("a.png")
     (root / "a.png").unlink()

@@ -76,7 +76,7 @@ def test_rows_are_counted_by_status(output: Path) -> None:
     assert (scores.rows, scores.ok, scores.degraded, scores.error) == (7, 4, 1, 2)
 
 
-def test_accuracy_counts_rows_with_a_valid_label_and_errors_as_wrong(output: Path) -> None:
+def test_f04_accuracy_counts_rows_with_a_valid_label_and_errors_as_wrong(output: Path) -> None:
     accuracy = evaluate(output).overall.accuracy
     assert accuracy is not None
     assert (accuracy.correct, accuracy.rows, accuracy.value) == (2, 5, 0.4)
@@ -116,7 +116,7 @@ def test_a_file_of_one_document_a_row_knows_ranks_up_to_one(tmp_path: Path) -> N
     assert (found.depth, found.recall) == (1, {1: 0.5})
 
 
-def test_a_file_without_truth_or_rows_has_no_figures(tmp_path: Path) -> None:
+def test_f05_a_file_without_truth_or_rows_has_no_figures(tmp_path: Path) -> None:
     rows = [answered("a", None, None, 1, 0.9, "1")]
     for name, some in [("one.csv", rows), ("none.csv", [])]:
         scores = evaluate(write(tmp_path / name, some)).overall

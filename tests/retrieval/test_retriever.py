@@ -81,7 +81,7 @@ def test_a_row_with_fewer_documents_than_are_asked_for_keeps_all(retriever: Retr
     assert sorted(kept(row)) == ["0", "1"]
 
 
-def test_a_row_without_documents_has_no_evidence(retriever: Retriever) -> None:
+def test_f01_a_row_without_documents_has_no_evidence(retriever: Retriever) -> None:
     empty, full = retriever([make_row("what?", []), make_row("what?", ["cube"])])
     assert (empty.evidence, empty.error, empty.problems) == ((), None, [])
     assert kept(full) == ["0"]

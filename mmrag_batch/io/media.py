@@ -1,0 +1,105 @@
+"""Images from the web, for a run that allows it: named hosts only, public addresses only, no
+redirects, so many bytes and seconds at most."""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Collection
+from urllib.parse import SplitResult, urlsplit
+
+from mmrag_batch.errors import RowError
+
+SECONDS = 30.0
+"""Most time for one image, from looking up its host to its last byte."""
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in disguise
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the internet, and not of this machine, its network or cloud."""
+    return address.is_global and not address.is_multicast and address not in _NAT64
+
+
+class MediaFetcher:
+    """Fetches what `http` and `https` URLs of `hosts` name; the environment's proxies are ignored.
+
+    The host is looked up once and the connection made to the address that was checked, so a name
+    that changes its address in between reaches nothing. Raises RowError: `image_denied`,
+    `image_missing`, `image_too_large`.
+    """
+
+    def __init__(
+        self,
+        hosts: Collection[str],
+        *,
+        max_bytes: int,
+        seconds: float = SECONDS,
+        allows: Callable[[Address], bool] = is_public,
+    ) -> None:
+        self._hosts = frozenset(host.strip().lower() for host in hosts)
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self._allows = allows
+
+    def __call__(self, url: str, shown: str) -> bytes:
+        """The bytes at `url`; `shown` names it in messages."""
+        try:
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme.lower() == "https" else 80)
+        except ValueError as error:
+            raise RowError("image_denied", f"{shown}: no usable URL: {error}") from None
+        self._check(parts, shown)
+        try:
+            return self._fetch(parts, port, shown)
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            raise RowError("image_missing", f"{shown}: cannot be fetched: {error!r}") from None
+
+    def _check(self, parts: SplitResult, shown: str) -> None:
+        if parts.scheme.lower() not in ("http", "https") or "@" in parts.netloc:
+            raise RowError("image_denied", f"{shown}: expected http(s)://host/path, no password")
+        if (parts.hostname or "") not in self._hosts:
+            allowed = ", ".join(sorted(self._hosts))
+            raise RowError("image_denied", f"{shown}: its host is not allowed; allowed: {allowed}")
+
+    def _fetch(self, parts: SplitResult, port: int, shown: str) -> bytes:
+        host = parts.hostname or ""
+        connection = http.client.HTTPConnection(host, port)
+        connection.sock = self._connect(host, port, secure=parts.scheme.lower() == "https")
+        # A timeout of the socket would start anew with every byte of a server that dawdles.
+        clock = threading.Timer(self._seconds, connection.sock.shutdown, [socket.SHUT_RDWR])
+        clock.daemon = True
+        clock.start()
+        try:
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", target, headers={"Accept": "image/*"})
+            with connection.getresponse() as response:
+                return self._read(response, shown)
+        finally:
+            clock.cancel()
+            connection.close()
+
+    def _connect(self, host: str, port: int, *, secure: bool) -> socket.socket:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for *_, where in found:
+            address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+            if not self._allows(address):
+                raise RowError("image_denied", f"{host} is at {address}, which is not public")
+        plain = socket.create_connection((str(found[0][4][0]), port), timeout=self._seconds)
+        if not secure:
+            return plain
+        return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+
+    def _read(self, response: http.client.HTTPResponse, shown: str) -> bytes:
+        if 300 <= response.status < 400:
+            raise RowError("image_denied", f"{shown}: redirects are not followed; give its target")
+        if response.status != http.client.OK:
+            raise RowError("image_missing", f"{shown}: the server says {response.status}")
+        data = response.read(self._max_bytes + 1)
+        if len(data) > self._max_bytes:
+            raise RowError("image_too_large", f"{shown}: over {self._max_bytes >> 20} MiB")
+        if response.length:
+            raise RowError("image_missing", f"{shown}: ends {response.length:,} bytes too early")
+        return data

@@ -1,0 +1,35 @@
+"""Secrets kept out of what a run says: of messages, of logs, of the `error` column.
+
+What a cell holds passes through to the output as it is; only what is said about it is masked.
+"""
+
+import logging
+import os
+import re
+
+MASK = "***"
+_SECRETS = re.compile(
+    r"(?<=://)[^/\s'\"@]+(?=@)"  # user:password of a URL
+    r"|(?<![\w-])(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)[\w-]{16,}"
+    r"|\bAKIA[0-9A-Z]{16}\b"
+    r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"  # JSON web tokens (RFC 7519)
+    r"|(?i:(?<=token=)|(?<=key=)|(?<=secret=)|(?<=password=)|(?<=signature=)|(?<=sig=))[^&\s'\"]+"
+)
+_NAMES = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_?KEY)$")
+_SHORTEST = 8
+"""Characters below which the value of a variable is a word rather than a secret."""
+
+
+def mask(text: str) -> str:
+    """The text without URL passwords, known kinds of tokens and the secrets of the environment."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and _NAMES.search(name):
+            text = text.replace(value, MASK)
+    return _SECRETS.sub(MASK, text)
+
+
+class MaskingFormatter(logging.Formatter):
+    """Formats a log record, traceback included, and masks the whole."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))

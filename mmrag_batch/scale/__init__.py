@@ -1,0 +1,1 @@
+"""Where a run runs: in shards, under Slurm."""

@@ -1,0 +1,61 @@
+"""What is a secret in a message, and what is not."""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmrag_batch.errors import RowError
+from mmrag_batch.io.cells import parse_choices
+from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.masking import MaskingFormatter, mask
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("see https://me:pw@example.org/a.png", "see https://***@example.org/a.png"),
+        ("https://example.org/a?sig=abc&x=1", "https://example.org/a?sig=***&x=1"),
+        ("a token=abc, b", "a token=*** b"),
+        ("hf_" + "a" * 20 + " and sk-" + "b" * 20, "*** and ***"),
+        ("ghp_" + "c" * 36, "***"),
+        ("AKIA" + "A" * 16, "***"),
+        ("eyJ" + "a" * 12 + "." + "b" * 12 + "." + "c" * 8, "***"),
+        ("the risk-of-being-too-careful-here", "the risk-of-being-too-careful-here"),
+        ("mail me@example.org at 5 o'clock", "mail me@example.org at 5 o'clock"),
+        ("images/a.png: no such file", "images/a.png: no such file"),
+    ],
+)
+def test_f13_tokens_and_passwords_are_masked(text: str, masked: str) -> None:
+    assert mask(text) == masked
+
+
+def test_f13_the_secrets_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUR_API_KEY", "correct horse battery")
+    monkeypatch.setenv("SHORT_TOKEN", "a")
+    assert mask("sent 'correct horse battery' as a") == "sent '***' as a"
+
+
+def test_f13_the_error_of_a_row_shows_no_secret_of_its_cells() -> None:
+    with pytest.raises(RowError) as caught:
+        parse_choices("hf_" + "a" * 30)
+    assert str(caught.value).endswith("found '***'")
+
+
+def test_f13_the_error_of_an_image_shows_no_password(tmp_path: Path) -> None:
+    with pytest.raises(RowError) as caught:
+        ImageLoader(tmp_path).load("https://me:pw@host/a.png")
+    assert "pw" not in str(caught.value)
+    assert "'https://***@host/a.png'" in str(caught.value)
+
+
+def test_f13_a_log_record_is_masked_with_its_traceback() -> None:
+    try:
+        raise ValueError("https://me:pw@host refused")
+    except ValueError:
+        info = sys.exc_info()
+    record = logging.LogRecord("x", logging.ERROR, "x", 1, "with %s", ("ghp_" + "c" * 36,), info)
+    text = MaskingFormatter("%(message)s").format(record)
+    assert text.startswith("with ***\n")
+    assert text.endswith("ValueError: https://***@host refused")
