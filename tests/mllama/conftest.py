@@ -178,6 +178,12 @@ def start_engine(random_generator_dir: Path) -> Iterator[Callable[..., Any]]:
             engine.llm_engine.engine_core.shutdown()
 
 
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """`engine_environment`, for processes that a test starts."""
+    return engine_environment()
+
+
 def engine_environment() -> dict[str, str]:
     """Variables of a small vLLM on a shared CPU, without a network."""
     return {
