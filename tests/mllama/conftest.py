@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-TOKENS = 60
+TOKENS = 40
 """Tokens of an answer; engines may be asked for fewer."""
 TEXT = "Question: What does the red cube cost? Evidence: The red cube costs 12 coins."
 BOS = "<|begin_of_text|>"
@@ -113,6 +113,12 @@ def reference(
     return answers(random_generator_dir, {case: prompt(case) for case in CASES}, TOKENS)
 
 
+@pytest.fixture(scope="session")
+def transformers_answers() -> Callable[..., dict[str, Answer]]:
+    """`answers`, for models other than the random one."""
+    return answers
+
+
 def answers(
     generator_dir: Path, prompts: dict[str, dict[str, Any]], count: int
 ) -> dict[str, Answer]:
@@ -172,6 +178,12 @@ def start_engine(random_generator_dir: Path) -> Iterator[Callable[..., Any]]:
             engine.llm_engine.engine_core.shutdown()
 
 
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """`engine_environment`, for processes that a test starts."""
+    return engine_environment()
+
+
 def engine_environment() -> dict[str, str]:
     """Variables of a small vLLM on a shared CPU, without a network."""
     return {
@@ -207,7 +219,7 @@ def check(
                 completion.token_ids, completion.logprobs, reference[case].logprobs
             ):
                 differences.append(abs(place[token].logprob - theirs))
-        worst = max(differences)
+        worst: float = max(differences)
         assert worst < 1e-4
         return worst
 

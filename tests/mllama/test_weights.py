@@ -79,7 +79,9 @@ def test_every_tensor_of_the_11b_has_its_place(
         ours = sum(parameter.numel() for parameter in model.parameters())
         embedding = model.language_model.embed_tokens  # vLLM rounds its rows up
         rounded = embedding.num_embeddings_padded - embedding.org_vocab_size
-    assert ours - rounded * embedding.embedding_dim == sum(shape.numel() for shape in shapes.values())
+    assert ours - rounded * embedding.embedding_dim == sum(
+        shape.numel() for shape in shapes.values()
+    )
 
 
 def test_the_namings_are_the_public_ones(

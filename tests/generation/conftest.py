@@ -1,0 +1,63 @@
+"""Requests of the demo world, and what the transformers engine answers to them."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from mmrag_batch.config import DEMO_BUNDLE
+from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.io.table import read_rows
+from mmrag_batch.prompt import Scoring, answer_texts, build_prompt
+from mmrag_batch.records import Evidence
+
+GENERATOR = DEMO_BUNDLE / "generator"
+MAX_NEW_TOKENS = 12
+
+
+@pytest.fixture(scope="session")
+def demo_requests(tmp_path_factory: pytest.TempPathFactory) -> list[GenerationRequest]:
+    """64 questions of a world that the demo bundle has not seen, each with its first documents.
+
+    Most have choices, scored as texts or as letters; every eighth is answered freely.
+    """
+    from train.demo_world import write_world
+
+    table = write_world(tmp_path_factory.mktemp("world"), rows=64, seed=9201)
+    images, renderer = ImageLoader(table.parent), Renderer(GENERATOR)
+    requests = []
+    for row in read_rows(table):
+        assert row.question is not None
+        usable = [d for d in row.question.documents if not (d.image and "lost" in d.image)]
+        evidence = [Evidence(document, 1.0) for document in usable[:3]]
+        scoring: Scoring = "letter" if row.number % 4 == 1 else "text"
+        prompt = build_prompt(row.question, evidence, max_images=1, scoring=scoring)
+        answers = [] if row.number % 8 == 0 else answer_texts(row.question, scoring)
+        requests.append(
+            GenerationRequest(
+                key=row.number,
+                token_ids=tuple(renderer.render(prompt.messages)),
+                images=tuple(images.load(source) for source in prompt.images),
+                options=tuple(renderer.answer_ids(answer) for answer in answers),
+            )
+        )
+    return requests
+
+
+@pytest.fixture(scope="session")
+def reference(demo_requests: list[GenerationRequest]) -> dict[int, GenerationResult]:
+    """What the transformers engine answers."""
+    from mmrag_batch.generation.transformers_engine import TransformersEngine
+
+    engine = TransformersEngine(
+        GENERATOR, device="cpu", batch_size=8, max_new_tokens=MAX_NEW_TOKENS, dtype="float32"
+    )
+    return by_key(engine.generate(demo_requests))
+
+
+def by_key(results: Iterable[GenerationResult]) -> dict[int, GenerationResult]:
+    """Results by their key; there must not be two of one."""
+    found = list(results)
+    assert len({result.key for result in found}) == len(found)
+    return {result.key: result for result in found}
