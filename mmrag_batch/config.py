@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from mmrag_batch.errors import ConfigError, MissingError
 
+IfLocked = Literal["fail", "skip", "wait"]
 EngineName = Literal["auto", "transformers", "scripted"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
@@ -43,6 +44,22 @@ class PredictSettings:
     limit: int | None = None
     """Rows to read; None: all."""
     overwrite: bool = False
+    fresh: bool = False
+    """Begin anew, and move what is there of the output aside."""
+    extend: bool = False
+    """Go on with an input that has got more rows at its end."""
+    retry_errors: bool = False
+    """Ask the rows of a complete output again that have no answer."""
+    repair: bool = False
+    """Go on from before the damage in a journal."""
+    max_row_errors: str | None = None
+    """Rows that may fail, or their share, before a run ends early; None: it never does."""
+    max_runtime: int | None = None
+    """Seconds after which a run stops as by a signal."""
+    grace: int = 30
+    """Seconds that a run which is stopped may take to finish the rows in work."""
+    if_locked: IfLocked = "fail"
+    metrics_file: Path | None = None
     quiet: bool = False
 
 
@@ -76,6 +93,11 @@ _HOSTS = _Rule(
     "host names with commas between them, as in 'example.org,cdn.example.org'",
     re.compile(r"[\w.-]+(\s*,\s*[\w.-]+)*").fullmatch,
 )
+_ERRORS = _Rule(
+    str,
+    "'20' or another number of rows, or a share of them, as in '0.05'",
+    re.compile(r"\d+|0?\.\d+").fullmatch,
+)
 _SWITCH = _Rule(bool, "true or false")
 _RULES = {
     "bundle": _PATH,
@@ -89,6 +111,15 @@ _RULES = {
     "max_new_tokens": _number(1, 4096),
     "limit": _number(1, 10**12),
     "overwrite": _SWITCH,
+    "fresh": _SWITCH,
+    "extend": _SWITCH,
+    "retry_errors": _SWITCH,
+    "repair": _SWITCH,
+    "max_row_errors": _ERRORS,
+    "max_runtime": _number(1, 10**9),
+    "grace": _number(0, 10**6),
+    "if_locked": _word(get_args(IfLocked)),
+    "metrics_file": _PATH,
     "quiet": _SWITCH,
 }
 """Every setting that has a default, and so may come from a variable or a file."""
