@@ -59,7 +59,7 @@ def extend_complete(paths: Paths, manifest: Manifest, run: Begin) -> Saved:
     paths.state.mkdir(exist_ok=True)
     seed = paths.state / "seed"
     crc = size = 0
-    with _open_output(paths) as old, seed.open("wb") as new:
+    with open_output(paths) as old, seed.open("wb") as new:
         while chunk := old.read(CHUNK):
             new.write(chunk)
             crc = zlib.crc32(chunk, crc)
@@ -74,7 +74,7 @@ def extend_complete(paths: Paths, manifest: Manifest, run: Begin) -> Saved:
         crc,
         **manifest.rows,
         time=manifest.finished,
-        failures=tuple(_read_failures(paths.errors, manifest)),
+        failures=tuple(read_failed(paths.errors, manifest)),
     )
     return begin(paths, run, there)
 
@@ -88,7 +88,7 @@ def plant(paths: Paths) -> None:
 
 def begin_retry(paths: Paths, manifest: Manifest, run: Begin) -> Saved:
     """Begin a run over the failed rows of a complete output."""
-    _read_failures(paths.errors, manifest)  # is there, and whole
+    read_failed(paths.errors, manifest)  # is there, and whole
     paths.state.mkdir(exist_ok=True)
     failures = paths.errors.read_text(encoding="utf-8")
     disk.write_whole(_retried(paths), failures, by_way_of=paths.state / "new")
@@ -101,7 +101,7 @@ class Retry:
     """The failed rows of an output that are not answered yet, and the bytes between them."""
 
     def __init__(self, paths: Paths, done: Commit) -> None:
-        failures = _read_failures(_retried(paths))
+        failures = read_failed(_retried(paths))
         self._left = {item.row: item for item in failures if item.row >= done.row}
         self._place = max((item.stop for item in failures if item.row < done.row), default=0)
         self._paths = paths
@@ -122,7 +122,7 @@ class Retry:
         return self._read(None)
 
     def _read(self, stop: int | None) -> Iterator[bytes]:
-        with _open_output(self._paths) as old:
+        with open_output(self._paths) as old:
             old.seek(self._place)
             while chunk := old.read(CHUNK if stop is None else min(CHUNK, stop - self._place)):
                 self._place += len(chunk)
@@ -138,13 +138,13 @@ def _retried(paths: Paths) -> Path:
     return paths.state / "retry.jsonl"
 
 
-def _open_output(paths: Paths) -> IO[bytes]:
+def open_output(paths: Paths) -> IO[bytes]:
     if paths.output.name.lower().endswith(".gz"):
         return cast(IO[bytes], gzip.open(paths.output, "rb"))
     return paths.output.open("rb")
 
 
-def _read_failures(path: Path, manifest: Manifest | None = None) -> list[Failure]:
+def read_failed(path: Path, manifest: Manifest | None = None) -> list[Failure]:
     """The rows without an answer; raises InternalError unless there are as many as there were."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if manifest is not None and len(lines) != manifest.rows["error"]:

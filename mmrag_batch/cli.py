@@ -128,6 +128,10 @@ def predict(
         int | None, typer.Option(help="Longest free-form answer.  [default: 32]")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Answer one part of the rows, as 0/4.  [default: by the Slurm array]"),
+    ] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace OUTPUT.")
     ] = None,
@@ -177,6 +181,38 @@ def predict(
     from mmrag_batch.predict import predict as answer
 
     raise typer.Exit(answer(settings))
+
+
+@app.command()
+def merge(
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="What `predict --shard` was given.")
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT.")] = False,
+) -> None:
+    """Join the shards of OUTPUT, once it is proven that they are all of it.
+
+    Exits with 4 and lists them if some are not finished, with 3 if some rows have no answer.
+    """
+    _start_logging(logging.INFO)
+    from mmrag_batch.scale.merge import merge as join
+
+    if join(output, overwrite=overwrite).rows["error"]:
+        raise typer.Exit(ExitCode.PARTIAL)
+
+
+@app.command()
+def status(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")],
+) -> None:
+    """Show how far a run is, how fast, and what failed.
+
+    Exits with 66 if there is no run of this OUTPUT, with 78 if it was changed since it was written.
+    """
+    from mmrag_batch.status import describe
+
+    for line in describe(output):
+        typer.echo(line)
 
 
 @app.command()

@@ -43,6 +43,8 @@ class PredictSettings:
     """Longest free-form answer."""
     limit: int | None = None
     """Rows to read; None: all."""
+    shard: str | None = None
+    """Which part of the rows to answer, as in `0/4`; None: what a Slurm array says, else all."""
     overwrite: bool = False
     fresh: bool = False
     """Begin anew, and move what is there of the output aside."""
@@ -98,6 +100,7 @@ _ERRORS = _Rule(
     "'20' or another number of rows, or a share of them, as in '0.05'",
     re.compile(r"\d+|0?\.\d+").fullmatch,
 )
+_SHARD = _Rule(str, "a shard and their number, as in '0/4'", re.compile(r"\d+/\d+").fullmatch)
 _SWITCH = _Rule(bool, "true or false")
 _RULES = {
     "bundle": _PATH,
@@ -110,6 +113,7 @@ _RULES = {
     "batch_size": _number(1, 4096),
     "max_new_tokens": _number(1, 4096),
     "limit": _number(1, 10**12),
+    "shard": _SHARD,
     "overwrite": _SWITCH,
     "fresh": _SWITCH,
     "extend": _SWITCH,

@@ -5,6 +5,7 @@ import logging
 from mmrag_batch.amend import begin_retry, check_extends, extend_complete, extend_saved
 from mmrag_batch.bundle import read_manifest, sha256
 from mmrag_batch.config import PredictSettings
+from mmrag_batch.errors import ConfigError
 from mmrag_batch.fingerprint import differences, take_fingerprint
 from mmrag_batch.io.draft import Paths
 from mmrag_batch.io.journal import Begin, Saved
@@ -13,6 +14,7 @@ from mmrag_batch.io.output import RowFormat
 from mmrag_batch.io.table import read_header, scan
 from mmrag_batch.io.text import check_file
 from mmrag_batch.resume import begin, check_output_unchanged, check_same, find, move_aside
+from mmrag_batch.scale.shards import find_shard, shard_rows
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,8 @@ def take_up(settings: PredictSettings, paths: Paths) -> Saved | Manifest:
 
     Raises InputError, MissingError, OutputError, and ConfigError for what is not as it was.
     """
+    if settings.extend and settings.shard:
+        raise ConfigError("--extend is not for shards: with more rows, other rows are theirs.")
     if settings.fresh and (folder := move_aside(paths)) is not None:
         log.info("What was there of %s is in %s.", paths.output, folder)
     known = find(paths, repair=settings.repair, overwrite=settings.overwrite)
@@ -78,7 +82,8 @@ def _describe(
     columns: tuple[str, ...],
     input_rows: int,
 ) -> Begin:
-    rows = range(input_rows)[: settings.limit]
+    limited = range(input_rows)[: settings.limit]
+    rows = shard_rows(len(limited), find_shard(settings.shard, {}))
     size = settings.input.stat().st_size
     return Begin(fingerprint, columns, rows.start, rows.stop, input_rows, size)
 

@@ -5,10 +5,12 @@ same command again goes on where this one ended.
 """
 
 import logging
+import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from mmrag_batch.amend import plant
 from mmrag_batch.bundle import open_bundle
@@ -23,6 +25,7 @@ from mmrag_batch.io.output import check_output
 from mmrag_batch.metrics_file import MetricsFile
 from mmrag_batch.plan import take_up
 from mmrag_batch.progress import Progress
+from mmrag_batch.scale.shards import find_shard, shard_path
 from mmrag_batch.signals import StopSignals
 from mmrag_batch.stages import Stage
 from mmrag_batch.versions import find_versions
@@ -37,6 +40,7 @@ def predict(settings: PredictSettings) -> ExitCode:
     Returns OK, or PARTIAL where more rows failed than `max_row_errors` allows. Raises the errors
     of `errors.py`; whatever it raises, what is committed is safe.
     """
+    settings = _take_shard(settings)
     check_output(settings.output, settings.input)
     drafts: list[Draft] = []
 
@@ -58,6 +62,16 @@ def predict(settings: PredictSettings) -> ExitCode:
         if manifest.rows["error"] > (_allowed(settings, rows) or 0):
             metrics.exit_code = ExitCode.PARTIAL
     return metrics.exit_code
+
+
+def _take_shard(settings: PredictSettings) -> PredictSettings:
+    """The settings with the shard that a Slurm array asks for, and with its own output."""
+    shard = find_shard(settings.shard, os.environ)
+    if shard is None:
+        return replace(settings, shard=None)
+    output = shard_path(settings.output, shard)
+    log.info("Shard %d of 0 to %d: %s.", shard.index, shard.count - 1, output)
+    return replace(settings, output=output, shard=f"{shard.index}/{shard.count}")
 
 
 def _complete(

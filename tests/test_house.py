@@ -15,6 +15,8 @@ HEAVY = {"torch", "onnxruntime", "transformers", "vllm", "pandas", "numpy", "PIL
 COMMANDS = [
     [],
     ["predict"],
+    ["status"],
+    ["merge"],
     ["validate"],
     ["evaluate"],
     ["export"],
