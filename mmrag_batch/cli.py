@@ -153,6 +153,9 @@ def predict(
     max_runtime: Annotated[
         int | None, typer.Option(help="Stop after so many seconds, as by a signal.")
     ] = None,
+    row_timeout: Annotated[
+        int | None, typer.Option(help="Seconds an engine may be silent.  [default: 3600]")
+    ] = None,
     grace: Annotated[
         int | None, typer.Option(help="Seconds to finish rows in, when stopped.  [default: 30]")
     ] = None,

@@ -58,6 +58,8 @@ class PredictSettings:
     """Rows that may fail, or their share, before a run ends early; None: it never does."""
     max_runtime: int | None = None
     """Seconds after which a run stops as by a signal."""
+    row_timeout: int = 3600
+    """Seconds without any answer after which an engine in a process of its own is started again."""
     grace: int = 30
     """Seconds that a run which is stopped may take to finish the rows in work."""
     if_locked: IfLocked = "fail"
@@ -121,6 +123,7 @@ _RULES = {
     "repair": _SWITCH,
     "max_row_errors": _ERRORS,
     "max_runtime": _number(1, 10**9),
+    "row_timeout": _number(1, 10**6),
     "grace": _number(0, 10**6),
     "if_locked": _word(get_args(IfLocked)),
     "metrics_file": _PATH,

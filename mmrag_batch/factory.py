@@ -1,5 +1,6 @@
 """Settings + bundle -> the stages of a run. What a stage needs is imported when it is built."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +13,7 @@ from mmrag_batch.stages import Stage
 if TYPE_CHECKING:
     from mmrag_batch.generation.engine import Engine
 
+SCRIPTED_WINDOW = 32
 OURS = ("mmrag_batch", "train", "export")
 
 
@@ -72,9 +74,7 @@ def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stag
 
 def _open_engine(settings: PredictSettings, bundle: Bundle) -> "Engine":
     if settings.engine == "scripted":
-        from mmrag_batch.generation.scripted_engine import ScriptedEngine
-
-        return ScriptedEngine()
+        return _open_scripted(settings)
     from mmrag_batch.generation.transformers_engine import TransformersEngine
 
     return TransformersEngine(
@@ -83,6 +83,21 @@ def _open_engine(settings: PredictSettings, bundle: Bundle) -> "Engine":
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
         dtype="auto",
+    )
+
+
+def _open_scripted(settings: PredictSettings) -> "Engine":
+    from mmrag_batch.generation import scripted_worker
+    from mmrag_batch.generation.scripted_engine import ScriptedEngine
+    from mmrag_batch.generation.supervisor import Supervisor
+
+    if (text := os.environ.get(scripted_worker.VARIABLE)) is None:
+        return ScriptedEngine()
+    script = scripted_worker.read_script(text)
+    return Supervisor(
+        lambda: scripted_worker.ScriptedWorker(script),
+        window=SCRIPTED_WINDOW,
+        row_timeout=settings.row_timeout,
     )
 
 

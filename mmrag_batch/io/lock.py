@@ -49,6 +49,17 @@ def hold_lock(path: Path, *, wait: bool) -> Iterator[Callable[[], None]]:
         lock.release()
 
 
+def find_holder(path: Path) -> str | None:
+    """Who holds the lock at `path`, in words; None if nobody does."""
+    if not path.exists():
+        return None
+    try:
+        FileLock(path, timeout=0, fallback_to_soft=False).acquire().lock.release()
+    except Timeout:
+        return _holder(path)
+    return None
+
+
 def _check_that_locks_lock(path: Path) -> None:
     """Raise OutputError where a lock that is held can be taken again."""
     try:

@@ -1,0 +1,140 @@
+"""Keeps a run going when the engine under it dies.
+
+What an engine was asked when it died is put back and asked again of a new one, each request alone:
+then a request that kills the engine once more is known to be the one that does, and gets an error.
+All others get their answers.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from mmrag_batch.errors import UnavailableError
+from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.inflight import Answer, in_flight
+from mmrag_batch.records import Problem
+
+MAX_DEATHS = 20
+"""Deaths after which a run gives up; resuming it starts anew."""
+MAX_DEATHS_IN_A_ROW = 5
+"""The same, without one answer in between: then it is not the requests that kill the engine."""
+log = logging.getLogger(__name__)
+
+
+class EngineDied(Exception):  # noqa: N818  # an event that is dealt with here
+    """The process that was to answer a request is gone."""
+
+
+Lost = tuple[GenerationRequest, Exception]
+"""A request that was not answered, and EngineDied, or TimeoutError if the engine was stuck."""
+
+
+class Worker(Protocol):
+    """A running engine."""
+
+    def ask(self, request: GenerationRequest, /) -> Answer:
+        """The future of the answer. It raises EngineDied, now or later, if the engine dies."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds, alive or dead."""
+        ...
+
+
+class Supervisor:
+    """An engine that starts a new worker in place of one that died.
+
+    `start` starts a worker; the first one at once. Raises UnavailableError for an engine that keeps
+    dying. `window` requests are asked at a time. An engine that answers none of them for
+    `row_timeout` seconds is as good as dead.
+    """
+
+    def __init__(
+        self, start: Callable[[], Worker], *, window: int, row_timeout: float | None = None
+    ) -> None:
+        self._start = start
+        self._row_timeout = row_timeout
+        self._worker: Worker | None = start()
+        self._asked_at_once = window
+        self.window = window + MAX_DEATHS_IN_A_ROW  # verdicts wait for the next answer
+        self._verdicts: list[GenerationResult] = []
+        self._deaths = 0
+        self._deaths_in_a_row = 0
+
+    def generate(self, requests: Iterable[GenerationRequest], /) -> Iterator[GenerationResult]:
+        """Yield one result for each request, as they finish."""
+        source = iter(requests)
+        exhausted = False
+
+        def until_a_death() -> Iterator[GenerationRequest]:
+            nonlocal exhausted
+            while not suspects:
+                request = next(source, None)
+                if request is None:
+                    exhausted = True
+                    return
+                yield request
+
+        while not exhausted:
+            suspects: list[Lost] = []
+            yield from self._answers(until_a_death(), suspects)
+            for request, _ in suspects:
+                killers: list[Lost] = []
+                yield from self._answers([request], killers)
+                self._verdicts += [_verdict(*killer) for killer in killers]
+        yield from self._verdicts
+        self._verdicts.clear()
+
+    def close(self) -> None:
+        """End the worker."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+    def _answers(
+        self, requests: Iterable[GenerationRequest], lost: list[Lost]
+    ) -> Iterator[GenerationResult]:
+        """Results until the engine dies, if it does; the unanswered ones are appended to `lost`."""
+        asked = in_flight(requests, self._ask, self._asked_at_once, patience=self._row_timeout)
+        for request, answer in asked:
+            try:
+                result = answer.result()
+            except (EngineDied, TimeoutError) as error:
+                lost.append((request, error))
+                continue
+            self._deaths_in_a_row = 0
+            yield from self._verdicts
+            self._verdicts.clear()
+            yield result
+        if lost:
+            self._bury(len(lost))
+
+    def _ask(self, request: GenerationRequest) -> Answer:
+        if self._worker is None:
+            self._worker = self._start()
+        return self._worker.ask(request)
+
+    def _bury(self, lost: int) -> None:
+        self.close()
+        self._deaths += 1
+        self._deaths_in_a_row += 1
+        if self._deaths >= MAX_DEATHS or self._deaths_in_a_row >= MAX_DEATHS_IN_A_ROW:
+            raise UnavailableError(
+                f"The engine died {self._deaths} times, {self._deaths_in_a_row} of them without an "
+                "answer in between. Look above for its own last words, and at the memory of the "
+                "device; --engine-rows 1 asks for the least. Then run the same command again."
+            )
+        log.warning(
+            "The engine died. Starting it again; the %d rows it had are asked one by one.", lost
+        )
+
+
+def _verdict(request: GenerationRequest, error: Exception) -> GenerationResult:
+    if isinstance(error, TimeoutError):
+        problem = Problem(
+            "timeout", "The engine was stuck twice at this row, the second time alone."
+        )
+    else:
+        message = "The engine died twice when it was asked this row, the second time alone."
+        problem = Problem("engine_crashed", message)
+    return GenerationResult(request.key, error=problem)
