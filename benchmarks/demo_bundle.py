@@ -23,7 +23,7 @@ from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.generation.transformers_engine import TransformersEngine
 from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.io.output import OutputWriter
+from mmrag_batch.io.output import RowFormat
 from mmrag_batch.io.table import read_header, read_rows
 from mmrag_batch.pipeline import run
 from mmrag_batch.report.metrics import Metrics, evaluate
@@ -58,8 +58,10 @@ def answer(bundle: Bundle, generator: Path, table: Path) -> Metrics:
         scoring=manifest.generator.scoring,
     )
     out = table.with_suffix(".out.csv")
-    with OutputWriter(out, read_header(table)) as writer:
-        run(read_rows(table), [retriever, answerer], writer.write)
+    row_format = RowFormat(out, read_header(table))
+    lines = [row_format.header]
+    run(read_rows(table), [retriever, answerer], lambda row: lines.append(row_format.row(row)))
+    out.write_bytes(b"".join(lines))
     return evaluate(out, by=["kind"])
 
 

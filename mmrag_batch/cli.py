@@ -16,7 +16,13 @@ from typer.core import TyperGroup
 
 from mmrag_batch import __version__
 from mmrag_batch.cli_models import export, train
-from mmrag_batch.config import DeviceName, DtypeName, EngineName, load_predict_settings
+from mmrag_batch.config import (
+    DeviceName,
+    DtypeName,
+    EngineName,
+    IfLocked,
+    load_predict_settings,
+)
 from mmrag_batch.errors import ExitCode, MmragError
 from mmrag_batch.masking import MaskingFormatter, mask
 
@@ -150,8 +156,42 @@ def predict(
         int | None, typer.Option(help="Longest free-form answer.  [default: 32]")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Answer one part of the rows, as 0/4.  [default: by the Slurm array]"),
+    ] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace OUTPUT.")
+    ] = None,
+    fresh: Annotated[
+        bool | None, typer.Option("--fresh", help="Begin anew; what is there is moved aside.")
+    ] = None,
+    extend: Annotated[
+        bool | None, typer.Option("--extend", help="INPUT has got more rows at its end.")
+    ] = None,
+    retry_errors: Annotated[
+        bool | None, typer.Option("--retry-errors", help="Ask the failed rows of OUTPUT again.")
+    ] = None,
+    repair: Annotated[
+        bool | None, typer.Option("--repair", help="Go on from before damage in the journal.")
+    ] = None,
+    max_row_errors: Annotated[
+        str | None, typer.Option(help="End early when more rows fail, as 20 or 0.05 of them.")
+    ] = None,
+    max_runtime: Annotated[
+        int | None, typer.Option(help="Stop after so many seconds, as by a signal.")
+    ] = None,
+    row_timeout: Annotated[
+        int | None, typer.Option(help="Seconds an engine may be silent.  [default: 3600]")
+    ] = None,
+    grace: Annotated[
+        int | None, typer.Option(help="Seconds to finish rows in, when stopped.  [default: 30]")
+    ] = None,
+    if_locked: Annotated[
+        IfLocked | None, typer.Option(help="When another run writes OUTPUT.  [default: fail]")
+    ] = None,
+    metrics_file: Annotated[
+        Path | None, typer.Option(help="Write metrics for Prometheus to this file.")
     ] = None,
     quiet: Annotated[
         bool | None, typer.Option("--quiet/--no-quiet", help="Print nothing on success.")
@@ -162,16 +202,48 @@ def predict(
 ) -> None:
     """Answer every row of INPUT and write OUTPUT, in order.
 
-    Any option can also be a variable, as in MMRAG_TOP_K=3, or stand in the --config file.
-    Exits with 3 if some rows could not be answered.
+    The same command again goes on where the last one ended, however it did, and does nothing when
+    OUTPUT is complete. Any option can also be a variable, as in MMRAG_TOP_K=3, or stand in the
+    --config file. Exits with 3 if some rows could not be answered.
     """
     flags = {name: value for name, value in ctx.params.items() if name not in NOT_SETTINGS}
     settings = load_predict_settings(input_, output, flags, environ=os.environ, config_file=config)
     _start_logging(logging.WARNING if settings.quiet else logging.INFO)
     from mmrag_batch.predict import predict as answer
 
-    if answer(settings)["error"]:
+    raise typer.Exit(answer(settings))
+
+
+@app.command()
+def merge(
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="What `predict --shard` was given.")
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT.")] = False,
+) -> None:
+    """Join the shards of OUTPUT, once it is proven that they are all of it.
+
+    Exits with 4 and lists them if some are not finished, with 3 if some rows have no answer.
+    """
+    _start_logging(logging.INFO)
+    from mmrag_batch.scale.merge import merge as join
+
+    if join(output, overwrite=overwrite).rows["error"]:
         raise typer.Exit(ExitCode.PARTIAL)
+
+
+@app.command()
+def status(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")],
+) -> None:
+    """Show how far a run is, how fast, and what failed.
+
+    Exits with 66 if there is no run of this OUTPUT, with 78 if it was changed since it was written.
+    """
+    from mmrag_batch.status import describe
+
+    for line in describe(output):
+        typer.echo(line)
 
 
 @app.command()

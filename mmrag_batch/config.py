@@ -16,6 +16,7 @@ from mmrag_batch.errors import ConfigError, MissingError
 
 EngineName = Literal["auto", "vllm", "transformers", "openai", "scripted"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
+IfLocked = Literal["fail", "skip", "wait"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
 PREFIX = "MMRAG_"
@@ -59,7 +60,27 @@ class PredictSettings:
     """Longest free-form answer."""
     limit: int | None = None
     """Rows to read; None: all."""
+    shard: str | None = None
+    """Which part of the rows to answer, as in `0/4`; None: what a Slurm array says, else all."""
     overwrite: bool = False
+    fresh: bool = False
+    """Begin anew, and move what is there of the output aside."""
+    extend: bool = False
+    """Go on with an input that has got more rows at its end."""
+    retry_errors: bool = False
+    """Ask the rows of a complete output again that have no answer."""
+    repair: bool = False
+    """Go on from before the damage in a journal."""
+    max_row_errors: str | None = None
+    """Rows that may fail, or their share, before a run ends early; None: it never does."""
+    max_runtime: int | None = None
+    """Seconds after which a run stops as by a signal."""
+    row_timeout: int = 3600
+    """Seconds without any answer after which an engine in a process of its own is started again."""
+    grace: int = 30
+    """Seconds that a run which is stopped may take to finish the rows in work."""
+    if_locked: IfLocked = "fail"
+    metrics_file: Path | None = None
     quiet: bool = False
 
 
@@ -99,6 +120,12 @@ _HOSTS = _Rule(
     "host names with commas between them, as in 'example.org,cdn.example.org'",
     re.compile(r"[\w.-]+(\s*,\s*[\w.-]+)*").fullmatch,
 )
+_ERRORS = _Rule(
+    str,
+    "'20' or another number of rows, or a share of them, as in '0.05'",
+    re.compile(r"\d+|0?\.\d+").fullmatch,
+)
+_SHARD = _Rule(str, "a shard and their number, as in '0/4'", re.compile(r"\d+/\d+").fullmatch)
 _SWITCH = _Rule(bool, "true or false")
 _RULES = {
     "bundle": _PATH,
@@ -118,7 +145,18 @@ _RULES = {
     "model": _TEXT,
     "max_new_tokens": _number(1, 4096),
     "limit": _number(1, 10**12),
+    "shard": _SHARD,
     "overwrite": _SWITCH,
+    "fresh": _SWITCH,
+    "extend": _SWITCH,
+    "retry_errors": _SWITCH,
+    "repair": _SWITCH,
+    "max_row_errors": _ERRORS,
+    "max_runtime": _number(1, 10**9),
+    "row_timeout": _number(1, 10**6),
+    "grace": _number(0, 10**6),
+    "if_locked": _word(get_args(IfLocked)),
+    "metrics_file": _PATH,
     "quiet": _SWITCH,
 }
 """Every setting that has a default, and so may come from a variable or a file."""

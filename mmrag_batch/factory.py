@@ -15,6 +15,7 @@ from mmrag_batch.stages import Stage
 if TYPE_CHECKING:
     from mmrag_batch.generation.engine import Engine
 
+SCRIPTED_WINDOW = 32
 OURS = ("mmrag_batch", "train", "export")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 RETRIEVAL_CORES = max(1, CORES // 4)
@@ -107,9 +108,7 @@ def _open_engine(
     if name == "openai":
         return _open_openai(settings, bundle)
     if name == "scripted":
-        from mmrag_batch.generation.scripted_engine import ScriptedEngine
-
-        return ScriptedEngine()
+        return _open_scripted(settings)
     with requires("cpu"):
         from mmrag_batch.generation.transformers_engine import TransformersEngine
 
@@ -136,6 +135,7 @@ def _open_vllm(settings: PredictSettings, bundle: Bundle, max_images: int) -> "E
             rows=settings.engine_rows,
             step_tokens=settings.engine_tokens,
             kv_cache_gib=settings.kv_cache_gib,
+            row_timeout=settings.row_timeout,
             cores=max(1, CORES - RETRIEVAL_CORES),
         )
 
@@ -154,6 +154,21 @@ def _open_openai(settings: PredictSettings, bundle: Bundle) -> "Engine":
             concurrency=settings.engine_rows or 64,
             max_new_tokens=settings.max_new_tokens,
         )
+
+
+def _open_scripted(settings: PredictSettings) -> "Engine":
+    from mmrag_batch.generation import scripted_worker
+    from mmrag_batch.generation.scripted_engine import ScriptedEngine
+    from mmrag_batch.generation.supervisor import Supervisor
+
+    if (text := os.environ.get(scripted_worker.VARIABLE)) is None:
+        return ScriptedEngine()
+    script = scripted_worker.read_script(text)
+    return Supervisor(
+        lambda: scripted_worker.ScriptedWorker(script),
+        window=SCRIPTED_WINDOW,
+        row_timeout=settings.row_timeout,
+    )
 
 
 def _retriever_device(name: DeviceName) -> Literal["cpu", "cuda"]:

@@ -16,12 +16,15 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts rows up to `total`; a context manager. `quiet` hides the bar; lines are log records
-    of level INFO."""
+    """Counts rows from `done` up to `total`; a context manager.
 
-    def __init__(self, total: int, *, quiet: bool) -> None:
+    `quiet` hides the bar; lines are log records of level INFO.
+    """
+
+    def __init__(self, total: int, *, quiet: bool, done: int = 0) -> None:
         # disable=None: only on a terminal.
-        self._bar = tqdm(total=total, unit="row", disable=True if quiet else None)
+        self._bar = tqdm(total=total, initial=done, unit="row", disable=True if quiet else None)
+        self._done = done
         self._total = total
         self._started = self._logged = monotonic()
         self._open = ExitStack()
@@ -41,7 +44,7 @@ class Progress:
         elif (now := monotonic()) - self._logged >= LOG_EVERY:
             self._logged = now
             rows = sum(statuses.values())
-            rate = rows / (now - self._started)
+            rate = (rows - self._done) / (now - self._started)
             log.info(
                 f"{rows:,} of {self._total:,} rows, {rate:.1f} rows/s, "
                 f"{degraded:,} degraded, {error:,} errors"

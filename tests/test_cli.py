@@ -223,7 +223,7 @@ def test_failures_in_the_middle_have_exit_codes_and_publish_nothing(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("mmrag_batch.io.output.OutputWriter.write", fail)
+    monkeypatch.setattr("mmrag_batch.io.output.RowFormat.row", fail)
     done = predict(table, bundle)
     assert done.exit_code == code
     assert done.stderr.splitlines()[-1].startswith("mmrag-batch: ")

@@ -43,7 +43,7 @@ def on_tables() -> list[list[str]]:
     return [
         words
         for words in named_commands()
-        if words[0] == "mmrag-batch" and words[1] in {"predict", "validate", "evaluate"}
+        if words[0] == "mmrag-batch" and words[1] in {"predict", "merge", "validate", "evaluate"}
         if len(words) > 2
     ]
 
@@ -61,18 +61,28 @@ def checkout(tmp_path: Path) -> Path:
 def test_the_commands_on_tables_run_as_they_are_written(checkout: Path) -> None:
     assert len(on_tables()) >= 4
     for words in on_tables():
-        if words[1] == "predict":
+        if words[1] in {"predict", "merge"}:
             (checkout / "out.csv").unlink(missing_ok=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "mmrag_batch", *words[1:]],
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, (words, done.stderr)
-        if words[1] == "predict":
+        for command in all_shards(words):
+            done = subprocess.run(
+                [sys.executable, "-m", "mmrag_batch", *command[1:]],
+                cwd=checkout,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert done.returncode == 0, (command, done.stderr)
+        if words[1] in {"predict", "merge"} and "--shard" not in words:
             assert len((checkout / "out.csv").read_text().splitlines()) == 61
+
+
+def all_shards(words: list[str]) -> list[list[str]]:
+    """The command, and what a page leaves to its reader: the same for the other shards."""
+    if "--shard" not in words:
+        return [words]
+    before, shard = words[:-1], words[-1]
+    count = int(shard.partition("/")[2])
+    return [[*before, f"{index}/{count}"] for index in range(count)]
 
 
 def test_the_commands_that_train_and_export_name_what_there_is(

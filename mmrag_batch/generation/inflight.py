@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
 
@@ -11,12 +11,17 @@ Ask = Callable[[GenerationRequest], Answer]
 
 
 def in_flight(
-    requests: Iterable[GenerationRequest], ask: Ask, window: int
+    requests: Iterable[GenerationRequest],
+    ask: Ask,
+    window: int,
+    *,
+    patience: float | None = None,
 ) -> Generator[tuple[GenerationRequest, Answer], None, None]:
     """Ask up to `window` requests at once; yield each with its future when that is done.
 
     The next request is taken whenever one is done, never in chunks. When the consumer stops early,
-    what is still asked is cancelled.
+    what is still asked is cancelled. When none is done for `patience` seconds, all that are asked
+    are yielded with a future that raises TimeoutError, and no more are taken.
     """
     source = iter(requests)
     asked: dict[Answer, GenerationRequest] = {}
@@ -34,8 +39,15 @@ def in_flight(
                 future.add_done_callback(done.put)
             if not asked:
                 return
-            future = done.get()
+            try:
+                future = done.get(timeout=patience)
+            except Empty:
+                break
             yield asked.pop(future), future
+        for request in list(asked.values()):
+            late: Answer = Future()
+            late.set_exception(TimeoutError())
+            yield request, late
     finally:
         for future in asked:
             future.cancel()

@@ -26,13 +26,14 @@ class ScriptedEngine:
         while batch := list(islice(source, self.window)):
             for request in sorted(batch, key=_digest):
                 time.sleep(self._delay)
-                yield _answer(request)
+                yield answer(request)
 
     def close(self) -> None:
         """There is nothing to give back."""
 
 
-def _answer(request: GenerationRequest) -> GenerationResult:
+def answer(request: GenerationRequest) -> GenerationResult:
+    """What this engine answers to a prompt."""
     digest = _digest(request)
     if request.options:
         logits = [digest[place % len(digest)] / 64 for place in range(len(request.options))]

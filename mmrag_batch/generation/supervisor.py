@@ -25,6 +25,10 @@ class EngineDied(Exception):  # noqa: N818  # an event that is dealt with here
     """The process that was to answer a request is gone."""
 
 
+Lost = tuple[GenerationRequest, Exception]
+"""A request that was not answered, and EngineDied, or TimeoutError if the engine was stuck."""
+
+
 class Worker(Protocol):
     """A running engine."""
 
@@ -41,11 +45,15 @@ class Supervisor:
     """An engine that starts a new worker in place of one that died.
 
     `start` starts a worker; the first one at once. Raises UnavailableError for an engine that keeps
-    dying. `window` requests are asked at a time.
+    dying. `window` requests are asked at a time. An engine that answers none of them for
+    `row_timeout` seconds is as good as dead.
     """
 
-    def __init__(self, start: Callable[[], Worker], *, window: int) -> None:
+    def __init__(
+        self, start: Callable[[], Worker], *, window: int, row_timeout: float | None = None
+    ) -> None:
         self._start = start
+        self._row_timeout = row_timeout
         self._worker: Worker | None = start()
         self._asked_at_once = window
         self.window = window + MAX_DEATHS_IN_A_ROW  # verdicts wait for the next answer
@@ -68,12 +76,12 @@ class Supervisor:
                 yield request
 
         while not exhausted:
-            suspects: list[GenerationRequest] = []
+            suspects: list[Lost] = []
             yield from self._answers(until_a_death(), suspects)
-            for request in suspects:
-                killers: list[GenerationRequest] = []
+            for request, _ in suspects:
+                killers: list[Lost] = []
                 yield from self._answers([request], killers)
-                self._verdicts += map(_crashed, killers)
+                self._verdicts += [_verdict(*killer) for killer in killers]
         yield from self._verdicts
         self._verdicts.clear()
 
@@ -84,14 +92,15 @@ class Supervisor:
             worker.close()
 
     def _answers(
-        self, requests: Iterable[GenerationRequest], lost: list[GenerationRequest]
+        self, requests: Iterable[GenerationRequest], lost: list[Lost]
     ) -> Iterator[GenerationResult]:
         """Results until the engine dies, if it does; the unanswered ones are appended to `lost`."""
-        for request, answer in in_flight(requests, self._ask, self._asked_at_once):
+        asked = in_flight(requests, self._ask, self._asked_at_once, patience=self._row_timeout)
+        for request, answer in asked:
             try:
                 result = answer.result()
-            except EngineDied:
-                lost.append(request)
+            except (EngineDied, TimeoutError) as error:
+                lost.append((request, error))
                 continue
             self._deaths_in_a_row = 0
             yield from self._verdicts
@@ -120,6 +129,12 @@ class Supervisor:
         )
 
 
-def _crashed(request: GenerationRequest) -> GenerationResult:
-    message = "The engine died twice when it was asked this row, the second time alone."
-    return GenerationResult(request.key, error=Problem("engine_crashed", message))
+def _verdict(request: GenerationRequest, error: Exception) -> GenerationResult:
+    if isinstance(error, TimeoutError):
+        problem = Problem(
+            "timeout", "The engine was stuck twice at this row, the second time alone."
+        )
+    else:
+        message = "The engine died twice when it was asked this row, the second time alone."
+        problem = Problem("engine_crashed", message)
+    return GenerationResult(request.key, error=problem)

@@ -29,6 +29,7 @@ def open_vllm_engine(
     rows: int | None = None,
     step_tokens: int | None = None,
     kv_cache_gib: int | None = None,
+    row_timeout: float | None = None,
     cores: int | None = None,
 ) -> Supervisor:
     """Start vLLM on a generator directory. `rows`, `step_tokens` and `kv_cache_gib` override what
@@ -74,7 +75,7 @@ def open_vllm_engine(
             max_new_tokens=max_new_tokens,
         )
 
-    return Supervisor(start, window=2 * limits.rows)
+    return Supervisor(start, window=2 * limits.rows, row_timeout=row_timeout)
 
 
 def _in_words(limits: Limits) -> str:

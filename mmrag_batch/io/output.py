@@ -1,21 +1,12 @@
-"""The answer table: every input column as it was, then the answer, one row at a time.
-
-Rows go to `<name>.partial`; the output appears under its own name only when it is whole.
-"""
+"""The answer table: every input column as it was, then the answer, one row at a time."""
 
 import csv
-import errno
-import gzip
 import json
-import os
 import shlex
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
-from io import TextIOWrapper
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Literal, Self, TextIO, cast
+from typing import Literal
 
 from mmrag_batch.errors import InputError, OutputError
 from mmrag_batch.records import Row
@@ -30,8 +21,6 @@ OUTPUT_COLUMNS = (
     "error",
 )
 SUFFIXES = (".csv", ".csv.gz", ".jsonl")
-FLUSH_EVERY = 64
-"""Rows after which what is written so far can be read in the partial file."""
 
 Status = Literal["ok", "degraded", "error"]
 
@@ -43,7 +32,7 @@ def status_of(row: Row) -> Status:
     return "degraded" if row.problems else "ok"
 
 
-def check_output(path: Path, input_path: Path, *, overwrite: bool) -> None:
+def check_output(path: Path, input_path: Path) -> None:
     """Raise OutputError if `path` cannot become the output; call it before anything is loaded."""
     _check_suffix(path)
     folder = path.parent
@@ -53,8 +42,6 @@ def check_output(path: Path, input_path: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path} is the input file itself. Choose another output.")
     if path.is_dir():
         raise OutputError(f"{path} is a folder. Choose a file in it as the output.")
-    if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path} exists. Choose another output, or add `--overwrite`.")
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -63,12 +50,11 @@ def check_output(path: Path, input_path: Path, *, overwrite: bool) -> None:
         ) from None
 
 
-class OutputWriter:
-    """Writes the answer table; a context manager.
+class RowFormat:
+    """How the rows of an answer table are written: `header`, then `row` for each of them.
 
-    A clean exit publishes the file under its name in one step. After an exception the partial file
-    stays as it is, and a file that was there before is untouched. Raises InputError if the input
-    already has one of OUTPUT_COLUMNS, OutputError for a suffix that cannot be written.
+    The bytes of a row depend on the row alone. Raises InputError if the input already has one of
+    OUTPUT_COLUMNS, OutputError for a suffix that cannot be written.
     """
 
     def __init__(self, path: Path, input_columns: Sequence[str]) -> None:
@@ -79,64 +65,43 @@ class OutputWriter:
                 f"The input already has the output column {', '.join(map(repr, taken))}. "
                 "Rename it, or use the table that was put in before."
             )
-        self._path = path
-        self._partial = path.with_name(path.name + ".partial")
         self._columns = tuple(input_columns)
         self._is_csv = not path.name.lower().endswith(".jsonl")
-        self._files = ExitStack()
-        self._written = 0
+        self._line = _Line()
+        # The csv module quotes a lone CR only if its own line end has one; see _Line.
+        self._csv = csv.writer(self._line, lineterminator="\r\n")
 
-    def __enter__(self) -> Self:
-        try:
-            binary: BinaryIO = self._files.enter_context(self._partial.open("wb"))
-        except OSError as error:
-            raise OutputError(f"{self._partial} cannot be created: {error.strerror}.") from error
-        if self._path.name.lower().endswith(".gz"):  # no time stamp: same rows, same bytes
-            packed = gzip.GzipFile(filename="", mode="wb", fileobj=binary, mtime=0)
-            binary = cast(BinaryIO, self._files.enter_context(packed))
-        # Half a surrogate pair cannot be encoded; as `\ud800` it is what JSON calls it.
-        text = TextIOWrapper(binary, "utf-8", errors="backslashreplace", newline="")
-        self._stream = self._files.enter_context(text)
-        if self._is_csv:
-            # The csv module quotes a lone CR only if its own line end has one; see _LineFeeds.
-            self._csv = csv.writer(_LineFeeds(self._stream), lineterminator="\r\n")
-            self._csv.writerow((*self._columns, *OUTPUT_COLUMNS))
-        return self
+    @property
+    def header(self) -> bytes:
+        """What stands before the first row."""
+        return self._in_csv((*self._columns, *OUTPUT_COLUMNS)) if self._is_csv else b""
 
-    def write(self, row: Row) -> None:
-        """Write one row."""
+    def row(self, row: Row) -> bytes:
+        """One row, with its line end."""
         answer = _answer(row)
         if self._is_csv:
             cells = [row.cells.get(name) for name in self._columns]
-            self._csv.writerow([_csv_cell(value) for value in (*cells, *answer.values())])
-        else:
-            known = {name: row.cells[name] for name in self._columns if name in row.cells}
-            self._stream.write(_json(known | answer) + "\n")
-        self._written += 1
-        if self._written % FLUSH_EVERY == 0:
-            self._stream.flush()
+            return self._in_csv([_csv_cell(value) for value in (*cells, *answer.values())])
+        known = {name: row.cells[name] for name in self._columns if name in row.cells}
+        return _encode(_json(known | answer) + "\n")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._files.close()
-        if kind is None:
-            _sync(self._partial)
-            self._partial.replace(self._path)
-            _sync(self._path.parent)
+    def _in_csv(self, cells: Sequence[str]) -> bytes:
+        self._csv.writerow(cells)
+        return _encode(self._line.text)
 
 
-class _LineFeeds:
-    """Ends each row that `csv.writer` hands over with LF in place of CR LF."""
+class _Line:
+    """What `csv.writer` wrote last, with LF at its end in place of CR LF."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    text = ""
 
     def write(self, row: str) -> None:
-        self._stream.write(row.removesuffix("\r\n") + "\n")
+        self.text = row.removesuffix("\r\n") + "\n"
+
+
+def _encode(text: str) -> bytes:
+    # Half a surrogate pair cannot be encoded; as `\ud800` it is what JSON calls it.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _answer(row: Row) -> dict[str, object]:
@@ -174,15 +139,3 @@ def _json(value: object) -> str:
 def _check_suffix(path: Path) -> None:
     if not path.name.lower().endswith(SUFFIXES):
         raise OutputError(f"{path}: the output must end in one of {', '.join(SUFFIXES)}.")
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on disk; not every network file system can, for a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(descriptor)

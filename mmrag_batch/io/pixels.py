@@ -9,6 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from mmrag_batch.errors import RowError
 
+PIXELS_VERSION = 1
+"""Counts changes after which the same file gives other pixels."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64 * 10**6
 MAX_ASPECT = 200

@@ -5,8 +5,7 @@ A fault of the file (`InputError`) ends a run before it starts; a fault of one r
 """
 
 from array import array
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,17 +39,22 @@ def scan(path: Path) -> int:
 
 
 def read_rows(
-    path: Path, *, limit: int | None = None, first: int = 0, start: Position = START
+    path: Path, only: Iterable[int] | None = None, *, first: int = 0, start: Position = START
 ) -> Iterator[Row]:
-    """The rows of a table up to row `limit`, parsed one by one, from row `first` on, at `start`.
+    """The rows of a table, parsed one by one, from row `first` on, which begins at `start`.
 
-    A row that cannot be used carries an `error` that names its line. Raises as `read_header` does.
+    `only` names the rows to read, in ascending order; the others are passed over. A row that cannot
+    be used carries an `error` that names its line. Raises as `read_header` does.
     """
-    records = read_records(path, start)
-    if limit is not None:
-        records = islice(records, max(0, limit - first))
-    for number, record in enumerate(records, first):
-        yield _parse_row(number, record)
+    records = enumerate(read_records(path, start), first)
+    if only is None:
+        yield from (_parse_row(number, record) for number, record in records)
+        return
+    for wanted in only:
+        for number, record in records:
+            if number == wanted:
+                yield _parse_row(number, record)
+                break
 
 
 def _parse_row(number: int, record: Record) -> Row:

@@ -30,8 +30,8 @@ _HOW_TO_CONVERT = (
 def open_text(path: Path, offset: int = 0) -> Iterator[TextIO]:
     """The text of a file, unpacked if it ends in `.gz`, its line ends untouched.
 
-    Begins `offset` bytes into the unpacked file, or after its BOM; what `tell` says until the first
-    line is read. Raises MissingError (no such file) and InputError (not UTF-8, or a damaged gzip file).
+    Begins `offset` bytes into the unpacked file, or after its BOM, which is what `tell` says then.
+    Raises MissingError (no such file) and InputError (not UTF-8, or a damaged gzip file).
     """
     with _open_bytes(path) as binary:
         try:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from mmrag_batch.errors import ConfigError
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Shard:
     """Part `index` of `count`, from 0: a contiguous slice of the input's rows."""
 
     index: int
@@ -50,8 +51,8 @@ def shard_rows(rows: int, shard: Shard | None) -> range:
     """The numbers of a shard's rows, of `rows` in all; shards differ by at most one row."""
     if shard is None:
         return range(rows)
-    index, count = shard
-    return range(rows * index // count, rows * (index + 1) // count)
+    first, stop = (rows * place // shard.count for place in (shard.index, shard.index + 1))
+    return range(first, stop)
 
 
 def shard_path(output: Path, shard: Shard | None) -> Path:

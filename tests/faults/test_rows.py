@@ -156,7 +156,10 @@ def test_f10_a_document_that_gives_orders_is_evidence_like_any_other(tmp_path: P
     assert set(Path.cwd().iterdir()) == before
 
 
-@pytest.mark.parametrize("choice", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\xa0=1", "\n=1"])
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\xa0=1", "\n=1"]
+
+
+@pytest.mark.parametrize("choice", FORMULAS)
 def test_f11_an_answer_that_a_spreadsheet_takes_for_a_formula_is_written_as_it_is(
     tmp_path: Path, choice: str
 ) -> None:

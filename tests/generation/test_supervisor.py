@@ -179,3 +179,19 @@ def test_closing_ends_the_worker_once() -> None:
     engine.close()
     engine.close()
     assert start.workers[0].closed
+
+
+class Stuck(Mortal):
+    """A worker that never comes back from a poison row."""
+
+    def _finish(self, batch: list[tuple[int, "Future[GenerationResult]"]]) -> None:
+        while any(key in self._graveyard.poison for key, _ in batch) and not self.closed:
+            sleep(0.001)
+        super()._finish([] if self.closed else batch)
+
+
+def test_an_engine_that_is_stuck_is_started_again_and_its_row_found() -> None:
+    graveyard = Graveyard(50)
+    engine = Supervisor(lambda: Stuck(graveyard), window=8, row_timeout=0.1)
+    assert errors(answers(engine)) == {50: "timeout"}
+    engine.close()

@@ -12,10 +12,14 @@ from mmrag_batch.io.table import read_rows
 from mmrag_batch.records import Position
 
 CSV = (
-    'question_text,note\r\nWhat?,"a\r\nb"\r\n\r\nWhy é?,"c ""d"""\rWho 🙂?,\u2028\n"one",short,long\n'
+    'question_text,note\r\nWhat?,"a\r\nb"\r\n\r\nWhy é?,"c ""d"""\r'
+    'Who 🙂?,\u2028\n"one",short,long\n'
     'last,"no line end"'
 )
-JSONL = '{"question_text": "é\u2028"}\n\n[1]\n{"question_text": "🙂", "note": 1}\r\n{"question_text": ""}'
+JSONL = (
+    '{"question_text": "é\u2028"}\n\n[1]\n'
+    '{"question_text": "🙂", "note": 1}\r\n{"question_text": ""}'
+)
 
 
 def assert_any_row_is_a_place_to_begin(path: Path) -> None:
@@ -55,12 +59,12 @@ def test_reading_begins_after_any_row_of_parquet_groups(tmp_path: Path) -> None:
         assert list(read_rows(path, first=number + 1, start=end)) == rows[number + 1 :]
 
 
-def test_a_limit_counts_from_the_first_row_of_the_table(tmp_path: Path) -> None:
+def test_rows_are_counted_from_the_first_of_the_table(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_text("question_text\na\nb\nc\nd\n")
     second = list(read_rows(path))[1]
     assert second.end is not None
-    left = read_rows(path, limit=3, first=2, start=second.end)
+    left = read_rows(path, range(2, 3), first=2, start=second.end)
     assert [(row.number, row.cells["question_text"]) for row in left] == [(2, "c")]
 
 

@@ -52,8 +52,11 @@ def test_a_row_without_id_is_called_by_its_number(write: Write) -> None:
     ]
 
 
-def test_limit_stops_early(write: Write) -> None:
-    assert len(list(read_rows(write("question_text\na\nb\nc\n"), limit=2))) == 2
+def test_only_the_rows_asked_for_are_read(write: Write) -> None:
+    path = write('question_text\na\nb\nc\nd\n"never closed')
+    assert [row.number for row in read_rows(path, range(2))] == [0, 1]
+    assert [row.cells["question_text"] for row in read_rows(path, [1, 3])] == ["b", "d"]
+    assert [row.number for row in read_rows(write("question_text\na\n"), [0, 7])] == [0]
 
 
 def test_e01_a_bom_is_stripped(write: Write) -> None:

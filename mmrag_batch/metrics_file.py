@@ -1,0 +1,82 @@
+"""Metrics of a run for Prometheus: a textfile for node_exporter's collector, replaced in one step.
+
+Format: https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic, time
+from types import TracebackType
+from typing import Self
+
+from mmrag_batch.errors import ExitCode, MmragError, OutputError
+
+EVERY = 15.0
+"""Seconds between two files."""
+
+
+class MetricsFile:
+    """Writes metrics now and then, and once more in the end; a context manager.
+
+    `exit_code` is what the run ends with unless it raises. Without a path nothing is written.
+    Raises OutputError where the file cannot be written.
+    """
+
+    def __init__(self, path: Path | None, output: Path) -> None:
+        self._path = path
+        self._label = str(output).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+        self._rows: Mapping[str, int] = {"ok": 0, "degraded": 0, "error": 0}
+        self._total = 0
+        self._started = time()
+        self._written = monotonic()
+        self.exit_code = ExitCode.OK
+
+    def update(self, rows: Mapping[str, int], total: int) -> None:
+        """So many rows of `total` are written, by status."""
+        self._rows, self._total = rows, total
+        if monotonic() - self._written >= EVERY:
+            self._write(None)
+
+    def __enter__(self) -> Self:
+        self._write(None)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, MmragError):
+            self._write(error.exit_code)
+        else:
+            self._write(self.exit_code if error is None else ExitCode.ERROR)
+
+    def _write(self, exit_code: int | None) -> None:
+        if self._path is None:
+            return
+        self._written = monotonic()
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
+            temporary.write_text("".join(self._lines(exit_code)), encoding="utf-8")
+            temporary.replace(self._path)
+        except OSError as error:
+            raise OutputError(
+                f"{self._path} cannot be written ({error.strerror}). Give --metrics-file a place "
+                "that can be."
+            ) from None
+
+    def _lines(self, exit_code: int | None) -> list[str]:
+        """One metric after the other; there is no exit code while the run goes on."""
+        label = f'output="{self._label}"'
+        lines = ["# TYPE mmrag_rows gauge\n"]
+        for status, rows in self._rows.items():
+            lines.append(f'mmrag_rows{{{label},status="{status}"}} {rows}\n')
+        values = {"mmrag_rows_expected": self._total, "mmrag_run_start_time_seconds": self._started}
+        if exit_code is not None:
+            values["mmrag_run_exit_code"] = int(exit_code)
+            values["mmrag_run_end_time_seconds"] = time()
+        for name, value in values.items():
+            lines.append(f"# TYPE {name} gauge\n{name}{{{label}}} {value}\n")
+        return lines
