@@ -78,7 +78,10 @@ def test_every_problem_is_reported_at_once_with_its_origin(file: Path) -> None:
         (f"{file}, [predict] batchsize", "did you mean 'batch_size'?"),
         (f"{file}, [predict] batch_size", "not '4'"),
         (f"{file}, [predict] limit", "not True"),
-        (f"{file}, [predict] engine", "one of auto, vllm, transformers, openai, scripted, not 'vlm'"),
+        (
+            f"{file}, [predict] engine",
+            "one of auto, vllm, transformers, openai, scripted, not 'vlm'",
+        ),
         ("MMRAG_TOP_K", "a whole number from 0 to 100, not 'many'"),
         ("MMRAG_QUIET", "true or false, not 'maybe'"),
         ("MMRAG_COLOUR", "no such setting; known: bundle,"),

@@ -42,7 +42,7 @@ def load_base(base: Path, *, lora: bool, four_bits: bool) -> MllamaForConditiona
             llm_int8_skip_modules=list(IN_FULL),
         ),
     )
-    pass_by_position(model)
+    pass_by_position(model.model.vision_model)
     keep_gradients(model)
     return model
 
