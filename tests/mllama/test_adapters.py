@@ -31,7 +31,7 @@ def adapter(random_generator_dir: Path, tmp_path: Path) -> Callable[..., tuple[P
         from peft import LoraConfig, get_peft_model
 
         from mmrag_batch.generation.mllama_model import load_model
-        from train.checkpoints import save_model
+        from train.tuning import save_model
 
         torch.manual_seed(seed)
         directory = tmp_path / str(seed)
