@@ -5,9 +5,9 @@
 Learns to give the right choice from the prompts that `predict` will show: same template, same
 evidence from the same retriever, same images and tiles. Writes `adapter/` (PEFT's format) where
 `lora_rank` > 0, else `model/` (a whole checkpoint), and the files of `run.py`. Start a run that was
-killed again, and it goes on from its last checkpoint. On several GPUs:
+killed again, and it goes on from its last checkpoint. On four GPUs:
 
-    accelerate launch --multi_gpu -m mmrag_batch train generator CONFIG
+    torchrun --nproc-per-node 4 -m mmrag_batch train generator CONFIG
 """
 
 import logging
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import TrainingArguments
 
 from mmrag_batch.bundle import read_retriever_spec
@@ -42,7 +41,7 @@ from train.examples import (
 )
 from train.held_out import Scorer, split_rows
 from train.run import Run, changes
-from train.tuning import add_lora, load_base, save_model
+from train.tuning import add_lora, load_base, processes, save_model
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +103,7 @@ def train_generator(config: GeneratorConfig) -> Path:
             f"{config.out} holds an unfinished run with other settings ({'; '.join(different)}); "
             f"choose another `out`, or remove {checkpoints} to start anew."
         )
-    state = PartialState()
+    state = processes()
     run = Run(
         config.out,
         config,
@@ -147,7 +146,12 @@ def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> Answe
     )
     model = trainable(config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    run.report(rows=len(rows), held_out=len(held_out), trained_parameters=trained)
+    run.report(
+        rows=len(rows),
+        held_out=len(held_out),
+        trained_parameters=trained,
+        processes=processes().num_processes,
+    )
     scorer = Scorer(config.base, images, batch_size=config.batch_size, **limits)
     return AnswerTrainer(
         sampler=SameImageCount(examples, config.batch_size, config.seed),
@@ -216,6 +220,7 @@ def _arguments(config: GeneratorConfig, checkpoints: Path) -> TrainingArguments:
         warmup_steps=min(100, config.steps // 10),
         weight_decay=0.01,
         adam_beta2=0.95,
+        use_cpu=not on_gpu,
         bf16=on_gpu,
         gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},

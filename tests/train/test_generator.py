@@ -42,6 +42,12 @@ def metrics_of(config: GeneratorConfig) -> list[dict[str, float]]:
     return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
 
 
+def write(config: GeneratorConfig, file: Path) -> Path:
+    settings = {key: value for key, value in asdict(config).items() if value is not None}
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(settings, default=str))))
+    return file
+
+
 def test_full_training_writes_a_whole_checkpoint(full: GeneratorConfig) -> None:
     out = train_generator(full)
     assert out == full.out / "model"
@@ -158,9 +164,7 @@ def test_the_checkpoint_that_is_best_at_held_out_rows_is_the_result(full: Genera
 def test_a_run_that_is_killed_goes_on_to_the_same_result(full: GeneratorConfig) -> None:
     config = replace(full, lora_rank=2, steps=60, save_every=4)
     whole = train_generator(replace(config, out=full.out / "whole"))
-    file = full.out / "killed.yaml"
-    settings = {key: value for key, value in asdict(config).items() if value is not None}
-    file.write_text(yaml.safe_dump(json.loads(json.dumps(settings, default=str))))
+    file = write(config, full.out / "killed.yaml")
     command = [sys.executable, "-m", "mmrag_batch", "train", "generator", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = monotonic() + 120
@@ -181,6 +185,27 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(full: GeneratorConfig) 
     steps = [report["step"] for report in metrics_of(config) if "loss" in report]
     assert steps[-1] == 60
     assert len(steps) >= 18
+
+
+def test_two_processes_share_a_step_and_the_rows_that_are_scored(full: GeneratorConfig) -> None:
+    config = replace(full, lora_rank=2, steps=4, held_out=9, save_every=2)
+    full.out.mkdir()
+    file = write(config, full.out / "two.yaml")
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "torch.distributed.run"]
+    command += ["--nproc-per-node", "2", "-m", "mmrag_batch", "train", "generator", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, *reports = metrics_of(config)
+    assert first["processes"] == 2
+    shared = {report["step"]: report for report in reports if "eval_loss" in report}
+    assert list(shared) == [0, 2, 4]
+    assert {score["eval_rows"] for score in shared.values()} == {9}
+
+    alone = replace(config, out=full.out / "alone")
+    train_generator(alone)
+    (before,) = [r for r in metrics_of(alone) if "eval_loss" in r and not r["step"]]
+    assert shared[0] == before
+    assert load_file(config.out / "adapter" / ADAPTER)
 
 
 def test_evidence_is_what_the_retriever_finds(
