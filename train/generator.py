@@ -14,14 +14,16 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from mmrag_batch.bundle import read_retriever_spec
-from mmrag_batch.errors import ConfigError
+from mmrag_batch.errors import ConfigError, UnavailableError
 from mmrag_batch.generation.mllama_inputs import load_image_processor
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.io.images import ImageLoader
@@ -206,6 +208,15 @@ def save(model: Any, config: GeneratorConfig, out: Path) -> None:
 def _check(config: GeneratorConfig) -> None:
     if config.four_bits and not config.lora_rank:
         raise ConfigError("four_bits: weights in 4 bits cannot learn; set lora_rank to train LoRA.")
+    if config.four_bits and find_spec("bitsandbytes") is None:
+        raise UnavailableError(
+            "bitsandbytes is not installed. Run `pip install 'mmrag-batch[train-4bit]'`."
+        )
+    known = ["none", *get_available_reporting_integrations()]
+    if config.report_to not in known:
+        raise ConfigError(
+            f"report_to: {config.report_to!r} is not installed; here are: {', '.join(known)}."
+        )
 
 
 def _arguments(config: GeneratorConfig, checkpoints: Path) -> TrainingArguments:

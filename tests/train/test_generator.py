@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from export.merge import merge_adapter
-from mmrag_batch.errors import ConfigError
+from mmrag_batch.errors import ConfigError, UnavailableError
 from mmrag_batch.generation.mllama_inputs import load_image_processor
 from mmrag_batch.generation.mllama_model import load_model
 from mmrag_batch.generation.rendering import Renderer
@@ -135,6 +135,16 @@ def test_4_bits_need_lora(full: GeneratorConfig) -> None:
     with pytest.raises(ConfigError, match="set lora_rank"):
         train_generator(replace(full, four_bits=True))
     assert not full.out.exists()
+
+
+def test_what_is_not_installed_is_said_before_anything_is_loaded(
+    full: GeneratorConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="report_to: 'paper' is not installed; here are: none"):
+        train_generator(replace(full, report_to="paper"))
+    monkeypatch.setattr("train.generator.find_spec", lambda _: None)
+    with pytest.raises(UnavailableError, match=r"mmrag-batch\[train-4bit\]"):
+        train_generator(replace(full, lora_rank=2, four_bits=True))
 
 
 def test_rows_that_are_held_out_are_scored_at_each_checkpoint(full: GeneratorConfig) -> None:
