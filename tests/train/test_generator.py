@@ -105,9 +105,14 @@ def test_gradient_checkpointing_changes_no_result(full: GeneratorConfig) -> None
     torch.testing.assert_close(load_file(saving / ADAPTER), load_file(plain / ADAPTER))
 
 
-def test_accumulated_batches_make_one_step(full: GeneratorConfig) -> None:
-    train_generator(replace(full, accumulate=3, steps=2))
-    assert [report["step"] for report in metrics_of(full)[1:]] == [1, 2]
+def test_accumulated_batches_make_one_step_with_their_mean_loss(full: GeneratorConfig) -> None:
+    train_generator(replace(full, accumulate=3))
+    reports = metrics_of(full)[1:]
+    assert [report["step"] for report in reports] == [1, 2]
+    train_generator(replace(full, out=full.out / "single"))
+    single = metrics_of(replace(full, out=full.out / "single"))[1]
+    assert reports[0]["loss"] == pytest.approx(single["loss"], rel=0.2)
+    assert reports[0]["grad_norm"] < 1.5 * single["grad_norm"]
 
 
 def test_a_base_in_4_bits_learns_and_is_merged_as_it_was(
