@@ -20,6 +20,7 @@ COMMANDS = [
     ["doctor"],
     ["train"],
     ["train", "generator"],
+    ["train", "retriever"],
     ["export"],
     ["export", "encoders"],
     ["export", "generator"],
