@@ -62,7 +62,7 @@ $(DEMO)/graphs/text_encoder.onnx: $(DEMO)/encoders/model/model.safetensors
 	$(BIN)/mmrag-batch export encoders --encoders $(<D) --out $(@D)
 
 $(DEMO)/graphs/question_tower.onnx: train/configs/demo_retriever.yaml $(DEMO)/graphs/text_encoder.onnx $(DEMO)/world/questions.csv
-	$(BIN)/python -m train.retriever $<
+	$(BIN)/mmrag-batch train retriever $<
 	$(BIN)/mmrag-batch export towers --towers $(DEMO)/retriever/model --out $(@D)
 
 $(DEMO)/untrained/model.safetensors: $(DEMO)/world/questions.csv

@@ -30,7 +30,8 @@ from mmrag_batch.report.metrics import Metrics, evaluate
 from mmrag_batch.retrieval.retriever import open_embedder, open_retriever
 from train.data import embed_table
 from train.demo_world import KINDS, write_world
-from train.retriever import rank
+from train.ranking import rank
+from train.supervision import by_relevant
 from train.towers import Towers, TowersConfig
 
 Cells = dict[str, str]
@@ -91,7 +92,7 @@ def ranked(bundle: Bundle, table: Path) -> float:
     embedder = open_embedder(bundle.retriever_dir, spec, images, device="cpu")
     torch.manual_seed(0)
     untrained = Towers(TowersConfig(spec.embedding_size, 8)).eval()
-    return rank(untrained, embed_table(read_rows(table), embedder)).recall_at_1
+    return rank(untrained, embed_table(read_rows(table), embedder, by_relevant)).recall_at_1
 
 
 def line(name: str, metrics: Metrics) -> str:

@@ -113,11 +113,16 @@ def published_tokenizer(vocabulary: Path, context_length: int) -> Tokenizer:
     except (OSError, EOFError, ValueError) as error:
         raise MissingError(f"{vocabulary} cannot be read: {error}") from None
     count = ImageBindConfig().vocabulary - 2 * 256 - 2
-    merges = [tuple(line.split()) for line in lines[1 : count + 1]]
-    if len(merges) < count or any(len(merge) != 2 for merge in merges):
+    pairs = [line.split() for line in lines[1 : count + 1]]
+    merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
+    if len(merges) < count:
         raise MissingError(f"{vocabulary} is not CLIP's list of merges; download it again.")
     letters = _letters()
-    words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
+    words = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *(left + right for left, right in merges),
+    ]
     vocab = {word: number for number, word in enumerate([*words, START, END])}
     tokenizer = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(

@@ -44,11 +44,14 @@ def export_encoders(
     spec = replace(opened.spec, precision=precision)
     out.mkdir(parents=True, exist_ok=True)
     opened.tokenizer.save(str(out / TOKENIZER))
-    dimensions = {0: "batch"} if spec.pad_texts else {0: "batch", 1: "length"}
+    batches: dict[int, object] = {0: "batch"}
+    dimensions = dict(batches)
+    if not spec.pad_texts:
+        dimensions[1] = "length"
     texts = list(_texts(spec, opened.tokenizer.get_vocab_size()))
     figures: dict[str, float] = {}
     for name, module, inputs, samples in (
-        ("image_encoder", opened.image, {"pixels": {0: "batch"}}, list(_images(spec))),
+        ("image_encoder", opened.image, {"pixels": batches}, list(_images(spec))),
         ("text_encoder", opened.text, {"tokens": dimensions}, texts),
     ):
         file = out / f"{name}.onnx"

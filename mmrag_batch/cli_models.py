@@ -15,6 +15,19 @@ export = typer.Typer(rich_markup_mode=None)
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see train/configs.")]
 
 
+@train.command("retriever")
+def _train_retriever(config: Config) -> None:
+    """Train the towers on frozen embeddings; started again, it goes on."""
+    from mmrag_batch.factory import requires
+
+    with requires("train"):
+        from train.config import load_config
+        from train.retriever import RetrieverConfig, train_retriever
+
+    _log_to_stderr()
+    typer.echo(train_retriever(load_config(config, RetrieverConfig)))
+
+
 @train.command("generator")
 def _train_generator(config: Config) -> None:
     """Tune a Llama 3.2 Vision on a table of questions; started again, it goes on."""

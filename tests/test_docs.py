@@ -26,7 +26,7 @@ PACKAGES = ("mmrag_batch", "train", "export")
 CONFIGS = {
     "train.demo_encoders": EncodersConfig,
     "train.demo_vision": VisionConfig,
-    "train.retriever": RetrieverConfig,
+    "train retriever": RetrieverConfig,
     "train generator": GeneratorConfig,
     "export": ExportConfig,
 }

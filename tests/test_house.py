@@ -22,6 +22,7 @@ COMMANDS = [
     ["doctor"],
     ["train"],
     ["train", "generator"],
+    ["train", "retriever"],
     ["export"],
     ["export", "encoders"],
     ["export", "generator"],

@@ -32,6 +32,8 @@ class AnswerTrainer(Trainer):
     ) -> None:
         super().__init__(callbacks=[_Report(run)], **settings)
         self.remove_callback(PrinterCallback)  # the run reports
+        # Our loss is a mean over a batch; left on, the mean of accumulated batches would be a sum.
+        self.model_accepts_loss_kwargs = False
         self._sampler = sampler
         self._score = score
 

@@ -1,11 +1,16 @@
 """A table as the towers see it: the frozen embeddings of every question and document.
 
-The encoders run once; training reads arrays.
+The encoders run once. Equal contents share one row of a file that is mapped, not loaded, so a
+million documents take little memory: what a batch reads is all that must be there.
 """
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 import torch
@@ -13,73 +18,159 @@ from torch import Tensor
 
 from mmrag_batch.errors import InputError
 from mmrag_batch.records import Row
-from mmrag_batch.retrieval.embedder import Embedder, Embedding
+from mmrag_batch.retrieval.embedder import EmbeddedRow, Embedder, Embedding
+from mmrag_batch.retrieval.preprocess import Floats
 
 WINDOW = 256
 """Rows embedded together."""
 
+Supervision = Callable[[Row], Mapping[str, float]]
+"""What a row teaches: how much each of its documents helps, by id. Nothing where it is empty."""
+
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedTable:
-    """Q questions with at least one relevant document, and their N candidate documents.
+    """Q questions with a document that helps, and their N candidate documents.
 
-    `questions` (Q, 2, D) and `documents` (N, 2, D): image and text embeddings, zeros where absent;
-    `*_present` (Q, 2) and (N, 2): 1 where present; `owner` (N,): the question that a document is a
-    candidate of, ascending; `relevant` (N,) bool.
+    `vectors` (M, D): embeddings, the first one zeros. `questions` (Q, 2) and `documents` (N, 2):
+    the row in `vectors` of an image's and a text's embedding, 0 where absent. `counts` (Q,): how
+    many documents, which follow each other, a question has. `shares` (N,): how much a document
+    helps, summing to 1 over those of a question.
     """
 
+    vectors: Floats
     questions: Tensor
-    questions_present: Tensor
     documents: Tensor
-    documents_present: Tensor
-    owner: Tensor
-    relevant: Tensor
+    counts: Tensor
+    shares: Tensor
+
+    @property
+    def owner(self) -> Tensor:
+        """(N,): the question that a document is a candidate of, ascending."""
+        return torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+
+    @property
+    def relevant(self) -> Tensor:
+        """(N,) bool: the documents that help their question most."""
+        owner = self.owner
+        most = torch.zeros(len(self.counts)).scatter_reduce_(0, owner, self.shares, "amax")
+        return self.shares >= most[owner]
 
     def take(self, chosen: Tensor) -> "EmbeddedTable":
         """The questions at the indices `chosen`, in that order, with their documents."""
-        counts = torch.bincount(self.owner, minlength=len(self.questions))
-        documents = torch.split(torch.arange(len(self.owner)), counts.tolist())
-        kept = torch.cat([documents[question] for question in chosen.tolist()])
+        counts = self.counts[chosen]
+        first = self.counts.cumsum(0)[chosen] - counts
+        place = torch.arange(int(counts.sum())) - torch.repeat_interleave(
+            counts.cumsum(0) - counts, counts
+        )
+        kept = torch.repeat_interleave(first, counts) + place
         return EmbeddedTable(
+            vectors=self.vectors,
             questions=self.questions[chosen],
-            questions_present=self.questions_present[chosen],
             documents=self.documents[kept],
-            documents_present=self.documents_present[kept],
-            owner=torch.repeat_interleave(torch.arange(len(chosen)), counts[chosen]),
-            relevant=self.relevant[kept],
+            counts=counts,
+            shares=self.shares[kept],
         )
 
+    def with_documents(self, others: Tensor) -> "EmbeddedTable":
+        """The same with documents (K, 2) after its own that no question has."""
+        return EmbeddedTable(
+            vectors=self.vectors,
+            questions=self.questions,
+            documents=torch.cat([self.documents, others]),
+            counts=self.counts,
+            shares=torch.cat([self.shares, torch.zeros(len(others))]),
+        )
 
-def embed_table(rows: Iterable[Row], embedder: Embedder) -> EmbeddedTable:
-    """Embed every row that has a relevant document; broken documents are left out.
+    def embeddings(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of `questions` or `documents` (B, 2) -> embeddings (B, 2, D), zeros where absent,
+        and which are present (B, 2), as 0 or 1."""
+        return torch.from_numpy(self.vectors[rows.numpy()]), (rows > 0).float()
 
-    Raises InputError where there is no such row.
+
+class VectorFile:
+    """Different vectors (D,), one after another in a file; the first is zeros."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._rows: dict[bytes, int] = {}
+
+    def row(self, vector: Floats) -> int:
+        """Where a vector lies; it is added if it is new."""
+        if not self._rows:
+            self._append(np.zeros_like(vector))
+        data = vector.tobytes()
+        row = self._rows.get(hashlib.blake2b(data, digest_size=16).digest())
+        return self._append(vector) if row is None else row
+
+    def _append(self, vector: Floats) -> int:
+        data = np.ascontiguousarray(vector, np.float32).tobytes()
+        self._file.write(data)
+        row = len(self._rows)
+        self._rows[hashlib.blake2b(data, digest_size=16).digest()] = row
+        return row
+
+    def map(self, size: int) -> Floats:
+        """All of them (M, D), mapped: they stay when the file is closed."""
+        self._file.flush()
+        return np.memmap(self._file, np.float32, "c", shape=(len(self._rows), size))
+
+
+def embed_table(
+    rows: Iterable[Row], embedder: Embedder, supervise: Supervision, directory: Path | None = None
+) -> EmbeddedTable:
+    """Embed every row that teaches something; broken documents are left out.
+
+    The mapped file lies in `directory` and has no name. Raises InputError where no row teaches
+    anything.
     """
-    questions: list[Embedding] = []
-    documents: list[Embedding] = []
-    owner: list[int] = []
-    relevant: list[bool] = []
+    with TemporaryFile(dir=directory) as stream:
+        return _embed(rows, embedder, supervise, VectorFile(stream))
+
+
+def _embed(
+    rows: Iterable[Row], embedder: Embedder, supervise: Supervision, file: VectorFile
+) -> EmbeddedTable:
+    questions: list[tuple[int, int]] = []
+    documents: list[tuple[int, int]] = []
+    counts: list[int] = []
+    shares: list[float] = []
+    size = 0
     source = iter(rows)
     while window := list(islice(source, WINDOW)):
-        for row, embedded in zip(window, embedder.embed(window)):
-            if embedded is None or row.question is None or not row.question.relevant:
+        taught = [(row, helps) for row in window if row.question and (helps := supervise(row))]
+        embedded = embedder.embed([row for row, _ in taught])
+        for (_, helps), item in zip(taught, embedded):
+            if item is None or not (found := _shares(item, helps)):
                 continue
-            helps = [document.id in row.question.relevant for document in embedded.documents]
-            if any(helps):
-                owner += [len(questions)] * len(helps)
-                relevant += helps
-                questions.append(embedded.question)
-                documents += embedded.candidates
+            size = item.question.modalities.shape[1]
+            questions.append(_rows(file, item.question))
+            documents += [_rows(file, candidate) for candidate in item.candidates]
+            counts.append(len(found))
+            shares += found
     if not questions:
-        raise InputError("No row has a readable document that `relevant` names: nothing to learn.")
+        raise InputError(
+            "No row has a readable document that is known to help: nothing to learn. Fill "
+            "`relevant`, or set another `supervision`."
+        )
     return EmbeddedTable(
-        *_stack(questions), *_stack(documents), torch.tensor(owner), torch.tensor(relevant)
+        file.map(size),
+        torch.tensor(questions),
+        torch.tensor(documents),
+        torch.tensor(counts),
+        torch.tensor(shares),
     )
 
 
-def _stack(embeddings: Sequence[Embedding]) -> tuple[Tensor, Tensor]:
-    """(N, 2, D) embeddings and (N, 2) presence."""
-    return (
-        torch.from_numpy(np.stack([item.modalities for item in embeddings])),
-        torch.from_numpy(np.stack([item.present for item in embeddings])),
+def _shares(item: EmbeddedRow, helps: Mapping[str, float]) -> list[float]:
+    """How much each readable document helps, summing to 1; empty where none does."""
+    found = [helps.get(document.id, 0.0) for document in item.documents]
+    total = sum(found)
+    return [share / total for share in found] if total > 0 else []
+
+
+def _rows(file: VectorFile, side: Embedding) -> tuple[int, int]:
+    image, text = (
+        file.row(vector) if present else 0 for vector, present in zip(side.modalities, side.present)
     )
+    return image, text

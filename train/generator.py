@@ -5,24 +5,25 @@
 Learns to give the right choice from the prompts that `predict` will show: same template, same
 evidence from the same retriever, same images and tiles. Writes `adapter/` (PEFT's format) where
 `lora_rank` > 0, else `model/` (a whole checkpoint), and the files of `run.py`. Start a run that was
-killed again, and it goes on from its last checkpoint. On several GPUs:
+killed again, and it goes on from its last checkpoint. On four GPUs:
 
-    accelerate launch --multi_gpu -m mmrag_batch train generator CONFIG
+    torchrun --nproc-per-node 4 -m mmrag_batch train generator CONFIG
 """
 
 import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from mmrag_batch.bundle import read_retriever_spec
-from mmrag_batch.errors import ConfigError
+from mmrag_batch.errors import ConfigError, UnavailableError
 from mmrag_batch.generation.mllama_inputs import load_image_processor
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.io.images import ImageLoader
@@ -42,7 +43,7 @@ from train.examples import (
 )
 from train.held_out import Scorer, split_rows
 from train.run import Run, changes
-from train.tuning import add_lora, load_base, save_model
+from train.tuning import add_lora, load_base, processes, save_model
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def train_generator(config: GeneratorConfig) -> Path:
             f"{config.out} holds an unfinished run with other settings ({'; '.join(different)}); "
             f"choose another `out`, or remove {checkpoints} to start anew."
         )
-    state = PartialState()
+    state = processes()
     run = Run(
         config.out,
         config,
@@ -147,7 +148,12 @@ def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> Answe
     )
     model = trainable(config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    run.report(rows=len(rows), held_out=len(held_out), trained_parameters=trained)
+    run.report(
+        rows=len(rows),
+        held_out=len(held_out),
+        trained_parameters=trained,
+        processes=processes().num_processes,
+    )
     scorer = Scorer(config.base, images, batch_size=config.batch_size, **limits)
     return AnswerTrainer(
         sampler=SameImageCount(examples, config.batch_size, config.seed),
@@ -202,6 +208,15 @@ def save(model: Any, config: GeneratorConfig, out: Path) -> None:
 def _check(config: GeneratorConfig) -> None:
     if config.four_bits and not config.lora_rank:
         raise ConfigError("four_bits: weights in 4 bits cannot learn; set lora_rank to train LoRA.")
+    if config.four_bits and find_spec("bitsandbytes") is None:
+        raise UnavailableError(
+            "bitsandbytes is not installed. Run `pip install 'mmrag-batch[train-4bit]'`."
+        )
+    known = ["none", *get_available_reporting_integrations()]
+    if config.report_to not in known:
+        raise ConfigError(
+            f"report_to: {config.report_to!r} is not installed; here are: {', '.join(known)}."
+        )
 
 
 def _arguments(config: GeneratorConfig, checkpoints: Path) -> TrainingArguments:
@@ -216,6 +231,7 @@ def _arguments(config: GeneratorConfig, checkpoints: Path) -> TrainingArguments:
         warmup_steps=min(100, config.steps // 10),
         weight_decay=0.01,
         adam_beta2=0.95,
+        use_cpu=not on_gpu,
         bf16=on_gpu,
         gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},

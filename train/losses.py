@@ -22,12 +22,11 @@ def candidate_loss(
     """How badly each question ranks its relevant documents among all documents of the batch.
 
     `questions`: (Q, D); `documents`: (N, D), all unit vectors; `owner`: (N,) the question each
-    document is a candidate of; `relevant`: (N,) bool. The row's own other candidates and the
-    documents of the other rows are the negatives, in two terms of equal weight: the first is what
+    document is a candidate of, -1 for none; `relevant`: (N,) bool. The row's own other candidates
+    and all other documents are the negatives, in two terms of equal weight: the first is what
     `predict` ranks, the second keeps scores comparable across rows. Returns a scalar.
     """
-    logits = scale * questions @ documents.T  # (Q, N)
-    own = owner[None, :] == torch.arange(len(questions), device=owner.device)[:, None]
+    logits, own = _scored(questions, documents, owner, scale)
     positive = own & relevant[None, :]
     asked = positive.any(dim=1)
     within = logits.masked_fill(~own, float("-inf"))
@@ -35,6 +34,31 @@ def candidate_loss(
         _multi_positive(within[asked], positive[asked])
         + _multi_positive(logits[asked], positive[asked])
     ) / 2
+
+
+def distillation_loss(
+    questions: Tensor, documents: Tensor, owner: Tensor, shares: Tensor, scale: Tensor
+) -> Tensor:
+    """The same for documents that help more or less: how far each question's probabilities are from
+    their `shares` (N,), which sum to 1 over its own; the cross-entropy, in the same two terms."""
+    logits, own = _scored(questions, documents, owner, scale)
+    target = shares[None, :] * own  # (Q, N)
+    within = logits.masked_fill(~own, float("-inf"))
+    return (_soft(within, target, own) + _soft(logits, target, own)) / 2
+
+
+def _scored(
+    questions: Tensor, documents: Tensor, owner: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits (Q, N), and which documents are a question's own (Q, N)."""
+    logits = scale * questions @ documents.T
+    own = owner[None, :] == torch.arange(len(questions), device=owner.device)[:, None]
+    return logits, own
+
+
+def _soft(logits: Tensor, target: Tensor, own: Tensor) -> Tensor:
+    log_probabilities = F.log_softmax(logits.float(), dim=1).masked_fill(~own, 0.0)
+    return -(target * log_probabilities).sum(dim=1).mean()
 
 
 def _shares(same: Tensor) -> Tensor:

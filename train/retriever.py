@@ -1,32 +1,42 @@
 """Train the retriever's towers on the frozen embeddings of a table of questions.
 
-    python -m train.retriever train/configs/demo_retriever.yaml
+    mmrag-batch train retriever train/configs/demo_retriever.yaml
 
-Needs `relevant` in the table and the encoders as ONNX graphs (`mmrag-batch export encoders`), so
-that training sees the very embeddings that `predict` computes. They are computed once. Reports
-recall@1 and MRR on held-out questions against the untrained towers, which are zero-shot ImageBind,
-keeps the best epoch, writes `model/` and the files of `run.py`.
+Needs the encoders as ONNX graphs (`mmrag-batch export encoders`), so that training sees the very
+embeddings that `predict` computes. They are computed once and kept in a cache that `predict` can
+share. What helps is known from `relevant`, from the right answers, or from the generator: see
+supervision.py. Keeps the epoch that is best on held-out questions, stops when none has been better
+for a while, and reports recall@1 and MRR there against the untrained towers, which are the frozen
+encoders alone. Writes `model/` and the files of `run.py`. Start a run that was killed again, and it
+goes on after its last epoch.
 """
 
-from copy import deepcopy
+import hashlib
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
-from torch import Tensor
 
-from mmrag_batch.bundle import read_retriever_spec
-from mmrag_batch.errors import InputError
+from mmrag_batch.bundle import encoders_key, hash_files, read_retriever_spec, sha256
+from mmrag_batch.errors import ConfigError, InputError
+from mmrag_batch.generation.answerer import Answerer
+from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.generation.transformers_engine import TransformersEngine
 from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.io.table import read_rows
+from mmrag_batch.prompt import Scoring
 from mmrag_batch.retrieval.retriever import open_embedder
-from train.config import load_config
 from train.data import EmbeddedTable, embed_table
-from train.losses import candidate_loss
-from train.run import Run, log_to_stderr
+from train.fitting import Fit, FitSettings
+from train.likelihoods import measure_likelihoods
+from train.ranking import ranks, recall_gain, summary
+from train.run import Run, changes
+from train.supervision import Likelihoods, SupervisionName, supervision
 from train.towers import Towers, TowersConfig, save_towers
+
+CHECKPOINT = "checkpoint.pt"
+LIKELIHOODS = "likelihoods.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,116 +52,131 @@ class RetrieverConfig:
     """Questions a step."""
     learning_rate: float
     hidden_size: int
+    supervision: SupervisionName = "relevant"
+    generator: Path | None = None
+    """For `likelihood`: a checkpoint in Hugging Face layout, and how it is asked."""
+    scoring: Scoring = "letter"
+    max_images: int = 2
+    max_prompt_tokens: int = 4096
+    generator_batch: int = 16
+    """Prompts at once."""
+    hard_negatives: int = 0
+    """Documents of other rows that each question is trained against, found anew for every epoch. A
+    row's own other documents always are."""
+    embedding_cache: Path | None = None
+    """As in `predict`; default: a folder in `out`."""
     held_out: float = 0.1
     """Share of the questions that choose the best epoch."""
+    patience: int = 5
+    """Epochs without a better one before training stops."""
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Ranking:
-    """How well the relevant documents of a set of questions are ranked."""
-
-    recall_at_1: float
-    mrr: float
-
-
 def train_retriever(config: RetrieverConfig) -> Path:
-    """Train as configured; returns the folder of the best towers."""
-    run = Run(config.out, config, seed=config.seed, inputs=[config.table])
-    spec = read_retriever_spec(config.encoders)
-    images = ImageLoader(config.table.parent)
-    embedder = open_embedder(config.encoders, spec, images, device="cpu")
-    table = embed_table(read_rows(config.table), embedder)
-    held_out, trained = split(table, config.held_out)
+    """Train as configured; returns the folder of the best towers.
+
+    Raises ConfigError for settings that do not fit together and for a folder with another run's
+    unfinished work, InputError for a table that teaches too little.
+    """
+    checkpoint = config.out / CHECKPOINT
+    _check(config, checkpoint)
+    resumed = checkpoint.is_file()
+    run = Run(config.out, config, seed=config.seed, inputs=[config.table], resumed=resumed)
+    table = read_table(config)
+    held_out, trained = split(table, config.held_out, config.seed)
     if len(trained.questions) < config.batch_size:
         raise InputError(
             f"{config.table}: {len(trained.questions)} questions to train on fill no batch of "
             f"{config.batch_size}; give more rows or a smaller `batch_size`."
         )
-    towers = Towers(TowersConfig(spec.embedding_size, config.hidden_size))
-    best = rank(towers, held_out)
-    run.report(
-        epoch=0, questions=len(trained.questions), recall_at_1=best.recall_at_1, mrr=best.mrr
+    towers = Towers(TowersConfig(table.vectors.shape[1], config.hidden_size))
+    before = ranks(towers.eval(), held_out)
+    settings = FitSettings(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        hard_negatives=config.hard_negatives,
+        patience=config.patience,
+        soft=config.supervision == "likelihood",
+        seed=config.seed,
     )
-
-    kept = deepcopy(towers.state_dict())
-    steps = config.epochs * (len(trained.questions) // config.batch_size)
-    optimizer = torch.optim.AdamW(towers.parameters(), lr=config.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=steps, pct_start=0.1
-    )
-    for epoch in range(1, config.epochs + 1):
-        loss = train_epoch(towers.train(), trained, optimizer, schedule, config.batch_size)
-        ranking = rank(towers.eval(), held_out)
-        run.report(epoch=epoch, loss=loss, recall_at_1=ranking.recall_at_1, mrr=ranking.mrr)
-        if ranking.mrr > best.mrr:
-            best, kept = ranking, deepcopy(towers.state_dict())
-    towers.load_state_dict(kept)
+    Fit(towers, trained, held_out, settings, checkpoint).run(run.report)
+    after = ranks(towers, held_out)
     save_towers(towers, config.out / "model")
-    run.report(best_recall_at_1=best.recall_at_1, best_mrr=best.mrr)
+    best, gain = summary(after), recall_gain(before, after)
+    run.report(
+        best_recall_at_1=best.recall_at_1,
+        best_mrr=best.mrr,
+        recall_gain=gain.value,
+        low=gain.low,
+        high=gain.high,
+    )
+    checkpoint.unlink(missing_ok=True)
     return config.out / "model"
 
 
-def split(table: EmbeddedTable, held_out: float) -> tuple[EmbeddedTable, EmbeddedTable]:
+def _check(config: RetrieverConfig, checkpoint: Path) -> None:
+    if config.supervision == "likelihood" and config.generator is None:
+        raise ConfigError("`supervision: likelihood` needs a `generator` to ask.")
+    different = changes(config.out, config, inputs=[config.table])
+    if checkpoint.is_file() and different:
+        raise ConfigError(
+            f"{config.out} holds an unfinished run with other settings ({'; '.join(different)}); "
+            f"choose another `out`, or remove {checkpoint} to start anew."
+        )
+
+
+def read_table(config: RetrieverConfig) -> EmbeddedTable:
+    """The rows of the table that teach something, embedded."""
+    spec = read_retriever_spec(config.encoders)
+    images = ImageLoader(config.table.parent)
+    cache = config.embedding_cache or config.out / "embeddings"
+    store = cache / encoders_key(spec, hash_files(config.encoders))
+    embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
+    supervise = supervision(config.supervision, _likelihoods(config, images))
+    return embed_table(read_rows(config.table), embedder, supervise, config.out)
+
+
+def _likelihoods(config: RetrieverConfig, images: ImageLoader) -> Likelihoods:
+    if config.supervision != "likelihood":
+        return {}
+    assert config.generator is not None  # it was checked
+    engine = TransformersEngine(
+        config.generator, batch_size=config.generator_batch, max_new_tokens=1
+    )
+    with closing(engine):
+        answerer = Answerer(
+            Renderer(config.generator),
+            engine,
+            images,
+            max_images=config.max_images,
+            max_prompt_tokens=config.max_prompt_tokens,
+            scoring=config.scoring,
+        )
+        rows = read_rows(config.table)
+        return measure_likelihoods(rows, answerer, config.out / LIKELIHOODS, _subject(config))
+
+
+def _subject(config: RetrieverConfig) -> str:
+    """The table, the generator by its files, and how it is asked."""
+    assert config.generator is not None  # it was checked
+    files = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for file in sorted(config.generator.iterdir())
+        if file.is_file()
+    ]
+    asked = (config.scoring, config.max_images, config.max_prompt_tokens)
+    described = repr((sha256(config.table), files, asked))
+    return hashlib.sha256(described.encode()).hexdigest()
+
+
+def split(table: EmbeddedTable, held_out: float, seed: int) -> tuple[EmbeddedTable, EmbeddedTable]:
     """A random share of the questions, and the rest."""
     count = round(len(table.questions) * held_out)
     if not 0 < count < len(table.questions):
         raise InputError(
-            f"{len(table.questions)} questions with relevant documents are too few to train on."
+            f"{len(table.questions)} questions with documents known to help are too few to train "
+            "on."
         )
-    order = torch.randperm(len(table.questions))
+    order = torch.randperm(len(table.questions), generator=torch.Generator().manual_seed(seed))
     return table.take(order[:count]), table.take(order[count:])
-
-
-def train_epoch(
-    towers: Towers,
-    table: EmbeddedTable,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    batch_size: int,
-) -> float:
-    """One pass over the questions in a new order; returns the mean loss."""
-    losses = []
-    batches = torch.randperm(len(table.questions)).split(batch_size)  # type: ignore[no-untyped-call]
-    for chosen in batches:
-        if len(chosen) < batch_size:
-            break  # what is left over comes up in another epoch
-        batch = table.take(chosen)
-        questions, documents = vectors(towers, batch)
-        loss = candidate_loss(questions, documents, batch.owner, batch.relevant, towers.temperature)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    return sum(losses) / len(losses)
-
-
-def vectors(towers: Towers, table: EmbeddedTable) -> tuple[Tensor, Tensor]:
-    """Unit vectors of all questions (Q, D) and documents (N, D)."""
-    return (
-        towers.question(table.questions, table.questions_present),
-        towers.document(table.documents, table.documents_present),
-    )
-
-
-@torch.inference_mode()
-def rank(towers: Towers, table: EmbeddedTable) -> Ranking:
-    """Rank each question's own documents; the best relevant one counts."""
-    questions, documents = vectors(towers, table)
-    scores = (questions[table.owner] * documents).sum(dim=1)  # (N,)
-    best = torch.full((len(questions),), float("-inf"))
-    best.scatter_reduce_(0, table.owner[table.relevant], scores[table.relevant], "amax")
-    above = (scores > best[table.owner]).long()
-    ranks = 1 + torch.zeros(len(questions), dtype=torch.long).scatter_add_(0, table.owner, above)
-    return Ranking(recall_at_1=(ranks == 1).float().mean().item(), mrr=(1 / ranks).mean().item())
-
-
-def main(config: Annotated[Path, typer.Argument(help="A YAML file, see train/configs.")]) -> None:
-    """Train the retriever's towers as CONFIG says."""
-    log_to_stderr()
-    typer.echo(train_retriever(load_config(config, RetrieverConfig)))
-
-
-if __name__ == "__main__":
-    typer.run(main)

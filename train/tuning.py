@@ -18,6 +18,11 @@ IN_FULL = ("lm_head", "model.vision_model", "model.multi_modal_projector")
 """What a model in 4 bits keeps in 16: what it sees and what it answers with, an eighth of it."""
 
 
+def processes() -> PartialState:
+    """This process among those that train together: on GPUs where there are any, else on cores."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def load_base(base: Path, *, lora: bool, four_bits: bool) -> MllamaForConditionalGeneration:
     """The model to tune.
 
@@ -33,7 +38,7 @@ def load_base(base: Path, *, lora: bool, four_bits: bool) -> MllamaForConditiona
         dtype=dtype,
         local_files_only=True,
         use_safetensors=True,
-        device_map={"": PartialState().device},
+        device_map={"": processes().device},
         quantization_config=BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.records import Evidence, Row
-from mmrag_batch.retrieval.cache import Cache, EmbeddingCache
+from mmrag_batch.retrieval.cache import EmbeddingCache
 from mmrag_batch.retrieval.embedder import EmbeddedRow, Embedder, Embedding
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
@@ -96,9 +96,10 @@ def open_embedder(
     """The frozen encoders of a retriever directory, with a cache in memory and, where `store` names
     the folder of these very encoders, on disk."""
     encoder = Encoder(directory, spec, device=device, threads=threads)
-    cache: Cache = EmbeddingCache(CACHED_EMBEDDINGS, spec.embedding_size)
-    if store is not None:
-        cache = StoredCache(cache, EmbeddingStore(store, spec.embedding_size))
+    memory = EmbeddingCache(CACHED_EMBEDDINGS, spec.embedding_size)
+    if store is None:
+        return Embedder(encoder, memory, images)
+    cache = StoredCache(memory, EmbeddingStore(store, spec.embedding_size))
     return Embedder(encoder, cache, images)
 
 

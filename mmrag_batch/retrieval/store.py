@@ -122,7 +122,7 @@ class EmbeddingStore:
 
     def _mapped(self) -> list[tuple[Floats, NDArray[np.void]]]:
         """The vectors (N, D) and keys (N,) of each pair of files; what is torn is cut off."""
-        segments = []
+        segments: list[tuple[Floats, NDArray[np.void]]] = []
         try:
             for file in sorted(self._directory.glob("*.keys")):
                 vectors = file.with_suffix(".vectors")

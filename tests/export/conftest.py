@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from torch import nn
@@ -29,7 +30,7 @@ def sharded_base(tiny_generator_dir: Path, tmp_path_factory: pytest.TempPathFact
     return directory
 
 
-UNUSED = {
+UNUSED: dict[str, dict[str, Any]] = {
     "iopath.common.file_io": {"g_pathmgr": SimpleNamespace(open=open)},
     "timm.layers": {"DropPath": nn.Identity, "trunc_normal_": nn.init.trunc_normal_},
 }

@@ -61,7 +61,7 @@ def train_tokenizer(start: bool) -> Tokenizer:
 def save(directory: Path, model: Any, processor: Any, tokenizer: Tokenizer) -> None:
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token="<bos>",
         eos_token="<eos>",
@@ -72,7 +72,7 @@ def save(directory: Path, model: Any, processor: Any, tokenizer: Tokenizer) -> N
 
 def make_clip(directory: Path) -> None:
     tokenizer = train_tokenizer(start=True)
-    end = tokenizer.token_to_id("<eos>")
+    end = tokenizer.get_vocab_size() - 1
     text = {**TEXT, "vocab_size": end + 1, "bos_token_id": end - 1, "eos_token_id": end}
     config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=24)
     processor = CLIPImageProcessorPil(

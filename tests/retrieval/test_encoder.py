@@ -13,6 +13,7 @@ from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.retrieval import encoder as encoder_module
 from mmrag_batch.retrieval.encoder import IMAGE_BATCH, Encoder
 from mmrag_batch.retrieval.preprocess import Floats, open_tokenizer, tokenize
+from mmrag_batch.retrieval.sessions import run_session
 from train.imagebind import load_encoders
 
 TEXTS = ["a red cube", "", "what does the red cube cost? " * 9, "a", "ein Würfel 🎲", "a red cube"]
@@ -58,7 +59,7 @@ def test_images_are_taken_a_batch_at_a_time(
 ) -> None:
     taken: list[int] = []
     ahead: list[int] = []
-    run = encoder_module.run_session
+    run = run_session
 
     def source() -> Iterator[Image.Image]:
         for number in range(2 * IMAGE_BATCH):

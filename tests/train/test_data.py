@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.retriever import open_embedder
 from train.data import EmbeddedTable, embed_table
+from train.supervision import by_relevant
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,9 @@ def test_questions_with_a_relevant_document_are_embedded(
 ) -> None:
     rows = list(read_rows(demo_table))
     asked = [r for r in rows if r.question is not None and r.question.relevant]
-    table = embed_table(iter(rows), embedder)
+    table = embed_table(iter(rows), embedder, by_relevant)
     assert 0 < len(asked) < len(rows)
-    assert table.questions.shape == (len(asked), 2, 24)
+    assert table.embeddings(table.questions)[0].shape == (len(asked), 2, 24)
     assert set(table.owner.tolist()) == set(range(len(asked)))
     assert torch.equal(table.owner, table.owner.sort().values)
     relevant = torch.bincount(table.owner[table.relevant])
@@ -42,11 +44,8 @@ def test_questions_with_a_relevant_document_are_embedded(
 def test_what_is_absent_is_zero_and_what_is_present_a_unit_vector(
     embedder: Embedder, demo_table: Path
 ) -> None:
-    table = embed_table(read_rows(demo_table), embedder)
-    for vectors, present in (
-        (table.questions, table.questions_present),
-        (table.documents, table.documents_present),
-    ):
+    table = embed_table(read_rows(demo_table), embedder, by_relevant)
+    for vectors, present in map(table.embeddings, (table.questions, table.documents)):
         torch.testing.assert_close(vectors.norm(dim=-1), present, atol=1e-4, rtol=0)
         assert set(map(tuple, present.tolist())) >= {(1, 1), (0, 1)}
 
@@ -59,38 +58,59 @@ def test_what_cannot_be_read_is_left_out(embedder: Embedder) -> None:
         row(2, (right,)),
         row(3, (right, Document("c", "Wrong.", None)), "a"),
     ]
-    table = embed_table(rows, embedder)
+    table = embed_table(rows, embedder, by_relevant)
     assert table.owner.tolist() == [0, 1, 1]
     assert table.relevant.tolist() == [True, True, False]
     (first,) = embedder.embed([rows[3]])
     assert first is not None
-    torch.testing.assert_close(table.questions[1], torch.from_numpy(first.question.modalities))
+    second, _ = table.embeddings(table.questions[1:])
+    torch.testing.assert_close(second[0], torch.from_numpy(first.question.modalities))
+
+
+def test_equal_contents_share_a_vector(embedder: Embedder) -> None:
+    shared = Document("a", "Right.", None)
+    rows = [row(n, (shared, Document("b", f"{n}", None)), "a") for n in range(5)]
+    table = embed_table(rows, embedder, by_relevant)
+    assert table.vectors.shape == (1 + 5 + 1 + 5, 24)  # zeros, questions, the shared one, others
+    assert len(set(table.documents[::2, 1].tolist())) == 1
+
+
+def test_documents_that_cannot_be_read_leave_their_share_to_others(embedder: Embedder) -> None:
+    documents = (
+        Document("a", "Right.", None),
+        Document("b", "Lost.", "lost.jpg"),
+        Document("c", "Good.", None),
+    )
+    shares = {"a": 0.3, "b": 0.6, "c": 0.1}
+    table = embed_table([row(0, documents)], embedder, lambda _: shares)
+    torch.testing.assert_close(table.shares, torch.tensor([0.75, 0.25]))
+    assert table.relevant.tolist() == [True, False]
 
 
 def test_a_table_with_nothing_relevant_is_refused(embedder: Embedder) -> None:
     with pytest.raises(InputError, match="`relevant`"):
-        embed_table([row(0, (Document("a", "Some.", None),))], embedder)
+        embed_table([row(0, (Document("a", "Some.", None),))], embedder, by_relevant)
 
 
 @pytest.fixture
 def owned() -> EmbeddedTable:
     """Questions 0 to 3 with 2, 1, 3 and 2 documents; every embedding holds its owner's number."""
-    owner = torch.tensor([0, 0, 1, 2, 2, 2, 3, 3])
+    counts = torch.tensor([2, 1, 3, 2])
+    owner = torch.repeat_interleave(torch.arange(4), counts)
     return EmbeddedTable(
-        questions=torch.arange(4.0)[:, None, None].expand(4, 2, 5),
-        questions_present=torch.ones(4, 2),
-        documents=owner[:, None, None].float().expand(8, 2, 5),
-        documents_present=torch.ones(8, 2),
-        owner=owner,
-        relevant=torch.tensor([True, False, True, False, False, True, True, False]),
+        vectors=np.zeros((5, 2), np.float32),
+        questions=torch.arange(4)[:, None].expand(4, 2),
+        documents=owner[:, None].expand(8, 2),
+        counts=counts,
+        shares=torch.tensor([1, 0, 1, 0, 0, 1, 1, 0.0]),
     )
 
 
 def test_taken_questions_keep_their_documents(owned: EmbeddedTable) -> None:
     taken = owned.take(torch.tensor([2, 0, 3]))
-    assert taken.questions[:, 0, 0].tolist() == [2, 0, 3]
+    assert taken.questions[:, 0].tolist() == [2, 0, 3]
     assert taken.owner.tolist() == [0, 0, 0, 1, 1, 2, 2]
-    assert taken.documents[:, 0, 0].tolist() == [2, 2, 2, 0, 0, 3, 3]
+    assert taken.documents[:, 0].tolist() == [2, 2, 2, 0, 0, 3, 3]
     assert taken.relevant.tolist() == [False, False, True, True, False, True, False]
 
 

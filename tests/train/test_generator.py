@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from export.merge import merge_adapter
-from mmrag_batch.errors import ConfigError
+from mmrag_batch.errors import ConfigError, UnavailableError
 from mmrag_batch.generation.mllama_inputs import load_image_processor
 from mmrag_batch.generation.mllama_model import load_model
 from mmrag_batch.generation.rendering import Renderer
@@ -40,6 +40,12 @@ def full(tiny_generator_dir: Path, demo_table: Path, tmp_path: Path) -> Generato
 
 def metrics_of(config: GeneratorConfig) -> list[dict[str, float]]:
     return [json.loads(line) for line in (config.out / "metrics.jsonl").read_text().splitlines()]
+
+
+def write(config: GeneratorConfig, file: Path) -> Path:
+    settings = {key: value for key, value in asdict(config).items() if value is not None}
+    file.write_text(yaml.safe_dump(json.loads(json.dumps(settings, default=str))))
+    return file
 
 
 def test_full_training_writes_a_whole_checkpoint(full: GeneratorConfig) -> None:
@@ -99,9 +105,14 @@ def test_gradient_checkpointing_changes_no_result(full: GeneratorConfig) -> None
     torch.testing.assert_close(load_file(saving / ADAPTER), load_file(plain / ADAPTER))
 
 
-def test_accumulated_batches_make_one_step(full: GeneratorConfig) -> None:
-    train_generator(replace(full, accumulate=3, steps=2))
-    assert [report["step"] for report in metrics_of(full)[1:]] == [1, 2]
+def test_accumulated_batches_make_one_step_with_their_mean_loss(full: GeneratorConfig) -> None:
+    train_generator(replace(full, accumulate=3))
+    reports = metrics_of(full)[1:]
+    assert [report["step"] for report in reports] == [1, 2]
+    train_generator(replace(full, out=full.out / "single"))
+    single = metrics_of(replace(full, out=full.out / "single"))[1]
+    assert reports[0]["loss"] == pytest.approx(single["loss"], rel=0.2)
+    assert reports[0]["grad_norm"] < 1.5 * single["grad_norm"]
 
 
 def test_a_base_in_4_bits_learns_and_is_merged_as_it_was(
@@ -131,6 +142,16 @@ def test_4_bits_need_lora(full: GeneratorConfig) -> None:
     assert not full.out.exists()
 
 
+def test_what_is_not_installed_is_said_before_anything_is_loaded(
+    full: GeneratorConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="report_to: 'paper' is not installed; here are: none"):
+        train_generator(replace(full, report_to="paper"))
+    monkeypatch.setattr("train.generator.find_spec", lambda _: None)
+    with pytest.raises(UnavailableError, match=r"mmrag-batch\[train-4bit\]"):
+        train_generator(replace(full, lora_rank=2, four_bits=True))
+
+
 def test_rows_that_are_held_out_are_scored_at_each_checkpoint(full: GeneratorConfig) -> None:
     config = replace(full, held_out=10, steps=5, save_every=2)
     train_generator(config)
@@ -158,9 +179,7 @@ def test_the_checkpoint_that_is_best_at_held_out_rows_is_the_result(full: Genera
 def test_a_run_that_is_killed_goes_on_to_the_same_result(full: GeneratorConfig) -> None:
     config = replace(full, lora_rank=2, steps=60, save_every=4)
     whole = train_generator(replace(config, out=full.out / "whole"))
-    file = full.out / "killed.yaml"
-    settings = {key: value for key, value in asdict(config).items() if value is not None}
-    file.write_text(yaml.safe_dump(json.loads(json.dumps(settings, default=str))))
+    file = write(config, full.out / "killed.yaml")
     command = [sys.executable, "-m", "mmrag_batch", "train", "generator", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = monotonic() + 120
@@ -181,6 +200,27 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(full: GeneratorConfig) 
     steps = [report["step"] for report in metrics_of(config) if "loss" in report]
     assert steps[-1] == 60
     assert len(steps) >= 18
+
+
+def test_two_processes_share_a_step_and_the_rows_that_are_scored(full: GeneratorConfig) -> None:
+    config = replace(full, lora_rank=2, steps=4, held_out=9, save_every=2)
+    full.out.mkdir()
+    file = write(config, full.out / "two.yaml")
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "torch.distributed.run"]
+    command += ["--nproc-per-node", "2", "-m", "mmrag_batch", "train", "generator", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, *reports = metrics_of(config)
+    assert first["processes"] == 2
+    shared = {report["step"]: report for report in reports if "eval_loss" in report}
+    assert list(shared) == [0, 2, 4]
+    assert {score["eval_rows"] for score in shared.values()} == {9}
+
+    alone = replace(config, out=full.out / "alone")
+    train_generator(alone)
+    (before,) = [r for r in metrics_of(alone) if "eval_loss" in r and not r["step"]]
+    assert shared[0] == before
+    assert load_file(config.out / "adapter" / ADAPTER)
 
 
 def test_evidence_is_what_the_retriever_finds(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from train.losses import candidate_loss, contrastive_loss
+from train.losses import candidate_loss, contrastive_loss, distillation_loss
 
 SCALE = torch.tensor(10.0)
 
@@ -71,3 +71,33 @@ def test_gradients_are_finite() -> None:
     assert questions.grad is not None
     assert questions.grad.isfinite().all()
     assert questions.grad.abs().sum() > 0
+
+
+def test_shares_that_the_scores_have_cost_least() -> None:
+    questions, documents = torch.eye(2)[:1], torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    owner = torch.tensor([0, 0, -1])
+    scores = (SCALE * questions @ documents[:2].T).softmax(dim=1)[0]
+
+    def cost(*shares: float) -> float:
+        found = distillation_loss(
+            questions, documents, owner, torch.tensor([*shares, 0.0]), SCALE
+        ).item()
+        entropy = -sum(share * math.log(share) for share in shares if share)
+        return found - entropy
+
+    least = cost(*scores.tolist())
+    assert 0 <= least < 0.01  # only the document of no question takes a little
+    assert cost(0.5, 0.5) > least
+    assert cost(0.0, 1.0) > least
+
+
+def test_a_single_share_costs_what_a_relevant_document_does() -> None:
+    torch.manual_seed(0)
+    questions, documents = (F.normalize(torch.randn(n, 4), dim=-1) for n in (2, 5))
+    owner, relevant = (
+        torch.tensor([0, 0, 1, 1, -1]),
+        torch.tensor([True, False, False, True, False]),
+    )
+    soft = distillation_loss(questions, documents, owner, relevant.float(), SCALE)
+    hard = candidate_loss(questions, documents, owner, relevant, SCALE)
+    assert soft.item() == pytest.approx(hard.item(), rel=1e-5)

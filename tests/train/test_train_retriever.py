@@ -1,36 +1,40 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmrag_batch.errors import InputError
+from mmrag_batch.config import DEMO_BUNDLE
+from mmrag_batch.errors import ConfigError, InputError
+from train import ranking, retriever
 from train.data import EmbeddedTable
-from train.retriever import (
-    RetrieverConfig,
-    rank,
-    split,
-    train_epoch,
-    train_retriever,
-)
+from train.ranking import rank, ranks, recall_gain
+from train.retriever import RetrieverConfig, split, train_retriever
 from train.towers import Towers, TowersConfig, load_towers
-
-ABSENT_IMAGE = torch.tensor([0.0, 1.0])
 
 
 def texts_only(
-    questions: Tensor, documents: Tensor, owner: Tensor, relevant: Tensor
+    questions: Tensor, documents: Tensor, counts: Sequence[int], relevant: Tensor
 ) -> EmbeddedTable:
     """A table whose questions (Q, D) and documents (N, D) have a text embedding only."""
+    absent = torch.zeros(1, questions.shape[1])
+    vectors = torch.cat([absent, questions, documents]).numpy()
+    rows = torch.arange(1, len(vectors))
+    sides = torch.stack([torch.zeros_like(rows), rows], dim=1)
+    sizes = torch.tensor(counts)
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    helpful = torch.zeros(len(sizes)).scatter_add_(0, owner, relevant.float())
     return EmbeddedTable(
-        questions=F.pad(questions[:, None], (0, 0, 1, 0)),
-        questions_present=ABSENT_IMAGE.expand(len(questions), 2),
-        documents=F.pad(documents[:, None], (0, 0, 1, 0)),
-        documents_present=ABSENT_IMAGE.expand(len(documents), 2),
-        owner=owner,
-        relevant=relevant,
+        vectors=vectors,
+        questions=sides[: len(questions)],
+        documents=sides[len(questions) :],
+        counts=sizes,
+        shares=relevant.float() / helpful[owner],
     )
 
 
@@ -44,8 +48,9 @@ def separable(count: int) -> EmbeddedTable:
     documents[:, 0] = torch.where(relevant, 1.5, -1.5)
     questions = torch.randn(count, 12, generator=random)
     questions[:, 0] = 0
-    owner = torch.arange(count).repeat_interleave(5)
-    return texts_only(F.normalize(questions, dim=1), F.normalize(documents, dim=1), owner, relevant)
+    return texts_only(
+        F.normalize(questions, dim=1), F.normalize(documents, dim=1), [5] * count, relevant
+    )
 
 
 def at(*cosines: float) -> Tensor:
@@ -58,7 +63,7 @@ def test_ranks_are_those_of_the_best_relevant_document() -> None:
     table = texts_only(
         torch.tensor([[1.0, 0.0]]).repeat(3, 1),
         at(0.9, 0.5, 0.1, 0.8, 0.9, 0.2, 0.3, 0.7, 0.7, 0.1),
-        torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 2]),
+        [3, 4, 3],
         torch.tensor([True, False, True, False, False, True, True, True, False, False]),
     )
     found = rank(Towers(TowersConfig(2, 4)), table)
@@ -66,46 +71,50 @@ def test_ranks_are_those_of_the_best_relevant_document() -> None:
     assert found.mrr == pytest.approx((1 + 1 / 3 + 1) / 3)
 
 
+def test_the_gain_is_that_of_the_same_questions_with_an_interval() -> None:
+    before = torch.tensor([1] * 40 + [3] * 60)
+    after = torch.tensor([1] * 35 + [2] * 5 + [1] * 30 + [3] * 30)
+    gain = recall_gain(before, after)
+    assert gain.value == pytest.approx(0.25)
+    spread = 1.96 * (0.35 - 0.25**2) ** 0.5 / 10  # of 30 won and 5 lost, by the normal law
+    assert gain.low == pytest.approx(0.25 - spread, abs=0.02)
+    assert gain.high == pytest.approx(0.25 + spread, abs=0.02)
+
+
+def test_ranks_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    towers, table = Towers(TowersConfig(12, 8)), separable(30)
+    expected = ranks(towers, table)
+    monkeypatch.setattr(ranking, "CHUNK", 7)
+    assert torch.equal(ranks(towers, table), expected)
+    assert len(expected.unique()) > 2  # type: ignore[no-untyped-call]
+
+
 def test_a_split_is_disjoint_and_whole() -> None:
     table = separable(20)
-    held_out, trained = split(table, 0.25)
+    held_out, trained = split(table, 0.25, seed=1)
     assert (len(held_out.questions), len(trained.questions)) == (5, 15)
-    both = torch.cat([held_out.questions, trained.questions]).flatten(1)
-    assert sorted(both.tolist()) == sorted(table.questions.flatten(1).tolist())
+    both = torch.cat([held_out.questions, trained.questions])
+    assert sorted(both.tolist()) == sorted(table.questions.tolist())
     assert len(held_out.documents) + len(trained.documents) == len(table.documents)
 
 
 @pytest.mark.parametrize("held_out", [0.0, 0.01, 1.0])
 def test_a_split_with_an_empty_side_is_refused(held_out: float) -> None:
     with pytest.raises(InputError, match="20 questions"):
-        split(separable(20), held_out)
+        split(separable(20), held_out, seed=1)
 
 
-def test_training_beats_the_untrained_towers() -> None:
-    torch.manual_seed(0)
-    held_out, trained = split(separable(240), 0.25)
-    towers = Towers(TowersConfig(12, 32))
-    before = rank(towers, held_out)
-    optimizer = torch.optim.AdamW(towers.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    losses = [train_epoch(towers, trained, optimizer, schedule, 20) for _ in range(8)]
-    after = rank(towers, held_out)
-    assert before.recall_at_1 < 0.5
-    assert after.recall_at_1 > 0.9
-    assert after.mrr > before.mrr
-    assert losses[-1] < losses[0]
-
-
-def config(graphs: Path, table: Path, out: Path, *, batch_size: int = 8) -> RetrieverConfig:
+def config(graphs: Path, table: Path, out: Path, **others: Any) -> RetrieverConfig:
     return RetrieverConfig(
         encoders=graphs,
         table=table,
         out=out,
         epochs=2,
-        batch_size=batch_size,
         learning_rate=1e-3,
         hidden_size=8,
         held_out=0.3,
+        **{"batch_size": 8, **others},
     )
 
 
@@ -119,6 +128,74 @@ def test_a_run_keeps_the_best_towers(
     *epochs, best = lines
     assert [line["epoch"] for line in epochs] == [0, 1, 2]
     assert best["best_mrr"] == max(line["mrr"] for line in epochs)
+    assert best["low"] <= best["recall_gain"] <= best["high"]
+    gained = best["best_recall_at_1"] - epochs[0]["recall_at_1"]
+    assert best["recall_gain"] == pytest.approx(gained, abs=1e-3)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_second_run_encodes_nothing(
+    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = {"embedding_cache": tmp_path / "cache"}
+    first = train_retriever(config(tiny_retriever_dir, demo_table, tmp_path / "1", **shared))
+    monkeypatch.delattr("mmrag_batch.retrieval.encoder.Encoder.encode_texts")
+    monkeypatch.setattr(
+        "mmrag_batch.retrieval.encoder.Encoder.encode_images", lambda self, images: list(images)
+    )
+    second = train_retriever(config(tiny_retriever_dir, demo_table, tmp_path / "2", **shared))
+    weights = [path / "model.safetensors" for path in (first, second)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def withheld(table: Path) -> Path:
+    """The table without its column `relevant`, beside it."""
+    out = table.with_name("withheld.csv")
+    pd.read_csv(table, dtype=str).drop(columns="relevant").to_csv(out, index=False)
+    return out
+
+
+def test_towers_are_trained_by_the_likelihoods_of_a_generator(
+    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "supervision": "likelihood",
+        "generator": DEMO_BUNDLE / "generator",
+        "scoring": "text",
+        "max_images": 1,
+        "max_prompt_tokens": 1024,
+        "batch_size": 4,
+    }
+    table = withheld(demo_table)
+    model = train_retriever(config(tiny_retriever_dir, table, tmp_path, **settings))
+    assert (model / "model.safetensors").is_file()
+    measured = (tmp_path / "likelihoods.jsonl").read_text()
+    assert len(measured.splitlines()) > 20
+    monkeypatch.delattr("mmrag_batch.generation.answerer.Answerer._request")  # none is asked again
+    again = config(tiny_retriever_dir, table, tmp_path, **{**settings, "batch_size": 5})
+    train_retriever(again)
+    assert (tmp_path / "likelihoods.jsonl").read_text() == measured
+
+
+def test_likelihoods_need_a_generator(
+    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="generator"):
+        train_retriever(config(tiny_retriever_dir, demo_table, tmp_path, supervision="likelihood"))
+
+
+def test_an_unfinished_run_with_other_settings_is_refused(
+    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retriever, "save_towers", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_retriever(config(tiny_retriever_dir, demo_table, tmp_path))
+    with pytest.raises(ConfigError, match=r"batch_size: 8 -> 4.*checkpoint\.pt"):
+        train_retriever(config(tiny_retriever_dir, demo_table, tmp_path, batch_size=4))
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_batch_larger_than_the_table_is_refused(

@@ -1,0 +1,145 @@
+"""What training the towers gains without relevance labels, and how fast it is on a cache.
+
+    python benchmarks/retriever.py [--rows 1500] [--fresh 600] [--seed 9201]
+
+Draws a demo world, hides its column `relevant`, and trains towers on it by the right answers and by
+the likelihoods of the packaged generator; and, with the column, by labels. Ranks the documents of
+another world with each, beside the untrained towers: the frozen encoders alone. Then times an
+epoch on cached embeddings and one that encodes what it reads. Prints two tables in Markdown.
+"""
+
+import csv
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Annotated
+
+import torch
+import typer
+
+from mmrag_batch.bundle import open_bundle, write_retriever_spec
+from mmrag_batch.config import DEMO_BUNDLE
+from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.io.table import read_rows
+from mmrag_batch.retrieval.retriever import open_embedder
+from train.data import EmbeddedTable, embed_table
+from train.demo_world import write_world
+from train.fitting import Fit, FitSettings
+from train.ranking import ranks, recall_gain, summary
+from train.retriever import RetrieverConfig, train_retriever
+from train.run import log_to_stderr
+from train.supervision import SupervisionName, by_relevant
+from train.towers import Towers, TowersConfig, load_towers
+
+EPOCHS = 5
+"""That are timed; the first is left out."""
+
+
+def encoders(folder: Path) -> Path:
+    """The packaged encoders as `mmrag-batch export encoders` leaves them."""
+    bundle = open_bundle(DEMO_BUNDLE)
+    shutil.copytree(bundle.retriever_dir, folder)
+    write_retriever_spec(folder, bundle.manifest.retriever)
+    return folder
+
+
+def withheld(table: Path) -> Path:
+    """The table without its column `relevant`, beside it."""
+    out = table.with_name("withheld.csv")
+    with table.open(newline="") as source, out.open("w", newline="") as stream:
+        reader = csv.DictReader(source)
+        names = [name for name in reader.fieldnames or [] if name != "relevant"]
+        writer = csv.DictWriter(stream, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(reader)
+    return out
+
+
+def embedded(graphs: Path, table: Path) -> EmbeddedTable:
+    """The rows of a table that have relevant documents, every content encoded anew."""
+    spec = open_bundle(DEMO_BUNDLE).manifest.retriever
+    embedder = open_embedder(graphs, spec, ImageLoader(table.parent), device="cpu")
+    return embed_table(read_rows(table), embedder, by_relevant)
+
+
+def epochs(config: RetrieverConfig, table: EmbeddedTable, folder: Path) -> tuple[list[float], int]:
+    """Seconds of each epoch of training on cached embeddings but the first, and its questions."""
+    settings = FitSettings(
+        epochs=EPOCHS,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        hard_negatives=0,
+        patience=EPOCHS,
+        soft=False,
+        seed=0,
+    )
+    towers = Towers(TowersConfig(table.vectors.shape[1], config.hidden_size))
+    fit = Fit(towers, table, table, settings, folder / "timed.pt")
+    seconds = []
+    for _ in range(EPOCHS):
+        started = monotonic()
+        fit.train_epoch()
+        seconds.append(monotonic() - started)
+    return seconds[1:], len(table.questions)
+
+
+def main(
+    rows: Annotated[int, typer.Option(help="Of the world that is trained on.")] = 1500,
+    fresh: Annotated[int, typer.Option(help="Of the world that is ranked.")] = 600,
+    seed: Annotated[int, typer.Option(help="Of the first; the other's is the next.")] = 9201,
+) -> None:
+    """Train by each supervision and compare; time an epoch."""
+    log_to_stderr()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        graphs = encoders(folder / "graphs")
+        table = write_world(folder / "world", rows=rows, seed=seed)
+        config = RetrieverConfig(
+            encoders=graphs,
+            table=withheld(table),
+            out=folder,
+            epochs=16,
+            batch_size=32,
+            learning_rate=1e-3,
+            hidden_size=192,
+            generator=DEMO_BUNDLE / "generator",
+            scoring="text",
+            max_images=1,
+            max_prompt_tokens=1024,
+            embedding_cache=folder / "cache",
+        )
+        asked = embedded(graphs, write_world(folder / "fresh", rows=fresh, seed=seed + 1))
+        before = ranks(Towers(TowersConfig(asked.vectors.shape[1], 8)).eval(), asked)
+        lines = [f"| untrained | {summary(before).recall_at_1:.3f} | | {summary(before).mrr:.3f} |"]
+        kinds: list[tuple[SupervisionName, Path]] = [
+            ("answer", config.table),
+            ("likelihood", config.table),
+            ("relevant", table),
+        ]
+        for name, source in kinds:
+            started = monotonic()
+            run = replace(config, supervision=name, table=source, out=folder / name)
+            after = ranks(load_towers(train_retriever(run)), asked)
+            gain = recall_gain(before, after)
+            lines.append(
+                f"| {name} | {summary(after).recall_at_1:.3f} | {gain.value:+.3f} "
+                f"({gain.low:+.3f} to {gain.high:+.3f}) | {summary(after).mrr:.3f} | "
+                f"{monotonic() - started:.0f} |"
+            )
+        started = monotonic()
+        trained = embedded(graphs, table)
+        online = monotonic() - started
+        cached, questions = epochs(config, trained, folder)
+    epoch = sorted(cached)[len(cached) // 2]
+    typer.echo(f"| {fresh} new rows | recall@1 | gain (95%) | MRR | s |\n|---|---|---|---|---|")
+    typer.echo("\n".join(lines))
+    typer.echo("\n| an epoch of | cached, s | encoding, s | ratio |\n|---|---|---|---|")
+    total = online + epoch
+    typer.echo(f"| {questions} questions | {epoch:.2f} | {total:.1f} | {total / epoch:.0f}x |")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    typer.run(main)

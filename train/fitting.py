@@ -1,0 +1,145 @@
+"""The loop that fits towers to an embedded table: epochs, the best of them, early stop, resume."""
+
+import logging
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from train.data import EmbeddedTable
+from train.losses import candidate_loss, distillation_loss
+from train.negatives import mine
+from train.ranking import rank, vectors
+from train.towers import Towers
+
+log = logging.getLogger(__name__)
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """How towers are fitted; see `RetrieverConfig`. `soft`: documents help more or less."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    hard_negatives: int
+    patience: int
+    soft: bool
+    seed: int
+
+
+class Fit:
+    """Fits towers, epoch by epoch, and keeps what ranks the held-out questions best.
+
+    What is random in an epoch depends on seed and epoch alone, so a fit that goes on from its
+    checkpoint ends as it would have.
+    """
+
+    def __init__(
+        self,
+        towers: Towers,
+        trained: EmbeddedTable,
+        held_out: EmbeddedTable,
+        settings: FitSettings,
+        checkpoint: Path,
+    ) -> None:
+        self._towers, self._trained, self._held_out = towers, trained, held_out
+        self._settings = settings
+        self._checkpoint = checkpoint
+        rate = settings.learning_rate
+        steps = settings.epochs * (len(trained.questions) // settings.batch_size)
+        self._optimizer = torch.optim.AdamW(towers.parameters(), lr=rate, weight_decay=0.01)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimizer, rate, total_steps=steps, pct_start=0.1
+        )
+        self._epoch = 0
+        self._stale = 0
+        """Epochs since the best one."""
+        self._best = 0.0
+        self._kept: Weights = {}
+        if checkpoint.is_file():
+            self._load()
+
+    def run(self, report: Callable[..., None]) -> None:
+        """Fit to the end; the towers are left with the best weights, in eval mode. `report` takes
+        the figures of each epoch, the untrained towers being epoch 0."""
+        if not self._kept:
+            self._judge(report, questions=len(self._trained.questions))
+        while self._epoch < self._settings.epochs and self._stale < self._settings.patience:
+            self._epoch += 1
+            self._judge(report, loss=self.train_epoch())
+            self._save()
+        self._towers.load_state_dict(self._kept)
+        self._towers.eval()
+
+    def train_epoch(self) -> float:
+        """One pass over the questions in a new order; returns the mean loss. What fills no batch
+        comes up in another epoch."""
+        settings = self._settings
+        generator = torch.Generator().manual_seed(settings.seed * 10_007 + self._epoch)
+        negatives = None
+        if settings.hard_negatives:
+            negatives = mine(self._towers.eval(), self._trained, settings.hard_negatives, generator)
+        self._towers.train()
+        order = torch.randperm(len(self._trained.questions), generator=generator)
+        full = len(order) // settings.batch_size * settings.batch_size
+        losses = []
+        for chosen in order[:full].view(-1, settings.batch_size):
+            loss = self._loss(chosen, None if negatives is None else negatives[chosen])
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            self._schedule.step()
+            losses.append(loss.item())
+        return sum(losses) / len(losses)
+
+    def _loss(self, chosen: Tensor, negatives: Tensor | None) -> Tensor:
+        batch = self._trained.take(chosen)
+        owner = batch.owner
+        if negatives is not None:
+            others = torch.unique(negatives[negatives >= 0])
+            batch = batch.with_documents(self._trained.documents[others])
+            owner = torch.cat([owner, torch.full_like(others, -1)])
+        questions, documents = vectors(self._towers, batch)
+        scale = self._towers.temperature
+        if self._settings.soft:
+            return distillation_loss(questions, documents, owner, batch.shares, scale)
+        return candidate_loss(questions, documents, owner, batch.shares > 0, scale)
+
+    def _judge(self, report: Callable[..., None], **figures: float) -> None:
+        """Rank the held-out questions; keep the weights if that is better than ever."""
+        ranking = rank(self._towers.eval(), self._held_out)
+        report(epoch=self._epoch, **figures, recall_at_1=ranking.recall_at_1, mrr=ranking.mrr)
+        if not self._kept or ranking.mrr > self._best:
+            self._best, self._stale = ranking.mrr, 0
+            self._kept = deepcopy(self._towers.state_dict())
+        else:
+            self._stale += 1
+
+    def _save(self) -> None:
+        state = {
+            "epoch": self._epoch,
+            "stale": self._stale,
+            "best": self._best,
+            "kept": self._kept,
+            "towers": self._towers.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+        }
+        temporary = self._checkpoint.with_suffix(".partial")
+        torch.save(state, temporary)
+        temporary.replace(self._checkpoint)
+
+    def _load(self) -> None:
+        state = torch.load(self._checkpoint, weights_only=True)
+        self._epoch, self._stale, self._best = state["epoch"], state["stale"], state["best"]
+        self._kept = state["kept"]
+        self._towers.load_state_dict(state["towers"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        log.info("Going on after epoch %d of %s.", self._epoch, self._checkpoint)

@@ -1,0 +1,87 @@
+"""How likely the right choice of a row is to a generator that has seen one of its documents.
+
+    likelihoods.jsonl    what they are of, then a line a row, written as it is found
+
+The file stays: a run that was killed goes on there, and one with other settings need not ask again.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mmrag_batch.generation.answerer import Answerer
+from mmrag_batch.records import Evidence, Row
+from train.held_out import LEAST
+from train.supervision import Likelihoods, needs_likelihood
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A row some of whose documents have not been judged yet."""
+
+    left: int
+    found: dict[str, float]
+
+
+def measure_likelihoods(
+    rows: Iterable[Row], answerer: Answerer, file: Path, subject: str
+) -> Likelihoods:
+    """Ask about each document of each row that `needs_likelihood`, unless `file` holds the row.
+
+    `subject` names the rows, the generator and how it is asked: a file of another one is replaced.
+    Documents that cannot be shown (a broken image, too long a text) are left out.
+    """
+    known = _read(file, subject)
+    asked: dict[int, tuple[int, str]] = {}
+    pending: dict[int, _Pending] = {}
+    numbers = count()
+
+    def questions() -> Iterator[Row]:
+        for row in tqdm(rows, desc="likelihoods", unit=" rows", disable=None):
+            if row.number in known or not needs_likelihood(row):
+                continue
+            assert row.question is not None  # it needs a likelihood
+            pending[row.number] = _Pending(len(row.question.documents), {})
+            for document in row.question.documents:
+                number = next(numbers)
+                asked[number] = (row.number, document.id)
+                evidence = (Evidence(document, 0.0),)
+                yield replace(row, number=number, evidence=evidence, problems=[])
+
+    with file.open("a", encoding="utf-8") as stream:
+        for answered in answerer(questions()):
+            number, name = asked.pop(answered.number)
+            item = pending[number]
+            item.left -= 1
+            if answered.prediction is not None and answered.evidence:
+                item.found[name] = _log(answered)
+            if item.left == 0:
+                del pending[number]
+                known[number] = item.found
+                stream.write(json.dumps([number, item.found]) + "\n")
+                stream.flush()
+    return known
+
+
+def _log(row: Row) -> float:
+    assert row.question is not None  # it was answered
+    assert row.question.label is not None
+    assert row.prediction is not None
+    return math.log(max(LEAST, row.prediction.probabilities[row.question.label]))
+
+
+def _read(file: Path, subject: str) -> dict[int, dict[str, float]]:
+    """What was found before; a torn last line is cut off, a file of something else emptied."""
+    head = json.dumps(subject).encode() + b"\n"
+    data = file.read_bytes() if file.is_file() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if not whole.startswith(head):
+        whole = head
+    if whole != data:
+        file.write_bytes(whole)
+    return dict(json.loads(line) for line in whole.splitlines()[1:])
