@@ -16,6 +16,7 @@ from transformers import BatchFeature
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from vllm.config.multimodal import MultiModalDummyOptions
 from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ModalityDataItems, MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import (
@@ -38,6 +39,8 @@ class RequestImages:
     images: Sequence[Any]
     """PIL images, or vLLM's wrapper of one that keeps the bytes it was decoded from."""
     last_group: int
+    hashes: Sequence[str]
+    """Of each image's content."""
 
 
 class RequestImagesItems(ModalityDataItems[Sequence[RequestImages], RequestImages]):
@@ -54,7 +57,7 @@ class RequestImagesItems(ModalityDataItems[Sequence[RequestImages], RequestImage
 
     def get_item_for_hash(self, index: int) -> object:
         item = self.data[index]
-        return {"images": list(item.images), "last_group": item.last_group}
+        return {"images": list(item.hashes), "last_group": item.last_group}
 
     def get_processor_data(self) -> Mapping[str, object]:
         return {"images": self.data}
@@ -139,7 +142,9 @@ class MllamaMultiModalProcessor(EncDecMultiModalProcessor[MllamaProcessingInfo])
         items = inputs.mm_data_items.get("image")
         images = items.get_all_items_for_hash() if items is not None else []
         last_group = last_group_size(inputs.prompt, self.image_token_id, len(images))
-        merged = RequestImagesItems([RequestImages(images, last_group)])
+        algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        hashes = [MultiModalHasher.hash_kwargs(algorithm, image=image) for image in images]
+        merged = RequestImagesItems([RequestImages(images, last_group, hashes)])
         return super().apply(
             replace(
                 inputs,
@@ -174,6 +179,7 @@ class MllamaMultiModalProcessor(EncDecMultiModalProcessor[MllamaProcessingInfo])
                 ),
                 "aspect_ratio_ids": torch.from_numpy(processed["aspect_ratio_ids"]).flatten(),
                 "num_tiles": torch.tensor(tiles),
+                "image_hashes": torch.tensor([_short(h) for r in requests for h in r.hashes]),
                 "num_images": torch.tensor([len(row) for row in images]),
             }
         )
@@ -190,6 +196,7 @@ class MllamaMultiModalProcessor(EncDecMultiModalProcessor[MllamaProcessingInfo])
             "pixel_values": flat("image", tiles),
             "aspect_ratio_ids": flat("image", images),
             "num_tiles": flat("image", images, keep_on_cpu=True),
+            "image_hashes": flat("image", images, keep_on_cpu=True),
             "num_images": MultiModalFieldConfig.batched("image", keep_on_cpu=True),
         }
 
@@ -223,6 +230,11 @@ def last_group_size(prompt: Sequence[int], image_token_id: int, num_images: int)
     while size < num_images and positions[-size - 1] == positions[-size] - 1:
         size += 1
     return size
+
+
+def _short(digest: str) -> int:
+    """The first 63 bits of a hexadecimal digest: a key that fits a tensor."""
+    return int(digest[:16], 16) >> 1
 
 
 def _merged_uuids(uuids: Any, last_group: int) -> Any:

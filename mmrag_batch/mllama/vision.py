@@ -6,8 +6,9 @@ billion weights and runs once a request, and it has exactly the quirks of the re
 tiles and the padding patches of each tile are only partly masked and do change the result.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 
 from mmrag_batch.generation.mllama_model import pass_by_position
 from mmrag_batch.mllama.config import EncoderDecoderMllamaConfig
+from mmrag_batch.mllama.shared_images import SharedImages
 
 TOKENS_AT_ONCE = 32_768
 """Most tokens that go through the tower at once: five images of the 11B keep a large GPU busy, and
@@ -61,35 +63,53 @@ class ImageEncoder(nn.Module):
         )
         self.max_tiles: int = config.vision.max_num_tiles
         self.tokens = config.tokens_per_tile
+        self.shared = SharedImages((self.max_tiles, self.tokens, config.text.hidden_size), dtype)
 
     def forward(
-        self, pixel_values: Tensor, aspect_ratio_ids: Tensor, num_tiles: Tensor, num_images: Tensor
-    ) -> Iterator[EncodedImages]:
+        self,
+        pixel_values: Tensor,
+        aspect_ratio_ids: Tensor,
+        num_tiles: Tensor,
+        num_images: Tensor,
+        image_hashes: Tensor,
+    ) -> list[EncodedImages]:
         """One output a request.
 
         pixel_values: (tiles, 3, S, S), the real tiles of all images of all requests.
-        aspect_ratio_ids, num_tiles: (images,). num_images: (requests,).
+        aspect_ratio_ids, num_tiles, image_hashes: (images,). num_images: (requests,).
         """
-        tiles = num_tiles.flatten().tolist()
-        images = self._encode(pixel_values, aspect_ratio_ids.flatten(), tiles)
-        start = 0
+        tiles, keys = num_tiles.flatten().tolist(), image_hashes.flatten().tolist()
+        states: dict[int, Tensor] = {}
+        new: dict[int, int] = {}
+        for image, key in enumerate(keys):
+            found = self.shared.get(key)
+            if found is not None:
+                states[key] = found
+            else:
+                new.setdefault(key, image)
+        ends = list(accumulate(tiles, initial=0))
+        at_once = max(1, TOKENS_AT_ONCE // (self.max_tiles * self.tokens))
+        for first in range(0, len(new), at_once):
+            keys_now = list(new)[first : first + at_once]
+            chosen = [new[key] for key in keys_now]
+            pixels = torch.cat([pixel_values[ends[i] : ends[i + 1]] for i in chosen])
+            ids = aspect_ratio_ids.flatten()[chosen]
+            states |= zip(keys_now, self._encode(pixels, ids, [tiles[i] for i in chosen]))
+
+        outputs, start = [], 0
         for count in num_images.flatten().tolist():
             mine = slice(start, start + count)
-            yield _real_tiles_first(images[mine], tiles[mine])
+            outputs.append(_real_tiles_first([states[key] for key in keys[mine]], tiles[mine]))
             start += count
+        for key in new:  # only now: it may overwrite what the outputs were made of
+            self.shared.put(key, states[key])
+        return outputs
 
     def _encode(self, pixel_values: Tensor, aspect_ratio_ids: Tensor, tiles: list[int]) -> Tensor:
         """(images, max tiles, tokens, hidden)."""
-        at_once = max(1, TOKENS_AT_ONCE // (self.max_tiles * self.tokens))
-        outputs = []
-        for start in range(0, len(tiles), at_once):
-            part = tiles[start : start + at_once]
-            first = sum(tiles[:start])
-            padded, real = self._padded(pixel_values[first : first + sum(part)], part)
-            ids = aspect_ratio_ids[start : start + at_once]
-            seen = self.vision_model(padded[:, None], ids[:, None], real[:, None]).last_hidden_state
-            outputs.append(self.multi_modal_projector(seen[:, 0]))
-        return torch.cat(outputs)
+        padded, real = self._padded(pixel_values, tiles)
+        seen = self.vision_model(padded[:, None], aspect_ratio_ids[:, None], real[:, None])
+        return self.multi_modal_projector(seen.last_hidden_state[:, 0])
 
     def _padded(self, pixel_values: Tensor, tiles: list[int]) -> tuple[Tensor, Tensor]:
         """All tiles of each image, (images, max tiles, 3, S, S), and which of them are real."""
@@ -102,8 +122,8 @@ class ImageEncoder(nn.Module):
         return padded, real.long()
 
 
-def _real_tiles_first(images: Tensor, tiles: list[int]) -> EncodedImages:
-    """images: (images, max tiles, tokens, hidden) of one request."""
+def _real_tiles_first(images: Sequence[Tensor], tiles: list[int]) -> EncodedImages:
+    """images: (max tiles, tokens, hidden) of each image of one request."""
     real = [image[:count] for image, count in zip(images, tiles)]
     padding = [image[count:] for image, count in zip(images, tiles)]
     return EncodedImages(tiles, torch.cat([*real, *padding]).flatten(0, 1))

@@ -29,6 +29,12 @@ def test_preempted_requests_have_the_answers_of_each_alone(
     assert metric(engine, "vllm:num_preemptions") >= 20
 
 
+def test_two_tensor_parallel_ranks_answer_as_transformers(
+    start_engine: Callable[..., Any], check: Callable[..., float]
+) -> None:
+    check(start_engine(enforce_eager=True, tensor_parallel_size=2), CASES, tokens=10)
+
+
 def metric(engine: Any, name: str) -> float:
     """The value of one of vLLM's counters."""
     return float(sum(found.value for found in engine.get_metrics() if found.name == name))
