@@ -1,5 +1,6 @@
 """From the bytes of an image to upright RGB pixels, whatever the bytes claim to be."""
 
+import logging
 import struct
 import warnings
 from io import BytesIO
@@ -37,6 +38,7 @@ def settle_warnings() -> None:
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs, it raises as well
 
 
 def decode(data: bytes, shown: str) -> Image.Image:

@@ -50,16 +50,13 @@ def merge(output: Path, *, overwrite: bool = False) -> Manifest:
     with stop, hold_lock(paths.lock, wait=False):
         stop.working = True
         there = find(paths, repair=False, overwrite=overwrite)
-        if there is None:
+        if isinstance(there, Manifest) and not overwrite:
+            _check_merged(paths, there, parts, run)
+            return there
+        if there is None or isinstance(there, Manifest):
             _join(paths, parts, run)
-        else:
-            known = there if isinstance(there, Manifest) else there.begin
-            check_same(paths, known.fingerprint, run.fingerprint)
-            if isinstance(there, Manifest):
-                check_output_unchanged(paths, there)
-                return there
-            if there.commit.row != run.stop:
-                raise ConfigError(f"{output} has an unfinished run of its own. {ANEW}")
+        elif there.commit.row != run.stop or there.begin != run:
+            raise ConfigError(f"{output} has an unfinished run of its own. {ANEW}")
         plant(paths)
         manifest = publish(paths)
     log.info("%s: %s rows of %d shards.", output, f"{run.stop:,}", len(parts))
@@ -119,6 +116,22 @@ def check_one_run(parts: Sequence[Part]) -> Begin:
     )
 
 
+def _check_merged(paths: Paths, there: Manifest, parts: Sequence[Part], run: Begin) -> None:
+    """Raise ConfigError unless a complete output is what its shards are now."""
+    check_same(paths, there.fingerprint, run.fingerprint)
+    check_output_unchanged(paths, there)
+    if there.rows != _rows_by_status(parts):
+        raise ConfigError(
+            f"{paths.output} is not what its shards are now: rows of it, or of them, were answered "
+            "again. Add `--overwrite` to take those of the shards."
+        )
+
+
+def _rows_by_status(parts: Sequence[Part]) -> dict[str, int]:
+    statuses = parts[0].manifest.rows
+    return {name: sum(part.manifest.rows[name] for part in parts) for name in statuses}
+
+
 def _join(paths: Paths, parts: Sequence[Part], run: Begin) -> None:
     """Begin a run that has the rows of all shards in place."""
     header = RowFormat(paths.output, run.columns).header
@@ -152,7 +165,7 @@ def _join(paths: Paths, parts: Sequence[Part], run: Begin) -> None:
             line=last.line,
             size=size,
             crc=crc,
-            **{name: sum(part.manifest.rows[name] for part in parts) for name in last.rows},
+            **_rows_by_status(parts),
             time=starts[-1].time + worked,  # the time worked is what shards worked together
             failures=tuple(failures),
         ),

@@ -68,7 +68,7 @@ def find_shards(output: Path) -> dict[int, set[int]]:
     stem, suffix = _split(output.name)
     name = re.compile(rf"{re.escape(stem)}\.shard-([0-9]+)-of-([0-9]+){re.escape(suffix)}(\..+)?")
     found: dict[int, set[int]] = {}
-    for file in output.parent.iterdir():
+    for file in output.parent.iterdir() if output.parent.is_dir() else ():
         if match := name.fullmatch(file.name):
             found.setdefault(int(match[2]), set()).add(int(match[1]))
     return found

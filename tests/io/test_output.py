@@ -162,17 +162,17 @@ def test_an_output_needs_a_suffix_that_can_be_written(table: Path) -> None:
         check_output(table.with_name("out.parquet"), table)
 
 
-def test_an_output_needs_a_folder(table: Path) -> None:
+def test_c05_an_output_needs_a_folder(table: Path) -> None:
     with pytest.raises(OutputError, match=r"Run `mkdir -p '.*/not there'`"):
         check_output(table.parent / "not there" / "out.csv", table)
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused(table: Path) -> None:
+def test_c05_a_folder_that_cannot_be_written_to_is_refused(table: Path) -> None:
     with pytest.raises(OutputError, match="/proc cannot be written to"):
         check_output(Path("/proc/out.csv"), table)
 
 
-def test_the_input_is_never_the_output(table: Path) -> None:
+def test_c06_the_input_is_never_the_output(table: Path) -> None:
     hard = table.with_name("hard.csv")
     hard.hardlink_to(table)
     soft = table.with_name("soft.csv")

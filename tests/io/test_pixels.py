@@ -194,6 +194,14 @@ def test_g05_the_pixels_of_each_mode_stay_what_they_were(mode: str, golden: str)
     assert hashlib.sha256(pixels).hexdigest()[:16] == golden
 
 
+def test_g02_a_broken_image_leaves_no_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    samples = struct.pack("<HHI", 277, 3, 1)  # SamplesPerPixel, one SHORT (TIFF 6.0)
+    whole = encode(gradient("RGB"), "TIFF")
+    assert whole.count(samples + b"\x03\0") == 1
+    assert code_of(whole.replace(samples + b"\x03\0", samples + b"\0\x08")) == "image_corrupt"
+    assert caplog.records == []
+
+
 SEEDS = [
     encode(gradient(mode), kind)
     for kind, mode in [

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from mmrag_batch.cli import app
@@ -95,6 +96,30 @@ def test_failed_rows_of_a_merged_output_can_be_tried_again(folder: Path) -> None
     assert (folder / "out.csv").read_bytes() == before
 
 
+def test_rows_that_were_answered_again_are_merged_when_asked(folder: Path) -> None:
+    """A shard's image arrives after the merge, and its row is tried again."""
+    table = folder / "in.csv"
+    table.write_text("question_text,question_image\nWhat?,\nWhy?,late.png\n")
+    for index in range(2):
+        predict(folder, "late.csv", "--shard", f"{index}/2")
+    assert call("merge", folder / "late.csv").exit_code == 3
+    Image.new("RGB", (8, 8)).save(folder / "late.png")
+    assert predict(folder, "late.csv", "--shard", "1/2", "--retry-errors").exit_code == 0
+    done = call("merge", folder / "late.csv")
+    assert done.exit_code == 78
+    assert "is not what its shards are now" in done.stderr
+    assert call("merge", folder / "late.csv", "--overwrite").exit_code == 0
+    assert "error" not in (folder / "late.csv").read_text().partition("\n")[2]
+    assert not (folder / "late.csv.errors.jsonl").exists()
+
+
+def test_an_unfinished_run_of_its_own_is_not_merged_over(folder: Path) -> None:
+    assert predict(folder, "out.csv", "--limit", 9, "--max-row-errors", 0).exit_code == 4
+    done = call("merge", folder / "out.csv")
+    assert done.exit_code == 78
+    assert "unfinished run of its own" in done.stderr
+
+
 def test_d07_unfinished_shards_are_named(folder: Path) -> None:
     for index in (1, 3):
         (folder / f"out.shard-{index}-of-4.csv.manifest.json").unlink()
@@ -160,6 +185,7 @@ def test_c07_an_output_that_is_not_ours_is_kept(folder: Path) -> None:
 
 
 def test_no_shards_are_no_output(tmp_path: Path) -> None:
+    assert call("merge", tmp_path / "absent" / "out.csv").exit_code == 66
     done = call("merge", tmp_path / "out.csv")
     assert done.exit_code == 66
     assert "--shard 0/4" in done.stderr
