@@ -62,6 +62,8 @@ def speed(weights: Path, graphs: Path) -> None:
     """Print medians of seconds, for pictures and texts, by torch and by ONNX Runtime."""
     torch.set_num_threads(THREADS)
     encoders = open_encoders(weights, find_vocabulary(weights))
+    for parameter in encoders.image.parameters():  # one model holds both encoders
+        parameter.data = parameter.data.clone()  # into memory: it is mapped from the file
     spec = read_retriever_spec(graphs / "fp32")
     prepared = Encoder(graphs / "int8", spec, device="cpu")
     contents = read_sample(None)

@@ -8,7 +8,6 @@ reads that process's peak memory from the kernel. Prints one table in Markdown.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ GIB = 2**30
 
 def sizes_of(gigabytes: float) -> GeneratorSizes:
     """Those of a Mllama of about that size in bfloat16."""
-    width = 2048 if gigabytes >= 1 else 512
+    width = 2048 if gigabytes >= 0.5 else 512
     layer = 2 * (2 * width * width + width * width // 2 + 12 * width * width)  # bytes
     return GeneratorSizes(
         hidden_size=width,
@@ -107,15 +106,21 @@ def write_adapter(directory: Path, model: MllamaForConditionalGeneration) -> Non
     lora.save_pretrained(str(directory))
 
 
+LAUNCH = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, *sys.argv[1:]], check=True, stdout=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+"""Runs a command from a small process: the kernel counts what a process was before it became the
+command, too, and this one is large."""
+
+
 def peak_of(*arguments: str) -> tuple[float, float]:
-    """Peak resident memory (bytes) and seconds of a command of ours."""
+    """Peak resident memory (bytes) and seconds of a Python command."""
     started = monotonic()
-    process = subprocess.Popen([sys.executable, *arguments])  # noqa: S603  # our own command
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, arguments)
-    return usage.ru_maxrss * 1024, monotonic() - started  # KiB on Linux
+    command = [sys.executable, "-c", LAUNCH, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    return int(done.stdout) * 1024, monotonic() - started  # KiB on Linux
 
 
 def main(

@@ -93,7 +93,7 @@ def test_a_dry_run_says_what_an_export_would_do(
 
 def test_a_merge_needs_little_more_memory_than_what_it_imports(tmp_path: Path) -> None:
     """The benchmark on a small checkpoint, too large for its logits to be compared. Held in whole,
-    it would take 0.65 GiB; in float32, twice that."""
+    it would take 0.57 GiB; in float32, twice that."""
     command = [sys.executable, "benchmarks/merge.py", "--gigabytes", "0.7", "--shards", "3"]
     command += ["--folder", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -104,7 +104,7 @@ def test_a_merge_needs_little_more_memory_than_what_it_imports(tmp_path: Path) -
     cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")[1:-1]]
     assert cells[1] == "3"
     imports, peak = (float(cell.removesuffix(" GiB")) for cell in cells[3:5])
-    assert peak - imports <= 0.4, done.stdout
+    assert peak - imports <= 0.45, done.stdout
 
 
 @pytest.mark.parametrize("model", ["generator"])

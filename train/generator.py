@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.errors import ConfigError, UnavailableError
@@ -212,7 +212,8 @@ def _check(config: GeneratorConfig) -> None:
         raise UnavailableError(
             "bitsandbytes is not installed. Run `pip install 'mmrag-batch[train-4bit]'`."
         )
-    known = ["none", *get_available_reporting_integrations()]
+    available: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    known = ["none", *available]
     if config.report_to not in known:
         raise ConfigError(
             f"report_to: {config.report_to!r} is not installed; here are: {', '.join(known)}."
