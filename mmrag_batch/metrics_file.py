@@ -49,9 +49,13 @@ class MetricsFile:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, MmragError):
-            self._write(error.exit_code)
+            self.finish(error.exit_code)
         else:
-            self._write(self.exit_code if error is None else ExitCode.ERROR)
+            self.finish(self.exit_code if error is None else ExitCode.ERROR)
+
+    def finish(self, exit_code: ExitCode) -> None:
+        """Write what the run ends with."""
+        self._write(exit_code)
 
     def _write(self, exit_code: int | None) -> None:
         if self._path is None:

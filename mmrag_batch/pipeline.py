@@ -16,8 +16,17 @@ READ_AHEAD = 32
 """Rows that wait in front of each stage."""
 
 
-def run(rows: Iterable[Row], stages: Sequence[Stage], write: Callable[[Row], None]) -> None:
+def run(
+    rows: Iterable[Row],
+    stages: Sequence[Stage],
+    write: Callable[[Row], None],
+    *,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> None:
     """Send every row through the stages and write each of them once, in the order read.
+
+    When `is_stopped` says so, no stage is given another row: those in its hands are finished and
+    written, the others are not.
 
     At most `in_flight(stages)` rows are between reading and writing. What a stage, `rows` or
     `write` raises ends the run and is raised here, when every thread of the run has ended. Raises
@@ -29,7 +38,7 @@ def run(rows: Iterable[Row], stages: Sequence[Stage], write: Callable[[Row], Non
         # Stages run dry and start anew when the limit is reached, which only a row that hundreds of
         # others overtake can do. A closed gate could not wait for that row: the stage that has it
         # may itself be waiting, for a full window of rows that the gate would not let in.
-        while not _run_part(source, stages, write, limit):
+        while not _run_part(source, stages, write, limit, is_stopped):
             pass
     except BaseException as error:
         # The frames keep generators alive that a stage left half way, and those keep threads.
@@ -47,7 +56,11 @@ def in_flight(stages: Sequence[Stage]) -> int:
 
 
 def _run_part(
-    source: Iterator[Row], stages: Sequence[Stage], write: Callable[[Row], None], limit: int
+    source: Iterator[Row],
+    stages: Sequence[Stage],
+    write: Callable[[Row], None],
+    limit: int,
+    is_stopped: Callable[[], bool],
 ) -> bool:
     """Run until `source` ends (True) or `limit` rows are in flight (False); write all rows read."""
     unwritten: deque[int] = deque()  # numbers of rows, in the order read
@@ -66,7 +79,7 @@ def _run_part(
             yield row
 
     done: dict[int, Row] = {}
-    with closing(_chain(admit(), stages)) as stream:
+    with closing(_chain(admit(), stages, is_stopped)) as stream:
         for row in stream:
             if row.number not in inside:
                 raise InternalError(f"Row {row.number} came out of the stages twice or unread.")
@@ -75,12 +88,26 @@ def _run_part(
             while unwritten and unwritten[0] in done:
                 write(done.pop(unwritten[0]))
                 unwritten.popleft()
+    if is_stopped():
+        return True
     if unwritten:
         raise InternalError(f"Row {unwritten[0]} went into the stages and never came out.")
     return finished
 
 
-def _chain(rows: Iterator[Row], stages: Sequence[Stage]) -> Generator[Row, None, None]:
+def _chain(
+    rows: Iterator[Row], stages: Sequence[Stage], is_stopped: Callable[[], bool]
+) -> Generator[Row, None, None]:
     for stage in stages:
-        rows = stage(prefetch(rows, READ_AHEAD))
+        rows = stage(_until(is_stopped, prefetch(rows, READ_AHEAD)))
     yield from rows
+
+
+def _until(
+    is_stopped: Callable[[], bool], rows: Generator[Row, None, None]
+) -> Generator[Row, None, None]:
+    with closing(rows):
+        for row in rows:
+            if is_stopped():
+                return
+            yield row

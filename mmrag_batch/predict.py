@@ -29,7 +29,7 @@ from mmrag_batch.scale.shards import find_shard, shard_path
 from mmrag_batch.signals import StopSignals
 from mmrag_batch.stages import Stage
 from mmrag_batch.versions import find_versions
-from mmrag_batch.work import answer_rows
+from mmrag_batch.work import answer_rows, is_gaining
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,15 @@ def predict(settings: PredictSettings) -> ExitCode:
     """
     settings = _take_shard(settings)
     check_output(settings.output, settings.input)
-    drafts: list[Draft] = []
+    drafts: list[tuple[Saved, Draft]] = []
 
-    def leave() -> None:
-        for draft in drafts:
+    def leave() -> ExitCode:
+        code = stop.exit_code
+        for saved, draft in drafts:
             draft.commit()
+            code = code if is_gaining(saved, draft) else ExitCode.ABORTED
+        metrics.finish(code)
+        return code
 
     stop = StopSignals(grace=settings.grace, max_runtime=settings.max_runtime, leave=leave)
     with MetricsFile(settings.metrics_file, settings.output) as metrics, stop:
@@ -75,7 +79,10 @@ def _take_shard(settings: PredictSettings) -> PredictSettings:
 
 
 def _complete(
-    settings: PredictSettings, stop: StopSignals, metrics: MetricsFile, drafts: list[Draft]
+    settings: PredictSettings,
+    stop: StopSignals,
+    metrics: MetricsFile,
+    drafts: list[tuple[Saved, Draft]],
 ) -> Manifest:
     """Bring the run to its end, from wherever it is; the manifest of the complete output."""
     paths = Paths(settings.output)
@@ -87,7 +94,7 @@ def _complete(
         if saved.finish is None:
             plant(paths)
             with Draft(paths, saved, check_lock) as draft:
-                drafts.append(draft)
+                drafts.append((saved, draft))
                 draft.start(_describe_start(saved))
                 _answer(settings, saved, draft, stop, metrics)
                 drafts.clear()

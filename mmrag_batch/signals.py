@@ -25,6 +25,9 @@ from mmrag_batch.errors import ExitCode
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 AT_ONCE = (signal.SIGTERM, signal.SIGINT)
+NO_GAIN = (
+    "No row was committed in the last starts, so another one would do no better: give it more time."
+)
 CLOSE = 0
 """A byte in the pipe that is no signal: the run is over."""
 
@@ -33,11 +36,12 @@ class StopSignals:
     """Watches for a reason to stop; a context manager.
 
     `leave` is called, in another thread, when the process must go although rows are still in work;
-    it saves what can be saved. `cause` is what asked for the stop, None as long as nothing has.
+    it saves what can be saved and says with what exit code. `cause` is what asked for the stop,
+    None as long as nothing has.
     """
 
     def __init__(
-        self, *, grace: float, max_runtime: float | None, leave: Callable[[], None]
+        self, *, grace: float, max_runtime: float | None, leave: Callable[[], ExitCode]
     ) -> None:
         self.cause: str | None = None
         self.exit_code = ExitCode.TEMPFAIL
@@ -102,14 +106,15 @@ class StopSignals:
 
     def _go(self, why: str) -> None:
         """Leave from this thread: the main thread may be stuck in an engine."""
+        code = self.exit_code
         with suppress(Exception):  # nothing may keep the process; what is committed is safe
-            self._leave()
+            code = self._leave()
         for child in multiprocessing.active_children():
             child.terminate()
-        message = f"mmrag-batch: Stopped: {why}. Run the same command again to go on.\n"
+        advice = NO_GAIN if code is ExitCode.ABORTED else "Run the same command again to go on."
         with suppress(OSError):
-            os.write(2, message.encode())
-        os._exit(self.exit_code)
+            os.write(2, f"mmrag-batch: Stopped: {why}. {advice}\n".encode())
+        os._exit(code)
 
 
 def _nothing(*_: object) -> None:

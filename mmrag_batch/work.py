@@ -20,7 +20,7 @@ from mmrag_batch.io.output import RowFormat
 from mmrag_batch.io.table import read_rows
 from mmrag_batch.pipeline import run
 from mmrag_batch.records import Position, Row
-from mmrag_batch.signals import StopSignals
+from mmrag_batch.signals import NO_GAIN, StopSignals
 from mmrag_batch.stages import Stage
 
 IDLE_STARTS = 3
@@ -69,9 +69,9 @@ def answer_rows(
     if saved.commit.row < end:
         with open_stages() as stages:
             stop.working = True
-            source = _until(stop, _missing(table, saved, retry))
+            rows = _missing(table, saved, retry)
             try:
-                run(source, stages, write)
+                run(rows, stages, write, is_stopped=lambda: stop.cause is not None)
             except OURS:
                 raise
             except Exception as error:
@@ -82,11 +82,9 @@ def answer_rows(
     _settle(saved, draft, retry, stop)
 
 
-def _until(stop: StopSignals, rows: Iterator[Row]) -> Iterator[Row]:
-    for row in rows:
-        if stop.cause is not None:
-            return
-        yield row
+def is_gaining(saved: Saved, draft: Draft) -> bool:
+    """Whether a run that is stopped now is worth another start."""
+    return draft.committed.row > saved.commit.row or saved.idle + 1 < IDLE_STARTS
 
 
 def _missing(table: Path, saved: Saved, retry: Retry | None) -> Iterator[Row]:
@@ -115,11 +113,8 @@ def _settle(saved: Saved, draft: Draft, retry: Retry | None, stop: StopSignals) 
             f"The input ended {missing:,} rows early: it was changed while it was read. Put it "
             "back as it was, or add `--fresh`."
         )
-    if draft.committed.row == saved.commit.row and saved.idle + 1 >= IDLE_STARTS:
-        raise AbortedError(
-            f"Stopped by {stop.cause} before a row was committed, for the {saved.idle + 1}th time "
-            "in a row; another start would do no better. Give it more time."
-        )
+    if not is_gaining(saved, draft):
+        raise AbortedError(f"Stopped by {stop.cause}. {NO_GAIN}")
     raise StoppedError(
         f"Stopped by {stop.cause}: {missing:,} rows are left. Run the same command again to go on.",
         stop.exit_code,

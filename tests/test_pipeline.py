@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmrag_batch.errors import InputError, InternalError
-from mmrag_batch.pipeline import in_flight, run
+from mmrag_batch.pipeline import READ_AHEAD, in_flight, run
 from mmrag_batch.records import Row
 from mmrag_batch.stages import Stage, prefetch
 
@@ -226,6 +226,27 @@ def test_a_row_that_all_others_overtake_neither_stalls_the_run_nor_lets_it_grow(
     run_watched(counted(), stages, lambda row: written.append(row.number))
     assert written == list(range(1000))
     assert most <= in_flight(stages)
+
+
+def test_a_run_that_is_stopped_finishes_what_stages_hold_and_reads_no_more() -> None:
+    read: list[int] = []
+    written: list[int] = []
+
+    def counted() -> Iterator[Row]:
+        for row in make_rows(10_000):
+            read.append(row.number)
+            yield row
+
+    stages: list[Stage] = [InBatches(9), Ahead(8)]
+    run(
+        counted(),
+        stages,
+        lambda row: written.append(row.number),
+        is_stopped=lambda: len(written) >= 50,
+    )
+    assert written == list(range(len(written)))
+    assert 50 <= len(written) < 50 + 9 + 8 + READ_AHEAD
+    assert len(read) <= 50 + in_flight(stages)
 
 
 def test_stages_work_at_the_same_time() -> None:

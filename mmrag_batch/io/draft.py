@@ -158,9 +158,9 @@ class Draft:
                 return
             done = replace(self._next, time=time.time(), failures=tuple(self._failures))
             self._broken = True  # unless all of this succeeds, nothing may be written any more
-            self._check_lock()
-            self._write()
-            with disk.storing(self.paths.partial, done.size):
+            with disk.storing(self.paths.partial, len(self._pending)):
+                self._check_lock()
+                self._write()
                 os.fsync(self._file)
                 if not os.fstat(self._file).st_nlink:
                     raise StorageError(f"{self.paths.partial} was deleted under the run.")

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,9 +33,9 @@ def hold_lock(path: Path, *, wait: bool) -> Iterator[Callable[[], None]]:
             f"{path} cannot be locked ({error.strerror}). Remove it if it is a stranger's, or "
             "choose an output in another folder."
         ) from None
+    ours = _describe_us()
     try:
         _check_that_locks_lock(path)
-        ours = _describe_us()
         path.write_text(ours, encoding="utf-8")
 
         def check() -> None:
@@ -44,8 +44,10 @@ def hold_lock(path: Path, *, wait: bool) -> Iterator[Callable[[], None]]:
                 raise LockedError(f"Another run has taken this output over: {_holder(path)}.")
 
         yield check
-        path.unlink(missing_ok=True)  # who waits for this file finds it gone, and begins anew
     finally:
+        with suppress(OSError):
+            if path.read_text(encoding="utf-8") == ours:
+                path.unlink()  # who waits for this file finds it gone, and makes a new one
         lock.release()
 
 

@@ -46,7 +46,7 @@ def merge(output: Path, *, overwrite: bool = False) -> Manifest:
     parts = find_parts(output)
     run = check_one_run(parts)
     paths = Paths(output)
-    stop = StopSignals(grace=GRACE, max_runtime=None, leave=lambda: None)
+    stop = StopSignals(grace=GRACE, max_runtime=None, leave=lambda: stop.exit_code)
     with stop, hold_lock(paths.lock, wait=False):
         stop.working = True
         there = find(paths, repair=False, overwrite=overwrite)

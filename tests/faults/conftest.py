@@ -1,0 +1,37 @@
+"""What tests of faults share: a table, and what a run without faults writes."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.harness import predict, write_table
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], logging.getLogger("mmrag_batch").level
+    yield
+    root.handlers[:] = handlers
+    logging.getLogger("mmrag_batch").setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
+    """The output of runs of so many rows that nothing happened to."""
+    outputs = {}
+    for rows in (200, 2000):
+        folder = tmp_path_factory.mktemp("whole")
+        write_table(folder / "in.csv", rows)
+        assert predict(folder, "--quiet") == 0
+        outputs[rows] = (folder / "out.csv").read_bytes()
+    return outputs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a table of 200 rows."""
+    write_table(tmp_path / "in.csv", 200)
+    return tmp_path
