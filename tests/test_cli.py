@@ -167,6 +167,12 @@ def test_a_bad_setting_exits_with_78_and_touches_nothing(table: Path, bundle: Pa
     assert not table.with_name("out.csv").exists()
 
 
+def test_the_openai_engine_needs_an_endpoint(table: Path, bundle: Path) -> None:
+    done = predict(table, bundle, "--engine", "openai")
+    assert done.exit_code == 78
+    assert "--endpoint http://host:8000" in done.stderr
+
+
 def test_an_existing_output_is_kept_unless_overwrite_is_given(table: Path, bundle: Path) -> None:
     output = table.with_name("out.csv")
     output.write_text("precious")

@@ -39,13 +39,14 @@ def named_commands() -> list[list[str]]:
     return [shlex.split(command, comments=True) for command in dict.fromkeys(found)]
 
 
-def on_tables() -> list[list[str]]:
-    """The commands that take a table and finish in seconds."""
+def on_tables(*, engine: str | None = None) -> list[list[str]]:
+    """The commands that take a table, and name that engine; those without take seconds."""
     return [
         words
         for words in named_commands()
         if words[0] == "mmrag-batch" and words[1] in {"predict", "merge", "validate", "evaluate"}
         if len(words) > 2
+        if (words[words.index("--engine") + 1] if "--engine" in words else None) == engine
     ]
 
 
@@ -61,7 +62,18 @@ def checkout(tmp_path: Path) -> Path:
 
 def test_the_commands_on_tables_run_as_they_are_written(checkout: Path) -> None:
     assert len(on_tables()) >= 4
-    for words in on_tables():
+    run_all(on_tables(), checkout)
+
+
+@pytest.mark.vllm
+def test_the_commands_that_name_vllm_run_as_they_are_written(checkout: Path) -> None:
+    assert on_tables(engine="vllm")
+    run_all(on_tables(engine="vllm"), checkout)
+
+
+def run_all(commands: list[list[str]], checkout: Path) -> None:
+    """Run commands as a reader would, each in turn; every one must succeed."""
+    for words in commands:
         if words[1] in {"predict", "merge"}:
             (checkout / "out.csv").unlink(missing_ok=True)
         for command in all_shards(words):

@@ -20,7 +20,8 @@ from mmrag_batch.generation.openai_engine import OpenAIEngine
 from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key
 
 pytestmark = pytest.mark.vllm
-KEY = "secret-key"  # gitleaks:allow
+ROOT = Path(__file__).parents[2]
+KEY = "secret-key"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,24 @@ def test_answers_are_those_of_the_transformers_engine(
         assert results[key].error is None
         assert results[key].text == expected.text
         assert results[key].probabilities == pytest.approx(expected.probabilities, abs=1e-3)
+
+
+def test_the_command_of_the_docs_runs_as_it_is_written(endpoint: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "engines.md").read_text()
+    [command] = re.findall(r"^    mmrag-batch (predict .* --engine openai .*)$", page, re.M)
+    (tmp_path / "in.csv").symlink_to(ROOT / "examples" / "demo" / "questions.csv")
+    (tmp_path / "images").symlink_to(ROOT / "examples" / "demo" / "images")
+    words = command.replace("http://localhost:8000", endpoint).split()
+    done = subprocess.run(
+        [sys.executable, "-m", "mmrag_batch", *words],
+        cwd=tmp_path,
+        env={**os.environ, "OPENAI_API_KEY": KEY},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "60 rows" in done.stderr
+    assert KEY not in done.stderr
 
 
 def test_more_options_than_a_server_counts_at_once_are_asked_in_parts(

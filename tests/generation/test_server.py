@@ -12,7 +12,7 @@ from mmrag_batch.errors import DeniedError, UnavailableError
 from mmrag_batch.generation import server as module
 from mmrag_batch.generation.server import ATTEMPTS, Refused, Server
 
-KEY = "secret-key"  # gitleaks:allow
+KEY = "secret-key"
 Reply = int | None
 """A status, or None to drop the connection."""
 
