@@ -37,6 +37,7 @@ def prepare_environment(cores: int) -> None:
         "OMP_NUM_THREADS": str(cores),
         "PYTHONWARNINGS": "ignore",  # the engine's process warns of its own dependencies
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TORCH_LOGS": "-torch._library.triton",  # which it misses on each start
         "HF_HUB_OFFLINE": "1",
     }.items():
         os.environ.setdefault(name, value)

@@ -2,6 +2,7 @@
 transformers answers to them."""
 
 import importlib.util
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
 
 TOKENS = 40
 """Tokens of an answer; engines may be asked for fewer."""
@@ -200,13 +203,13 @@ def engine_environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def check(
     prompt: Callable[[str], dict[str, Any]], reference: dict[str, Answer]
-) -> Callable[..., float]:
+) -> Callable[..., None]:
     """Has an engine answer cases in one go and compares each answer with transformers'.
 
-    Returns the largest difference of a log-probability.
+    `pytest --log-cli-level=INFO` shows how large the differences are.
     """
 
-    def run(engine: Any, cases: list[str], tokens: int = TOKENS) -> float:
+    def run(engine: Any, cases: list[str], tokens: int = TOKENS) -> None:
         from vllm import SamplingParams
 
         greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=0)
@@ -219,8 +222,8 @@ def check(
                 completion.token_ids, completion.logprobs, reference[case].logprobs
             ):
                 differences.append(abs(place[token].logprob - theirs))
-        worst: float = max(differences)
+        worst = max(differences)
+        log.info("%s: largest difference of a log-probability %.1e", cases[0], worst)
         assert worst < 1e-4
-        return worst
 
     return run

@@ -74,7 +74,7 @@ def test_adapters_answer_as_the_models_they_are_merged_into(
 def test_an_adapter_on_keys_of_cross_attention_is_refused(
     engine: Any,
     adapter: Callable[..., tuple[Path, Path]],
-    check: Callable[..., float],
+    check: Callable[..., None],
 ) -> None:
     from vllm.lora.request import LoRARequest
 
