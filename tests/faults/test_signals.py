@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_b01_signals_at_random_moments_leave_a_run_that_goes_on(
     for _ in range(5):
         before = committed(tmp_path)
         process = start(tmp_path, script={"delay": 0.01})
-        wait_for(lambda: holds_lock(process, tmp_path))
+        wait_for(partial(holds_lock, process, tmp_path))
         time.sleep(moments.uniform(0, 1.5))
         process.send_signal(signal.SIGTERM)
         code, output = end(process)
