@@ -10,14 +10,16 @@ from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 from transformers.utils import logging
 
 from mmrag_batch.errors import MissingError
+from mmrag_batch.generation.architecture import read_config
 
 
 def load_model(generator_dir: Path, *, dtype: torch.dtype) -> MllamaForConditionalGeneration:
     """The model of a generator directory, on the CPU and in eval mode.
 
     No network, no pickle, no remote code. Raises MissingError for a directory without a
-    checkpoint.
+    checkpoint, UnavailableError for one of another architecture.
     """
+    read_config(generator_dir)
     if not any(generator_dir.glob("*.safetensors")):
         raise MissingError(f"{generator_dir} holds no *.safetensors; export the generator again.")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a batch job has its own

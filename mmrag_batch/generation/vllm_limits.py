@@ -1,11 +1,9 @@
 """How much a vLLM engine takes on at a time, from the model's shape and the device's memory."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mmrag_batch.errors import MissingError
+from mmrag_batch.generation.architecture import read_config
 
 ANSWER_TOKENS = 256
 """Least room for an answer: choices that are scored as texts may be longer than free-form ones."""
@@ -49,11 +47,8 @@ class Limits:
 
 
 def read_shape(generator_dir: Path, dtype: str) -> Shape:
-    """The shape of the Mllama in a generator directory. Raises MissingError without config.json."""
-    file = generator_dir / "config.json"
-    if not file.is_file():
-        raise MissingError(f"{file} is missing; export the generator again.")
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    """The shape of the Mllama in a generator directory. Raises as `read_config` does."""
+    config = read_config(generator_dir)
     text, vision = config["text_config"], config["vision_config"]
     head = text["hidden_size"] // text["num_attention_heads"]
     kv = 2 * text["num_key_value_heads"] * head * BYTES[dtype]  # a key and a value

@@ -220,7 +220,7 @@ class Harmful:
         return (exec, ("raise SystemExit('ran')",))
 
 
-def test_a_pickle_of_more_than_tensors_is_not_run(tmp_path: Path) -> None:
+def test_h01_a_pickle_of_more_than_tensors_is_not_run(tmp_path: Path) -> None:
     torch.save({"a.b": Harmful()}, tmp_path / "harmful.pth")
     with pytest.raises(DeniedError, match="more than tensors"):
         load_published(tmp_path / "harmful.pth")

@@ -165,7 +165,7 @@ def test_an_adapter_lost_in_rounding_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_an_adapter_of_another_base_is_refused(
+def test_h08_an_adapter_of_another_base_is_refused(
     tiny_generator_dir: Path, adapter: Path, tmp_path: Path
 ) -> None:
     def widen(weights: dict[str, torch.Tensor]) -> None:
@@ -212,13 +212,15 @@ def test_quantised_weights_are_refused_whatever_the_config_says(
         plan_merge(tmp_path / "base", adapter)
 
 
-def test_a_pickled_adapter_is_refused(tiny_generator_dir: Path, adapter: Path) -> None:
+def test_h01_a_pickled_adapter_is_refused(tiny_generator_dir: Path, adapter: Path) -> None:
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
     with pytest.raises(DeniedError, match="pickle"):
         plan_merge(tiny_generator_dir, adapter)
 
 
-def test_a_pickled_base_is_refused(tiny_generator_dir: Path, adapter: Path, tmp_path: Path) -> None:
+def test_h01_a_pickled_base_is_refused(
+    tiny_generator_dir: Path, adapter: Path, tmp_path: Path
+) -> None:
     shutil.copytree(tiny_generator_dir, tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "pytorch_model.bin")
     with pytest.raises(DeniedError, match="pickle"):

@@ -14,11 +14,8 @@ PAGE = ROOT / "docs" / "durable-runs.md"
 BEGIN, END = "<!-- made by tests/faults/table.py: begin -->", "<!-- end -->"
 TEST = re.compile(r"test_([a-i])([0-9]{2})_")
 UNPROVEN = {
-    "C9": "embeddings are cached in memory only",
     "D9": "images are not hashed into a run: its fingerprint knows the table, not what it names",
     "F12": "there is no HTML report yet",
-    "H5": "only the transformers engine is here, and it loads one architecture",
-    "H8": "merging is not part of a run",
     "I1": "there is no Ray runner yet",
     "I2": "there is no Ray runner yet",
 }

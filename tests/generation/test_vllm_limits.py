@@ -32,6 +32,7 @@ def limits(shape: Shape = LLAMA_11B, device: str = "cuda", gib: int = 80, **give
 
 def test_the_shape_is_read_from_the_checkpoint(tmp_path: Path) -> None:
     config = {
+        "architectures": ["MllamaForConditionalGeneration"],
         "text_config": {
             "hidden_size": 4096,
             "num_attention_heads": 32,
