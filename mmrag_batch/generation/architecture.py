@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mmrag_batch.errors import MissingError, UnavailableError
-from mmrag_batch.mllama import ARCHITECTURE
+
+ARCHITECTURE = "MllamaForConditionalGeneration"
 
 
 def read_config(generator_dir: Path) -> dict[str, Any]:

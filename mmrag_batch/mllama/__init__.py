@@ -8,13 +8,12 @@ a Hugging Face checkpoint of Llama 3.2 Vision as it is.
 The reference for every number is transformers' `modeling_mllama.py`, in which the model is tuned.
 """
 
-ARCHITECTURE = "MllamaForConditionalGeneration"
-
 
 def register() -> None:
     """Tell vLLM the names of the model and of its configuration; neither is imported here."""
     from vllm import ModelRegistry
 
+    from mmrag_batch.generation.architecture import ARCHITECTURE
     from mmrag_batch.mllama.budget import EncoderBudget
     from mmrag_batch.mllama.versions import add_config, add_config_hook, warn_if_untested
 
