@@ -3,9 +3,11 @@
     python benchmarks/memory.py [--rows 20000] [--few 1000]
 
 Draws one demo world and sends it through `mmrag-batch predict --engine scripted`, in whole and cut
-to its first rows: everything but the generator is real. Prints one table in Markdown.
+to its first rows: everything but the generator is real, and one row takes 100 times as long as the
+others. Prints one table in Markdown.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +21,9 @@ import typer
 from mmrag_batch.config import DEMO_BUNDLE
 from train.demo_world import write_world
 
+DELAY = 0.0005
+"""Seconds a row."""
+
 
 def measure(table: Path, rows: int) -> tuple[float, float]:
     """Peak resident memory (MiB) and seconds of a run over the first `rows` of a table."""
@@ -27,7 +32,9 @@ def measure(table: Path, rows: int) -> tuple[float, float]:
     command += ["--engine", "scripted", "--device", "cpu", "--limit", str(rows), "--overwrite"]
     command += ["--quiet", "--bundle", str(DEMO_BUNDLE)]
     started = monotonic()
-    process = subprocess.Popen(command)  # noqa: S603  # our own command
+    script = json.dumps({"delay": DELAY, "slow": {"500": 100 * DELAY}})
+    environment = os.environ | {"SCRIPTED_ENGINE": script}
+    process = subprocess.Popen(command, env=environment)  # noqa: S603  # our own command
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -73,7 +73,7 @@ def extend_complete(paths: Paths, manifest: Manifest, run: Begin) -> Saved:
         size,
         crc,
         **manifest.rows,
-        time=manifest.finished,
+        seconds=manifest.seconds,
         failures=tuple(read_failed(paths.errors, manifest)),
     )
     return begin(paths, run, there)
@@ -93,7 +93,9 @@ def begin_retry(paths: Paths, manifest: Manifest, run: Begin) -> Saved:
     failures = paths.errors.read_text(encoding="utf-8")
     disk.write_whole(_retried(paths), failures, by_way_of=paths.state / "new")
     done = manifest.rows
-    kept = Commit(manifest.first, ok=done["ok"], degraded=done["degraded"])
+    kept = Commit(
+        manifest.first, ok=done["ok"], degraded=done["degraded"], seconds=manifest.seconds
+    )
     return begin(paths, run, kept)
 
 

@@ -28,6 +28,8 @@ AT_ONCE = (signal.SIGTERM, signal.SIGINT)
 NO_GAIN = (
     "No row was committed in the last starts, so another one would do no better: give it more time."
 )
+LEAVE_WITHIN = 10.0
+"""Seconds to save what can be saved, when a process leaves with rows in work."""
 CLOSE = 0
 """A byte in the pipe that is no signal: the run is over."""
 
@@ -107,6 +109,9 @@ class StopSignals:
     def _go(self, why: str) -> None:
         """Leave from this thread: the main thread may be stuck in an engine."""
         code = self.exit_code
+        last = threading.Timer(LEAVE_WITHIN, os._exit, [code])  # a disk may never answer
+        last.daemon = True
+        last.start()
         with suppress(Exception):  # nothing may keep the process; what is committed is safe
             code = self._leave()
         for child in multiprocessing.active_children():

@@ -42,7 +42,7 @@ def _unfinished(paths: Paths, saved: Saved) -> Iterator[str]:
     commit, begin = saved.commit, saved.begin
     rows = {"ok": commit.ok, "degraded": commit.degraded, "error": commit.error}
     done, total = sum(rows.values()), begin.stop - begin.first
-    rate = _rate(commit.row - begin.first, saved.seconds)
+    rate = _rate(commit.row - begin.first, commit.seconds)
     yield f"{paths.output}: {done:,} of {total:,} rows are committed: {_counts(rows)}{rate}."
     holder = find_holder(paths.lock)
     if holder is None:

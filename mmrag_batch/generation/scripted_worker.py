@@ -2,17 +2,19 @@
 
 The script stands in the variable SCRIPTED_ENGINE, in JSON. Only tests set it:
 
-    {"load": 2, "delay": 0.01, "slow": {"7": 1.0}, "oom": [4], "crash": {"3": 1}, "hang": [5]}
+    {"load": 2, "delay": 0.01, "slow": {"7": 1.0}, "oom": [4], "crash": {"3": 1}, "hang": [5],
+     "log": "asked.txt"}
 
 `load` are seconds to start, `delay` seconds a row, `slow` seconds for some rows. Rows under `oom`
 do not fit into memory, those under `crash` kill the engine so many times, those under `hang` are
-never answered.
+never answered. The number of each row that is answered is appended to the file `log`.
 """
 
 import json
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
 
@@ -36,6 +38,7 @@ class Script:
     oom: list[int] = field(default_factory=list)
     crash: dict[int, int] = field(default_factory=dict)
     hang: list[int] = field(default_factory=list)
+    log: str | None = None
 
 
 def read_script(text: str) -> Script:
@@ -86,6 +89,9 @@ class ScriptedWorker:
                 future.set_result(self._answer(request))
 
     def _answer(self, request: GenerationRequest) -> GenerationResult:
+        if self._script.log is not None:
+            with Path(self._script.log).open("a", encoding="utf-8") as stream:
+                stream.write(f"{request.key}\n")
         if request.key in self._script.oom:
             problem = Problem("engine_oom", "The row does not fit into memory, even alone.")
             return GenerationResult(request.key, error=problem)

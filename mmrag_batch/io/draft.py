@@ -80,7 +80,9 @@ class Draft:
         self._failures: list[Failure] = []
         self._pending = bytearray()
         self._broken = False
-        self._last = time.monotonic()
+        self._stop = saved.begin.stop
+        self._seconds = saved.commit.seconds
+        self._opened = self._last = time.monotonic()
         self._lock = threading.RLock()
         self._journal = Journal(paths.journal, saved.valid)
         with disk.storing(paths.partial, 0):
@@ -154,9 +156,11 @@ class Draft:
     def commit(self) -> None:
         """Put every row added so far on disk, and say so in the journal."""
         with self._lock:
-            if self._broken or self._next.size == self._commit.size:
+            gained = self._next.row > self._commit.row or self._next.row == self._stop
+            if self._broken or not gained or self._next.size == self._commit.size:
                 return
-            done = replace(self._next, time=time.time(), failures=tuple(self._failures))
+            seconds = self._seconds + time.monotonic() - self._opened
+            done = replace(self._next, seconds=seconds, failures=tuple(self._failures))
             self._broken = True  # unless all of this succeeds, nothing may be written any more
             with disk.storing(self.paths.partial, len(self._pending)):
                 self._check_lock()

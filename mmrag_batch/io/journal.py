@@ -67,8 +67,8 @@ class Failure:
 class Commit:
     """How far the run is. `row` is the next one, `offset` and `line` say where it is in the input.
 
-    `size` and `crc` are the length and the CRC-32 of the partial output. `failures` are those since
-    the commit before.
+    `size` and `crc` are the length and the CRC-32 of the partial output, `seconds` is how long
+    processes worked on it. `failures` are those since the commit before.
     """
 
     row: int
@@ -79,7 +79,7 @@ class Commit:
     ok: int = 0
     degraded: int = 0
     error: int = 0
-    time: float = 0.0
+    seconds: float = 0.0
     failures: tuple[Failure, ...] = ()
 
 
@@ -105,7 +105,7 @@ KINDS: dict[str, type[Record]] = {
 class Saved:
     """What a journal says, up to byte `valid` of it.
 
-    `idle` counts the starts since the last commit, `seconds` is how long processes worked on it.
+    `idle` counts the starts since the last commit.
     """
 
     begin: Begin
@@ -113,7 +113,6 @@ class Saved:
     starts: list[Start] = field(default_factory=list)
     finish: Finish | None = None
     idle: int = 0
-    seconds: float = 0.0
     valid: int = 0
 
 
@@ -153,6 +152,7 @@ def read_journal(path: Path, *, repair: bool = False) -> Saved | None:
         return None
     saved = None
     valid = 0
+    last_commit = b""
     for number, line in enumerate(lines, start=1):
         if not _is_whole(line):
             if number < len(lines) and not repair:
@@ -162,9 +162,16 @@ def read_journal(path: Path, *, repair: bool = False) -> Saved | None:
                 )
             break
         valid += len(line)
-        saved = _apply(saved, line, path)
+        if saved is not None and line[9:].startswith(b"commit "):
+            last_commit, saved.idle = line, 0  # each of them speaks for those before it
+        else:
+            saved = _apply(saved, _decode(line), path)
     if saved is not None:
         saved.valid = valid
+        if last_commit:
+            commit = _decode(last_commit)
+            assert isinstance(commit, Commit)
+            saved.commit = commit
     return saved
 
 
@@ -178,8 +185,7 @@ def read_failures(path: Path) -> Iterator[Failure]:
                     yield from commit.failures
 
 
-def _apply(saved: Saved | None, line: bytes, path: Path) -> Saved:
-    record = _decode(line)
+def _apply(saved: Saved | None, record: Record, path: Path) -> Saved:
     if isinstance(record, Begin):
         if record.format != FORMAT:
             raise ConfigError(
@@ -194,11 +200,6 @@ def _apply(saved: Saved | None, line: bytes, path: Path) -> Saved:
     if isinstance(record, Start):
         saved.starts.append(record)
         saved.idle += 1
-    elif isinstance(record, Commit):
-        since = max(saved.commit.time, saved.starts[-1].time if saved.starts else record.time)
-        saved.seconds += max(0.0, record.time - since)
-        saved.commit = record
-        saved.idle = 0
     elif isinstance(record, Finish):
         saved.finish = record
     return saved

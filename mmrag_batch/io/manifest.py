@@ -173,6 +173,6 @@ def _manifest(saved: Saved, finish: Finish) -> Manifest:
         columns=begin.columns,
         fingerprint=begin.fingerprint,
         starts=tuple(saved.starts),
-        seconds=round(saved.seconds, 3),
+        seconds=round(commit.seconds, 3),
         finished=finish.time,
     )

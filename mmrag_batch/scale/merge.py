@@ -166,7 +166,7 @@ def _join(paths: Paths, parts: Sequence[Part], run: Begin) -> None:
             size=size,
             crc=crc,
             **_rows_by_status(parts),
-            time=starts[-1].time + worked,  # the time worked is what shards worked together
+            seconds=worked,
             failures=tuple(failures),
         ),
     )
