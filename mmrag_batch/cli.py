@@ -189,7 +189,7 @@ def predict(
     flags = {name: value for name, value in ctx.params.items() if name not in NOT_SETTINGS}
     settings = load_predict_settings(input_, output, flags, environ=os.environ, config_file=config)
     _start_logging(logging.WARNING if settings.quiet else logging.INFO)
-    from mmrag_batch.predict import predict as answer
+    from mmrag_batch.run.predict import predict as answer
 
     raise typer.Exit(answer(settings))
 

@@ -83,7 +83,7 @@ def status(
 
     Exits with 66 if there is no run of this OUTPUT, with 78 if it was changed since it was written.
     """
-    from mmrag_batch.status import describe
+    from mmrag_batch.run.status import describe
 
     for line in describe(output):
         typer.echo(line)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from mmrag_batch.amend import open_output, plant, read_failed
 from mmrag_batch.errors import AbortedError, ConfigError, InternalError, MissingError
 from mmrag_batch.io import disk
 from mmrag_batch.io.draft import Paths
@@ -20,9 +19,10 @@ from mmrag_batch.io.journal import Begin, Commit, Failure
 from mmrag_batch.io.lock import hold_lock
 from mmrag_batch.io.manifest import CHUNK, Manifest, publish, read_manifest
 from mmrag_batch.io.output import RowFormat
-from mmrag_batch.resume import ANEW, begin, check_output_unchanged, check_same, find
+from mmrag_batch.run.amend import open_output, plant, read_failed
+from mmrag_batch.run.resume import ANEW, begin, check_output_unchanged, check_same, find
+from mmrag_batch.run.signals import StopSignals
 from mmrag_batch.scale.shards import Shard, find_shards, shard_path
-from mmrag_batch.signals import StopSignals
 
 log = logging.getLogger(__name__)
 GRACE = 30.0

@@ -159,7 +159,7 @@ def test_a07_a_death_before_the_manifest_costs_only_the_manifest(
     die(folder, log.index("replace out.csv") + 1)
     before = (folder / "out.csv").stat()
     assert not (folder / "out.csv.manifest.json").exists()
-    monkeypatch.setattr("mmrag_batch.predict.open_stages", refuse)
+    monkeypatch.setattr("mmrag_batch.run.predict.open_stages", refuse)
     with failing_disk(Disk()) as disk:
         assert predict(folder, "--quiet") == 0
     assert (folder / "out.csv").stat() == before
@@ -312,8 +312,8 @@ def test_a15_a_complete_output_is_left_alone_and_no_model_is_loaded(
 ) -> None:
     assert predict(folder, "--quiet") == 0
     before = {name: (folder / name).stat() for name in names(folder)}
-    monkeypatch.setattr("mmrag_batch.predict.open_stages", refuse)
-    monkeypatch.setattr("mmrag_batch.predict.open_bundle", refuse)
+    monkeypatch.setattr("mmrag_batch.run.predict.open_stages", refuse)
+    monkeypatch.setattr("mmrag_batch.run.predict.open_bundle", refuse)
     started = time.monotonic()
     assert predict(folder) == 0
     assert time.monotonic() - started < 0.5

@@ -160,7 +160,7 @@ def test_d03_another_prompt_template_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(folder)
-    monkeypatch.setattr("mmrag_batch.fingerprint.TEMPLATE_VERSION", 2)
+    monkeypatch.setattr("mmrag_batch.run.fingerprint.TEMPLATE_VERSION", 2)
     assert "prompt: was 1, is 2" in refused(folder)
 
 
@@ -195,7 +195,7 @@ def test_d08_another_version_is_noted_and_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(folder)
-    monkeypatch.setattr("mmrag_batch.versions.version", lambda name: f"{name}-9")
+    monkeypatch.setattr("mmrag_batch.run.versions.version", lambda name: f"{name}-9")
     words = ("predict", folder / "in.csv", folder / "out.csv", "--engine", "scripted")
     code, output = call(*words)
     assert code == 0

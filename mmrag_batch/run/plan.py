@@ -2,18 +2,18 @@
 
 import logging
 
-from mmrag_batch.amend import begin_retry, check_extends, extend_complete, extend_saved
 from mmrag_batch.bundle import read_manifest, sha256
 from mmrag_batch.config import PredictSettings
 from mmrag_batch.errors import ConfigError
-from mmrag_batch.fingerprint import differences, take_fingerprint
 from mmrag_batch.io.draft import Paths
 from mmrag_batch.io.journal import Begin, Saved
 from mmrag_batch.io.manifest import Manifest
 from mmrag_batch.io.output import RowFormat
 from mmrag_batch.io.table import read_header, scan
 from mmrag_batch.io.text import check_file
-from mmrag_batch.resume import begin, check_output_unchanged, check_same, find, move_aside
+from mmrag_batch.run.amend import begin_retry, check_extends, extend_complete, extend_saved
+from mmrag_batch.run.fingerprint import differences, take_fingerprint
+from mmrag_batch.run.resume import begin, check_output_unchanged, check_same, find, move_aside
 from mmrag_batch.scale.shards import find_shard, shard_rows
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from mmrag_batch.bundle import sha256
 from mmrag_batch.errors import ConfigError, InternalError, OutputError
-from mmrag_batch.fingerprint import differences
 from mmrag_batch.io import disk
 from mmrag_batch.io.draft import Paths
 from mmrag_batch.io.journal import Begin, Record, Saved, encode, read_journal
 from mmrag_batch.io.manifest import Manifest, read_manifest, remove_state
+from mmrag_batch.run.fingerprint import differences
 
 ANEW = "Add `--fresh` to begin anew (what is there is kept aside), or choose another output."
 

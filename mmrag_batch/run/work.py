@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from mmrag_batch.amend import Retry, find_retry
 from mmrag_batch.errors import (
     AbortedError,
     InputError,
@@ -20,7 +19,8 @@ from mmrag_batch.io.output import RowFormat
 from mmrag_batch.io.table import read_rows
 from mmrag_batch.pipeline import run
 from mmrag_batch.records import Position, Row
-from mmrag_batch.signals import NO_GAIN, StopSignals
+from mmrag_batch.run.amend import Retry, find_retry
+from mmrag_batch.run.signals import NO_GAIN, StopSignals
 from mmrag_batch.stages import Stage
 
 IDLE_STARTS = 3

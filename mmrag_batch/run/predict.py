@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from mmrag_batch.amend import plant
 from mmrag_batch.bundle import open_bundle
 from mmrag_batch.config import PredictSettings
 from mmrag_batch.errors import ExitCode, LockedError
@@ -22,14 +21,15 @@ from mmrag_batch.io.journal import Saved, Start
 from mmrag_batch.io.lock import describe_process, hold_lock
 from mmrag_batch.io.manifest import Manifest, publish
 from mmrag_batch.io.output import check_output
-from mmrag_batch.metrics_file import MetricsFile
-from mmrag_batch.plan import take_up
-from mmrag_batch.progress import Progress
+from mmrag_batch.run.amend import plant
+from mmrag_batch.run.metrics_file import MetricsFile
+from mmrag_batch.run.plan import take_up
+from mmrag_batch.run.progress import Progress
+from mmrag_batch.run.signals import StopSignals
+from mmrag_batch.run.versions import find_versions
+from mmrag_batch.run.work import answer_rows, is_gaining
 from mmrag_batch.scale.shards import find_shard, shard_path
-from mmrag_batch.signals import StopSignals
 from mmrag_batch.stages import Stage
-from mmrag_batch.versions import find_versions
-from mmrag_batch.work import answer_rows, is_gaining
 
 log = logging.getLogger(__name__)
 

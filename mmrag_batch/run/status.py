@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from mmrag_batch.amend import read_failed
 from mmrag_batch.errors import MissingError
 from mmrag_batch.io.draft import Paths
 from mmrag_batch.io.journal import Failure, Saved, read_failures, read_journal
 from mmrag_batch.io.lock import find_holder
 from mmrag_batch.io.manifest import read_manifest
-from mmrag_batch.resume import check_output_unchanged
+from mmrag_batch.run.amend import read_failed
+from mmrag_batch.run.resume import check_output_unchanged
 
 FEW = 5
 """Failed rows that are shown."""

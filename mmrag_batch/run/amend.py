@@ -18,7 +18,7 @@ from mmrag_batch.io import disk
 from mmrag_batch.io.draft import Paths
 from mmrag_batch.io.journal import Begin, Commit, Failure, Journal, Saved, read_journal
 from mmrag_batch.io.manifest import CHUNK, Manifest
-from mmrag_batch.resume import ANEW, begin
+from mmrag_batch.run.resume import ANEW, begin
 
 EXTENDABLE = (".csv", ".jsonl")
 

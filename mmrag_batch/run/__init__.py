@@ -1,0 +1,1 @@
+"""One run of `predict`: begun or taken up again, answered, committed, published."""
