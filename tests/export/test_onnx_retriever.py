@@ -56,6 +56,7 @@ def test_encoders_are_exported_within_tolerance(
         "text_encoder.onnx",
         "tokenizer.json",
         "retriever.json",
+        "parity.json",
     }
     assert capsys.readouterr() == ("", "")
 
@@ -162,6 +163,7 @@ def test_fewer_bits_keep_the_embeddings(small: Small) -> None:
     assert read_retriever_spec(out).precision == precision
     assert sorted(path.name for path in out.iterdir()) == [
         "image_encoder.onnx",
+        "parity.json",
         "retriever.json",
         "text_encoder.onnx",
         "tokenizer.json",
