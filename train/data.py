@@ -5,6 +5,7 @@ million documents take little memory: what a batch reads is all that must be the
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -25,7 +26,8 @@ WINDOW = 256
 """Rows embedded together."""
 
 Supervision = Callable[[Row], Mapping[str, float]]
-"""What a row teaches: how much each of its documents helps, by id. Nothing where it is empty."""
+"""What a row teaches: how much each of its documents helps, by id; 0 where it is not named, nan
+where it is not known. Nothing where it is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,9 @@ def _embed(
                 continue
             size = item.question.modalities.shape[1]
             questions.append(_rows(file, item.question))
-            documents += [_rows(file, candidate) for candidate in item.candidates]
+            documents += [_rows(file, candidate) for candidate, _ in found]
             counts.append(len(found))
-            shares += found
+            shares += [share for _, share in found]
     if not questions:
         raise InputError(
             "No row has a readable document that is known to help: nothing to learn. Fill "
@@ -162,11 +164,13 @@ def _embed(
     )
 
 
-def _shares(item: EmbeddedRow, helps: Mapping[str, float]) -> list[float]:
-    """How much each readable document helps, summing to 1; empty where none does."""
-    found = [helps.get(document.id, 0.0) for document in item.documents]
-    total = sum(found)
-    return [share / total for share in found] if total > 0 else []
+def _shares(item: EmbeddedRow, helps: Mapping[str, float]) -> list[tuple[Embedding, float]]:
+    """The readable documents of which something is known, with how much they help, summing to 1;
+    empty where none does."""
+    shares = [(c, helps.get(d.id, 0.0)) for c, d in zip(item.candidates, item.documents)]
+    known = [(candidate, share) for candidate, share in shares if not math.isnan(share)]
+    total = math.fsum(share for _, share in known)
+    return [(candidate, share / total) for candidate, share in known] if total > 0 else []
 
 
 def _rows(file: VectorFile, side: Embedding) -> tuple[int, int]:

@@ -14,6 +14,7 @@ goes on after its last epoch.
 import hashlib
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,12 +28,12 @@ from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.io.table import read_rows
 from mmrag_batch.prompt import Scoring
 from mmrag_batch.retrieval.retriever import open_embedder
-from train.data import EmbeddedTable, embed_table
+from train.data import EmbeddedTable, Supervision, embed_table
 from train.fitting import Fit, FitSettings
 from train.likelihoods import measure_likelihoods
 from train.ranking import ranks, recall_gain, summary
 from train.run import Run, changes
-from train.supervision import Likelihoods, SupervisionName, supervision
+from train.supervision import ByAnswer, SupervisionName, by_likelihood, by_relevant, texts_of
 from train.towers import Towers, TowersConfig, save_towers
 
 CHECKPOINT = "checkpoint.pt"
@@ -133,13 +134,15 @@ def read_table(config: RetrieverConfig) -> EmbeddedTable:
     cache = config.embedding_cache or config.out / "embeddings"
     store = cache / encoders_key(spec, hash_files(config.encoders))
     embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
-    supervise = supervision(config.supervision, _likelihoods(config, images))
+    supervise = _supervision(config, images)
     return embed_table(read_rows(config.table), embedder, supervise, config.out)
 
 
-def _likelihoods(config: RetrieverConfig, images: ImageLoader) -> Likelihoods:
-    if config.supervision != "likelihood":
-        return {}
+def _supervision(config: RetrieverConfig, images: ImageLoader) -> Supervision:
+    if config.supervision == "relevant":
+        return by_relevant
+    if config.supervision == "answer":
+        return ByAnswer(texts_of(read_rows(config.table)))
     assert config.generator is not None  # it was checked
     engine = TransformersEngine(
         config.generator, batch_size=config.generator_batch, max_new_tokens=1
@@ -154,7 +157,8 @@ def _likelihoods(config: RetrieverConfig, images: ImageLoader) -> Likelihoods:
             scoring=config.scoring,
         )
         rows = read_rows(config.table)
-        return measure_likelihoods(rows, answerer, config.out / LIKELIHOODS, _subject(config))
+        found = measure_likelihoods(rows, answerer, config.out / LIKELIHOODS, _subject(config))
+    return partial(by_likelihood, found)
 
 
 def _subject(config: RetrieverConfig) -> str:

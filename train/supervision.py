@@ -8,8 +8,9 @@ likelihood   that, where it is filled; else the generator: how likely the right 
 
 import math
 import re
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
+from functools import cache
+from random import Random
 from statistics import median
 from typing import Literal
 
@@ -23,6 +24,9 @@ LEAST_GAIN = math.log(1.5)
 """A row teaches nothing where the best document makes its answer less than this likelier than the
 median one does: what it needs is in its picture, or in none of them."""
 
+SAMPLE = 1000
+"""Documents, of all rows, that tell how common a choice is."""
+
 Likelihoods = Mapping[int, Mapping[str, float]]
 """Row number -> document id -> log of the right choice's probability."""
 
@@ -33,17 +37,60 @@ def by_relevant(row: Row) -> Mapping[str, float]:
     return dict.fromkeys(relevant or (), 1.0)
 
 
-def by_answer(row: Row) -> Mapping[str, float]:
-    """Those that `relevant` names; where it is not filled, those that hold the right choice, if
-    there are others, too: what all of them hold tells nothing."""
-    question = row.question
-    if question is None or question.relevant is not None:
-        return by_relevant(row)
-    if question.label is None:
-        return {}
-    holds = _whole(question.choices[question.label])
-    found = [d.id for d in question.documents if d.text and holds.search(_plain(d.text))]
-    return dict.fromkeys(found, 1.0) if len(found) < len(question.documents) else {}
+class ByAnswer:
+    """Those that `relevant` names; where it is not filled, those that hold the right choice.
+
+    A row teaches nothing where they hold it by chance: where all of them do, or where the choice is
+    so common among the documents of all rows that one of its own would more likely hold it than
+    not. Whether a picture shows the answer is not known. `texts` are those of all rows, of which a
+    sample is kept.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._sample = [_plain(text) for text in _sampled(texts, SAMPLE)]
+        self._frequency = cache(self._count)
+
+    def __call__(self, row: Row) -> Mapping[str, float]:
+        question = row.question
+        if question is None or question.relevant is not None:
+            return by_relevant(row)
+        if question.label is None:
+            return {}
+        choice = question.choices[question.label]
+        holds = _whole(choice)
+        texts = {d.id: _plain(d.text) for d in question.documents if d.text}
+        found = [name for name, text in texts.items() if holds.search(text)]
+        by_chance = 1 - (1 - self._frequency(choice)) ** len(texts)
+        if len(found) == len(question.documents) or by_chance > 0.5:
+            return {}
+        unknown = (document.id for document in question.documents if document.image)
+        return {**dict.fromkeys(unknown, math.nan), **dict.fromkeys(found, 1.0)}
+
+    def _count(self, choice: str) -> float:
+        """The share of all documents that hold a choice."""
+        holds = _whole(choice)
+        hits = sum(holds.search(text) is not None for text in self._sample)
+        return hits / max(1, len(self._sample))
+
+
+def texts_of(rows: Iterable[Row]) -> Iterable[str]:
+    """The texts of all documents."""
+    for row in rows:
+        for document in row.question.documents if row.question is not None else ():
+            if document.text:
+                yield document.text
+
+
+def _sampled(items: Iterable[str], size: int) -> list[str]:
+    """`size` of the items at random, each as likely as any other; all where there are fewer."""
+    random = Random(0)
+    kept: list[str] = []
+    for number, item in enumerate(items):
+        if number < size:
+            kept.append(item)
+        elif (place := random.randrange(number + 1)) < size:
+            kept[place] = item
+    return kept
 
 
 def by_likelihood(likelihoods: Likelihoods, row: Row) -> Mapping[str, float]:
@@ -70,16 +117,6 @@ def needs_likelihood(row: Row) -> bool:
         and question.label is not None
         and len(question.documents) > 1
     )
-
-
-def supervision(name: SupervisionName, likelihoods: Likelihoods) -> partial[Mapping[str, float]]:
-    """The supervision of that name."""
-    kinds = {
-        "relevant": partial(by_relevant),
-        "answer": partial(by_answer),
-        "likelihood": partial(by_likelihood, likelihoods),
-    }
-    return kinds[name]
 
 
 def _plain(text: str) -> str:

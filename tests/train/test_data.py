@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,14 @@ def test_equal_contents_share_a_vector(embedder: Embedder) -> None:
     table = embed_table(rows, embedder, by_relevant)
     assert table.vectors.shape == (1 + 5 + 1 + 5, 24)  # zeros, questions, the shared one, others
     assert len(set(table.documents[::2, 1].tolist())) == 1
+
+
+def test_documents_of_which_nothing_is_known_are_left_out(embedder: Embedder) -> None:
+    documents = tuple(Document(name, f"{name}.", None) for name in "abc")
+    helps = {"a": math.nan, "c": 2.0}
+    table = embed_table([row(0, documents)], embedder, lambda _: helps)
+    assert table.shares.tolist() == [0.0, 1.0]
+    assert table.counts.tolist() == [2]
 
 
 def test_documents_that_cannot_be_read_leave_their_share_to_others(embedder: Embedder) -> None:

@@ -8,10 +8,13 @@ from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.generation.scripted_engine import ScriptedEngine
 from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.records import Document, Question, Row
+from train import supervision
 from train.likelihoods import measure_likelihoods
-from train.supervision import by_answer, by_likelihood, by_relevant, needs_likelihood
+from train.supervision import ByAnswer, by_likelihood, by_relevant, needs_likelihood, texts_of
 
 CHOICES = ("12 coins", "red", "2")
+by_answer = ByAnswer(["Nothing.", "Red.", *map("Word {}.".format, range(100))])
+"""Where one document in a hundred or fewer holds a choice."""
 
 
 def row(
@@ -52,13 +55,38 @@ def test_named_documents_are_relevant() -> None:
 def test_a_text_that_holds_the_right_choice_as_a_word_helps(
     label: int, text: str, holds: bool
 ) -> None:
-    found = by_answer(row("Nothing.", text, None, label=label))
-    assert found == ({"1": 1.0} if holds else {})
+    assert by_answer(row("Nothing.", text, label=label)) == ({"1": 1.0} if holds else {})
 
 
 def test_what_every_document_holds_tells_nothing() -> None:
     assert by_answer(row("12 coins", "12 coins!")) == {}
     assert by_answer(row("12 coins", "12 coins!", "No.")) == {"0": 1.0, "1": 1.0}
+
+
+def test_what_a_picture_shows_is_not_known() -> None:
+    found = by_answer(row("12 coins", "None.", None))
+    assert math.isnan(found["2"])
+    assert (found["0"], len(found)) == (1.0, 2)
+
+
+def test_a_choice_that_is_common_among_documents_tells_nothing() -> None:
+    rare = ByAnswer(["red", *["blue"] * 9])
+    common = ByAnswer(["red", "blue"])
+    asked = row("A red cube.", "No.", "No.", label=1)
+    assert rare(asked) == {"0": 1.0}  # one of three would hold it at 1 - 0.9 ** 3
+    assert common(asked) == {}
+
+
+def test_how_common_a_choice_is_is_known_from_a_sample_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervision, "SAMPLE", 200)
+    texts = ["red"] * 3000 + ["blue"] * 7000
+    assert ByAnswer(iter(texts))._frequency("red") == pytest.approx(0.3, abs=0.08)
+
+
+def test_the_texts_are_those_of_all_documents() -> None:
+    assert list(texts_of([row("a", None, "b"), Row(1, 3, "1", {}), row("c")])) == ["a", "b", "c"]
 
 
 def test_what_is_filled_goes_before_answers_and_likelihoods() -> None:

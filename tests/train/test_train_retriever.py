@@ -177,6 +177,16 @@ def test_towers_are_trained_by_the_likelihoods_of_a_generator(
     assert (tmp_path / "likelihoods.jsonl").read_text() == measured
 
 
+def test_towers_are_trained_by_right_answers(
+    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path
+) -> None:
+    table = withheld(demo_table)
+    with pytest.raises(InputError, match="another `supervision`"):
+        train_retriever(config(tiny_retriever_dir, table, tmp_path / "1"))
+    by_answer = config(tiny_retriever_dir, table, tmp_path / "2", supervision="answer")
+    assert (train_retriever(by_answer) / "model.safetensors").is_file()
+
+
 def test_likelihoods_need_a_generator(
     tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path
 ) -> None:
