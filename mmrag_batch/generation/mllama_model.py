@@ -19,9 +19,9 @@ def load_model(generator_dir: Path, *, dtype: torch.dtype) -> MllamaForCondition
     No network, no pickle, no remote code. Raises MissingError for a directory without a
     checkpoint, UnavailableError for one of another architecture.
     """
-    read_config(generator_dir)
     if not any(generator_dir.glob("*.safetensors")):
         raise MissingError(f"{generator_dir} holds no *.safetensors; export the generator again.")
+    read_config(generator_dir)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a batch job has its own
     model: MllamaForConditionalGeneration = MllamaForConditionalGeneration.from_pretrained(
         generator_dir, dtype=dtype, local_files_only=True, use_safetensors=True

@@ -99,7 +99,7 @@ def refuse_lone_image_tokens(image_token_id: int) -> None:
         if (
             self.model_config.hf_config.model_type == "mllama"
             and decoder_input["type"] == "token"
-            and image_token_id in decoder_input["prompt_token_ids"]
+            and self.model_config.hf_config.image_token_index in decoder_input["prompt_token_ids"]
         ):
             raise VLLMValidationError("The prompt has an image token but no image comes with it.")
         validate(self, encoder_input, decoder_input)
