@@ -136,7 +136,7 @@ class MllamaMultiModalProcessor(EncDecMultiModalProcessor[MllamaProcessingInfo])
         super().__init__(*args, **kwargs)
         self.image_token_id: int = self.info.get_hf_config().image_token_index
         self.image_processor = self.info.get_image_processor()
-        refuse_lone_image_tokens(self.image_token_id)
+        refuse_lone_image_tokens()
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         items = inputs.mm_data_items.get("image")

@@ -83,7 +83,7 @@ def order_encoder_outputs() -> None:
     runner._execute_mm_encoder = encode_in_batch_order
 
 
-def refuse_lone_image_tokens(image_token_id: int) -> None:
+def refuse_lone_image_tokens() -> None:
     """Have vLLM refuse a prompt with an image token but no image.
 
     vLLM calls the multimodal processor only for prompts with data, so without this such a prompt
