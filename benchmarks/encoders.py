@@ -118,8 +118,8 @@ def step(*arguments: str) -> tuple[str, float, float]:
         return stream.read().strip(), monotonic() - started, usage.ru_maxrss / 2**20  # KiB
 
 
-@app.command()
-def measure(
+@app.command("measure")
+def main(
     folder: Annotated[Path | None, typer.Option(help="Where the models go; kept.")] = None,
 ) -> None:
     """Take every step and print both tables."""

@@ -12,7 +12,6 @@ thousandth of ImageBind, and by those in `--graphs`. Prints two tables in Markdo
 import csv
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -26,7 +25,7 @@ from mmrag_batch.bundle import open_bundle, read_retriever_spec, write_retriever
 from mmrag_batch.config import DEMO_BUNDLE
 from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.io.table import read_rows
-from mmrag_batch.records import Row
+from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.retriever import open_embedder
 from train.data import EmbeddedTable, embed_table
 from train.demo_world import write_world
@@ -63,17 +62,16 @@ def withheld(table: Path) -> Path:
     return out
 
 
-def embedded(graphs: Path, rows: Iterable[Row], images: Path) -> EmbeddedTable:
-    """The rows that have relevant documents, every content encoded anew."""
-    spec = read_retriever_spec(graphs)
-    embedder = open_embedder(graphs, spec, ImageLoader(images), device="cpu")
-    return embed_table(rows, embedder, by_relevant)
+def opened(graphs: Path, images: Path) -> Embedder:
+    """The encoders, with nothing in their cache."""
+    return open_embedder(graphs, read_retriever_spec(graphs), ImageLoader(images), device="cpu")
 
 
 def timed(graphs: Path, table: Path, rows: int, config: RetrieverConfig) -> str:
     """One line: an epoch over the first rows of a table, on a cache and without one."""
+    embedder = opened(graphs, table.parent)
     started = monotonic()
-    trained = embedded(graphs, read_rows(table, limit=rows), table.parent)
+    trained = embed_table(read_rows(table, limit=rows), embedder, by_relevant)
     online = monotonic() - started
     cached = median(epochs(config, trained))
     name = read_retriever_spec(graphs).encoder
@@ -131,7 +129,7 @@ def main(
             embedding_cache=folder / "cache",
         )
         other = write_world(folder / "fresh", rows=fresh, seed=seed + 1)
-        asked = embedded(packaged, read_rows(other), other.parent)
+        asked = embed_table(read_rows(other), opened(packaged, other.parent), by_relevant)
         before = ranks(Towers(TowersConfig(asked.vectors.shape[1], 8)).eval(), asked)
         lines = [f"| untrained | {summary(before).recall_at_1:.3f} | | {summary(before).mrr:.3f} |"]
         kinds: list[tuple[SupervisionName, Path]] = [

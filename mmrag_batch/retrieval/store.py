@@ -5,7 +5,7 @@
 
 A process writes to files of its own, first the embedding, then its key, so no locks are needed and
 a process that is killed leaves whole entries behind. What others have written is mapped when a
-store is opened: a million embeddings take 40 MB of memory, not four billion bytes.
+store is opened: a million embeddings take 50 MB of memory, not four billion bytes.
 """
 
 import hashlib
