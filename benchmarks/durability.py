@@ -40,7 +40,7 @@ from tests.faults.harness import (
 BOUND = COMMIT_ROWS + SCRIPTED_WINDOW
 """Rows that a kill may cost: those since the last commit, and those in the engine's hands."""
 ROWS = 2000
-FAST = 0.0003
+FAST = 0.001
 SLOW = 0.01
 """Seconds a row."""
 
@@ -64,7 +64,7 @@ def endure(folder: Path, seed: int, whole: bytes) -> Kills:
     while not (folder / "out.csv.manifest.json").exists():
         log.write_text("")
         process = start(folder, script={"delay": FAST, "log": str(log)})
-        time.sleep(moments.uniform(0.2, 2.0))
+        time.sleep(moments.uniform(0.2, 1.6))
         process.kill()
         code, output = end(process)
         if code not in (0, -signal.SIGKILL):

@@ -176,7 +176,7 @@ def test_a08_kills_at_random_moments_lose_nothing_and_double_nothing(
     moments = random.Random(seed)
     kills = 0
     while not (tmp_path / "out.csv.manifest.json").exists():
-        process = start(tmp_path, script={"delay": 0.0003})
+        process = start(tmp_path, script={"delay": 0.001})  # over 2 s
         time.sleep(moments.uniform(0.2, 1.6))
         process.kill()
         code, output = end(process)
