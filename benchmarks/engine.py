@@ -34,7 +34,7 @@ from train.demo_world import write_world
 
 GENERATOR = DEMO_BUNDLE / "generator"
 COUNTS = (64, 256, 1024)
-VARIED = 256
+VARIED = 1024
 """Rows with answers of 1 to `LONGEST` tokens."""
 LONGEST = 128
 USUAL = 12
@@ -60,7 +60,8 @@ class Process(VllmProcess):
 
     async def _generate(self, request: GenerationRequest, prefix: Any, sampling: Any) -> Any:
         if self.lengths is not None:
-            sampling = self._sampling(max_tokens=self.lengths[request.key], ignore_eos=True)
+            length = self.lengths[request.key]
+            sampling = self._sampling(max_tokens=length, min_tokens=length)
         return await super()._generate(request, prefix, sampling)
 
 
@@ -105,7 +106,9 @@ def chat(llm: Any, questions: list[Question], *, varied: bool) -> list[str]:
 
     parameters = [
         SamplingParams(
-            temperature=0.0, max_tokens=one.length if varied else USUAL, ignore_eos=varied
+            temperature=0.0,
+            max_tokens=one.length if varied else USUAL,
+            min_tokens=one.length if varied else 0,
         )
         for one in questions
     ]
@@ -164,6 +167,7 @@ def main(
     settings: dict[str, Any] = {"dtype": "float32", "max_images": 1, "max_new_tokens": USUAL}
     process = Process(GENERATOR, LIMITS, **settings)
     engine = Supervisor(lambda: process, window=2 * LIMITS.rows)
+    del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]  # set for ours; vLLM has its own default
     llm = LLM(
         str(GENERATOR),
         dtype="float32",
