@@ -167,6 +167,7 @@ def main(
     settings: dict[str, Any] = {"dtype": "float32", "max_images": 1, "max_new_tokens": USUAL}
     process = Process(GENERATOR, LIMITS, **settings)
     engine = Supervisor(lambda: process, window=2 * LIMITS.rows)
+    del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]  # set for ours; vLLM has its own default
     llm = LLM(
         str(GENERATOR),
         dtype="float32",

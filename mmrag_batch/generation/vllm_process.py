@@ -85,6 +85,10 @@ class VllmProcess:
         )
         self._max_new_tokens = max_new_tokens
         self._asked = 0
+        if current_platform.is_cpu():
+            # It has a process of its own all the same. What this spares is one more, for the model,
+            # which vLLM would bind to cores: the two poll each other and take a core from the rest.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
             self._llm = AsyncLLM.from_engine_args(arguments)
         except Exception as error:

@@ -37,15 +37,20 @@ def open_engine(directory: Path = GENERATOR) -> Supervisor:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """What the engine sets for its process is not for the tests that follow."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Supervisor]:
-    with pytest.MonkeyPatch.context() as environment:
-        for name in ("PYTHONWARNINGS", "VLLM_PLUGINS", "OMP_NUM_THREADS"):  # they are set there
-            environment.setenv(name, "1")
-            environment.delenv(name)
-        engine = open_engine()
-        yield engine
-        engine.close()
+def engine(environment: None) -> Iterator[Supervisor]:
+    engine = open_engine()
+    yield engine
+    engine.close()
     assert not multiprocessing.active_children()
 
 
