@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_b01_signals_at_random_moments_leave_a_run_that_goes_on(
     for _ in range(5):
         before = committed(tmp_path)
         process = start(tmp_path, script={"delay": 0.01})
-        wait_for(lambda: holds_lock(process, tmp_path))
+        wait_for(partial(holds_lock, process, tmp_path))
         time.sleep(moments.uniform(0, 1.5))
         process.send_signal(signal.SIGTERM)
         code, output = end(process)
@@ -166,7 +167,11 @@ def test_b09_a_second_run_is_told_who_writes_the_output(folder: Path) -> None:
     code, output = call(*words)
     assert code == 11
     assert f"host {os.uname().nodename}, pid {process.pid}, started 20" in output
-    assert call(*words, "--if-locked", "skip", "--quiet") == (0, "")
+    metrics = folder / "mmrag.prom"
+    metrics.write_text("that run's")
+    skip = ("--if-locked", "skip", "--metrics-file", metrics, "--quiet")
+    assert call(*words, *skip) == (0, "")
+    assert metrics.read_text() == "that run's"
     assert f"At work: host {os.uname().nodename}" in call("status", folder / "out.csv")[1]
     process.kill()
     end(process)
