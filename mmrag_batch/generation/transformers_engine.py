@@ -164,7 +164,9 @@ def _prefixes(request: GenerationRequest) -> list[tuple[int, ...]]:
 
 def _failed(request: GenerationRequest, error: Exception) -> GenerationResult:
     message = f"The engine could not answer: {type(error).__name__}: {error}"
-    return GenerationResult(request.key, error=Problem("engine_failed", message))
+    is_oom = isinstance(error, torch.OutOfMemoryError)
+    code = "engine_oom" if is_oom else "engine_failed"
+    return GenerationResult(request.key, error=Problem(code, message))
 
 
 def _greedy(defaults: GenerationConfig, max_new_tokens: int) -> GenerationConfig:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -87,6 +87,7 @@ class Draft:
         self._journal = Journal(paths.journal, saved.valid)
         with disk.storing(paths.partial, 0):
             self._file = os.open(paths.partial, os.O_RDWR | os.O_CREAT, 0o666)
+            disk.sync_folder(paths.partial.parent)
         if os.fstat(self._file).st_size < saved.commit.size:
             raise InternalError(
                 f"{paths.partial} is shorter than the {saved.commit.size:,} bytes that were "
@@ -117,7 +118,7 @@ class Draft:
             self._journal.append(start)
 
     def copy(self, data: bytes) -> None:
-        """Add bytes that are not those of a new row: a header, or rows that stay as they are."""
+        """Add bytes that are not those of a new row, such as a header."""
         with self._lock:
             self._pending += data
             self._next = replace(
@@ -128,10 +129,12 @@ class Draft:
                 self._write()
                 self._broken = False
 
-    def add(self, row: Row, data: bytes) -> None:
-        """Add a row; commits now and then."""
+    def add(self, row: Row, data: bytes, *, before: Iterable[bytes] = ()) -> None:
+        """Add a row, behind bytes that are `before` it in a complete output; commits at times."""
         assert row.end is not None  # every reader sets it
         with self._lock:
+            for chunk in before:
+                self.copy(chunk)
             start = self._next.size
             self.copy(data)
             if row.error is not None:
@@ -149,9 +152,13 @@ class Draft:
             if rows >= COMMIT_ROWS or time.monotonic() - self._last >= COMMIT_SECONDS:
                 self.commit()
 
-    def skip_to(self, row: int) -> None:
-        """Note that the rows before `row` are there, which were copied."""
-        self._next = replace(self._next, row=row)
+    def complete(self, rest: Iterable[bytes] = ()) -> None:
+        """Add what is behind the last row in a complete output, and commit all there is."""
+        with self._lock:
+            for chunk in rest:
+                self.copy(chunk)
+            self._next = replace(self._next, row=self._stop)
+            self.commit()
 
     def commit(self) -> None:
         """Put every row added so far on disk, and say so in the journal."""

@@ -19,8 +19,9 @@ EVERY = 15.0
 class MetricsFile:
     """Writes metrics now and then, and once more in the end; a context manager.
 
-    `exit_code` is what the run ends with unless it raises. Without a path nothing is written.
-    Raises OutputError where the file cannot be written.
+    `exit_code` is what the run ends with unless it raises. Without a path nothing is written, nor
+    where another run writes the output: the file is then that run's. Raises OutputError where the
+    file cannot be written.
     """
 
     def __init__(self, path: Path | None, output: Path) -> None:
@@ -38,8 +39,15 @@ class MetricsFile:
         if monotonic() - self._written >= EVERY:
             self._write(None)
 
-    def __enter__(self) -> Self:
+    def begin(self) -> None:
+        """The run is under way."""
         self._write(None)
+
+    def withdraw(self) -> None:
+        """Write nothing: it is another run that is under way."""
+        self._path = None
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

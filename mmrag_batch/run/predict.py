@@ -57,6 +57,7 @@ def predict(settings: PredictSettings) -> ExitCode:
         try:
             manifest = _complete(settings, stop, metrics, drafts)
         except LockedError as error:
+            metrics.withdraw()
             if settings.if_locked != "skip":
                 raise
             log.info("%s", error)
@@ -87,6 +88,7 @@ def _complete(
     """Bring the run to its end, from wherever it is; the manifest of the complete output."""
     paths = Paths(settings.output)
     with hold_lock(paths.lock, wait=settings.if_locked == "wait") as check_lock:
+        metrics.begin()
         saved = take_up(settings, paths)
         if isinstance(saved, Manifest):
             log.info("%s is complete; there is nothing to do.", settings.output)

@@ -52,10 +52,8 @@ def answer_rows(
         draft.copy(row_format.header)
 
     def write(row: Row) -> None:
-        if retry is not None:
-            for chunk in retry.before(row.number):
-                draft.copy(chunk)
-        draft.add(row, row_format.row(row))
+        before = () if retry is None else retry.before(row.number)
+        draft.add(row, row_format.row(row), before=before)
         report(draft.rows)
         failed = draft.rows["error"] - saved.commit.error
         if allowed is not None and failed > allowed:
@@ -101,11 +99,7 @@ def _settle(saved: Saved, draft: Draft, retry: Retry | None, stop: StopSignals) 
     end = saved.begin.stop
     missing = end - draft.row if retry is None else len(retry.rows)
     if missing == 0:
-        if retry is not None and draft.row < end:
-            for chunk in retry.rest():
-                draft.copy(chunk)
-            draft.skip_to(end)
-        draft.commit()
+        draft.complete(() if retry is None or draft.row == end else retry.rest())
         return
     draft.commit()
     if stop.cause is None:

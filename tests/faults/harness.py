@@ -3,10 +3,8 @@
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -117,8 +115,7 @@ class Disk:
     def __post_init__(self) -> None:
         self._real = {name: getattr(os, name) for name in ("write", "fsync", "replace")}
         self._synced: dict[str, int] = {}
-        self._renamed: list[tuple[str, str, str | None]] = []
-        self._lost = tempfile.mkdtemp()
+        self._renamed: list[tuple[str, str, bytes | None]] = []
 
     def write(self, descriptor: int, data: bytes) -> int:
         path = _path(descriptor)
@@ -141,10 +138,7 @@ class Disk:
     def replace(self, source: Any, target: Any) -> None:
         source, target = os.fspath(source), os.fspath(target)
         self._step("replace", target)
-        kept = None
-        if Path(target).is_file():
-            kept = str(Path(self._lost, str(len(self.log))))
-            shutil.copy2(target, kept)
+        kept = Path(target).read_bytes() if Path(target).is_file() else None
         self._real["replace"](source, target)
         self._renamed.append((source, target, kept))
 
@@ -171,7 +165,7 @@ class Disk:
         for source, target, kept in reversed(self._renamed):
             self._real["replace"](target, source)
             if kept is not None:
-                shutil.copy2(kept, target)
+                Path(target).write_bytes(kept)
         for path, size in self._synced.items():
             if Path(path).exists():
                 os.truncate(path, size)

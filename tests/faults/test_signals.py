@@ -167,7 +167,11 @@ def test_b09_a_second_run_is_told_who_writes_the_output(folder: Path) -> None:
     code, output = call(*words)
     assert code == 11
     assert f"host {os.uname().nodename}, pid {process.pid}, started 20" in output
-    assert call(*words, "--if-locked", "skip", "--quiet") == (0, "")
+    metrics = folder / "mmrag.prom"
+    metrics.write_text("that run's")
+    skip = ("--if-locked", "skip", "--metrics-file", metrics, "--quiet")
+    assert call(*words, *skip) == (0, "")
+    assert metrics.read_text() == "that run's"
     assert f"At work: host {os.uname().nodename}" in call("status", folder / "out.csv")[1]
     process.kill()
     end(process)

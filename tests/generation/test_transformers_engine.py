@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +135,24 @@ def test_answers_do_not_depend_on_neighbours_or_order(
             assert other.text == alone.text
             assert other.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
     assert len({result.probabilities for result in together.values()}) > 10
+
+
+def test_a12_a_row_that_does_not_fit_into_memory_does_not_take_its_batch_with_it(
+    engine: TransformersEngine, mixed: list[GenerationRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that runs out of memory cannot be had on demand: the batches with one row do."""
+    forward = engine._forward
+    large = mixed[3].key
+
+    def out_of_memory(batch: list[GenerationRequest], inputs: Any) -> list[GenerationResult]:
+        if any(one.key == large for one in batch):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(batch, inputs)
+
+    monkeypatch.setattr(engine, "_forward", out_of_memory)
+    results = by_key(engine.generate(mixed))
+    errors = {key: result.error.code for key, result in results.items() if result.error}
+    assert errors == {large: "engine_oom"}
 
 
 def test_a_failing_row_does_not_take_its_batch_with_it(
