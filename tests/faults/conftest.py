@@ -1,12 +1,19 @@
 """What tests of faults share: a table, and what a run without faults writes."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.harness import predict, write_table
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts_are_heard() -> None:
+    """A shell starts what it puts in the background with SIGINT ignored, and runs inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
