@@ -2,7 +2,8 @@
 
 import gc
 import importlib.util
-from collections.abc import Callable, Generator
+import logging
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     last = nextitem is None or nextitem.path != item.path
     if last and item.get_closest_marker("vllm"):
         gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A command sets logging up for its process, which the tests share."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], logging.getLogger("mmrag_batch").level
+    yield
+    root.handlers[:] = handlers
+    logging.getLogger("mmrag_batch").setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,11 @@
 import csv
 import errno
 import json
-import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -59,15 +58,6 @@ def bundle(
     )
     write_manifest(directory, manifest)
     return directory
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], logging.getLogger("mmrag_batch").level
-    yield
-    root.handlers[:] = handlers
-    logging.getLogger("mmrag_batch").setLevel(level)
 
 
 def write_table(path: Path, rows: Sequence[Sequence[str]]) -> Path:

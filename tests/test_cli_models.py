@@ -1,10 +1,9 @@
 """The commands that make models, as a user types them."""
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,6 @@ from typer.testing import CliRunner, Result
 from mmrag_batch.cli import app
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("", "train", "export")]
-    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
-    yield
-    loggers[0].handlers[:] = handlers
-    for logger, level in zip(loggers, levels):
-        logger.setLevel(level)
 
 
 def call(*arguments: object) -> Result:

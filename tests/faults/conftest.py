@@ -1,8 +1,6 @@
 """What tests of faults share: a table, and what a run without faults writes."""
 
-import logging
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,15 +12,6 @@ from tests.faults.harness import predict, write_table
 def interrupts_are_heard() -> None:
     """A shell starts what it puts in the background with SIGINT ignored, and runs inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], logging.getLogger("mmrag_batch").level
-    yield
-    root.handlers[:] = handlers
-    logging.getLogger("mmrag_batch").setLevel(level)
 
 
 @pytest.fixture(scope="session")

