@@ -2,9 +2,11 @@
 
     python benchmarks/engine.py [--repetitions 8] [--cores 1]
 
-All answer the same questions of the demo world in one process tree, in float32 and with as many
-threads. Their answers are compared before anything is timed; repetitions are interleaved, and the
-first is left out. Prints one table in Markdown: medians, and ratios above 1 where ours is faster.
+All answer the same questions of the demo world in one process tree, in float32, with as many
+threads and, where they have them, the limits that `predict` chooses. Repetitions are interleaved,
+and the first is left out; each asks other questions, whose images nothing has in a cache. Answers
+that differ end the comparison. Prints one table in Markdown: medians, and ratios above 1 where ours
+is faster.
 """
 
 import os
@@ -12,6 +14,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from statistics import linear_regression, median, quantiles
@@ -34,14 +38,18 @@ from train.demo_world import write_world
 
 GENERATOR = DEMO_BUNDLE / "generator"
 COUNTS = (64, 256, 1024)
+POOL = 1024
+"""Different questions: their images outnumber those that the engine remembers."""
 VARIED = 1024
 """Rows with answers of 1 to `LONGEST` tokens."""
+FEW = 128
+"""Rows that transformers answers."""
 LONGEST = 128
 USUAL = 12
 """Most tokens of the other answers; they end by themselves after three or so."""
 LONG = 32
 CHUNK = 32
-LIMITS = Limits(rows=32, row_tokens=1280, step_tokens=2048, kv_cache_bytes=GIB)
+LIMITS = Limits(rows=64, row_tokens=1280, step_tokens=2048, kv_cache_bytes=GIB)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,10 @@ class Process(VllmProcess):
             length = self.lengths[request.key]
             sampling = self._sampling(max_tokens=length, min_tokens=length)
         return await super()._generate(request, prefix, sampling)
+
+    def forget(self) -> None:
+        """Empty vLLM's cache of preprocessed images."""
+        self._submit(self._llm.reset_mm_cache()).result()
 
 
 def questions_of(folder: Path, count: int) -> list[Question]:
@@ -100,7 +112,7 @@ def ask(engine: Engine, questions: list[Question]) -> list[str]:
     return [texts[question.request.key] for question in questions]
 
 
-def chat(llm: Any, questions: list[Question], *, varied: bool) -> list[str]:
+def chat(llm: Any, questions: list[Question], *, varied: bool = False) -> list[str]:
     """The answers of `LLM.chat`."""
     from vllm import SamplingParams
 
@@ -122,21 +134,22 @@ def chat_in_chunks(llm: Any, questions: list[Question]) -> list[str]:
     return [text for chunk in chunks for text in chat(llm, chunk, varied=True)]
 
 
+Side = Callable[[list[Question]], list[str]]
+
+
 def measure(
-    repetitions: int, ours: Callable[[], list[str]], theirs: Callable[[], list[str]]
-) -> tuple[list[float], list[float]]:
-    """Seconds of both, in turn; the first of each is left out. Exits if they answer differently."""
-    sides, seconds = (ours, theirs), ([], [])  # type: tuple[list[float], list[float]]
-    for repetition in range(repetitions):
-        answers = []
-        for side in (0, 1) if repetition % 2 else (1, 0):
-            started = perf_counter()
-            answers.append(sides[side]())
-            seconds[side].append(perf_counter() - started)
-        different = sum(a != b for a, b in zip(*answers, strict=True))
-        if different:
-            sys.exit(f"{different} of {len(answers[0])} answers differ: no time is worth quoting.")
-    return seconds[0][1:], seconds[1][1:]
+    questions: list[Question], ours: Side, theirs: Side, *, swapped: bool
+) -> tuple[float, float]:
+    """Seconds of both, one after the other. Exits if they answer differently."""
+    seconds, answers = [0.0, 0.0], [[""], [""]]
+    for side in (1, 0) if swapped else (0, 1):
+        started = perf_counter()
+        answers[side] = (ours, theirs)[side](questions)
+        seconds[side] = perf_counter() - started
+    different = sum(a != b for a, b in zip(*answers, strict=True))
+    if different:
+        sys.exit(f"{different} of {len(questions)} answers differ: no time is worth quoting.")
+    return seconds[0], seconds[1]
 
 
 def line(name: str, rows: int, ours: list[float], theirs: list[float]) -> None:
@@ -184,38 +197,42 @@ def main(
         GENERATOR, device="cpu", batch_size=1, max_new_tokens=USUAL, dtype="float32"
     )
     with tempfile.TemporaryDirectory() as folder:
-        questions = questions_of(Path(folder), max(most, VARIED))
+        questions = questions_of(Path(folder), POOL)
+    pool = cycle(questions)
+    ours: Side = partial(ask, engine)
+
+    def compare(name: str, count: int, theirs: Side) -> tuple[float, float]:
+        """Print a line; medians of both."""
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for repetition in range(repetitions):
+            process.forget()
+            llm.reset_mm_cache()
+            taken = measure(list(islice(pool, count)), ours, theirs, swapped=bool(repetition % 2))
+            for side, value in zip(seconds, taken, strict=True):
+                side.append(value)
+        us, them = (side[1:] for side in seconds)
+        line(name, count, us, them)
+        return median(us), median(them)
 
     typer.echo("| compared with | rows | ours, s | theirs, s | ratio |\n|---|---|---|---|---|")
-    medians = []
-    for count in (count for count in COUNTS if count <= most):
-        part = questions[:count]
-        ours, theirs = measure(
-            repetitions, lambda p=part: ask(engine, p), lambda p=part: chat(llm, p, varied=False)
-        )
-        line("`LLM.chat`", count, ours, theirs)
-        medians.append((count, median(ours), median(theirs)))
+    counts = [count for count in COUNTS if count <= most]
+    medians = [compare("`LLM.chat`", count, partial(chat, llm)) for count in counts]
 
-    part = questions[:VARIED]
-    process.lengths = {one.request.key: one.length for one in part}
-    ours, theirs = measure(
-        max(4, repetitions), lambda: ask(engine, part), lambda: chat_in_chunks(llm, part)
-    )
-    line(f"`LLM.chat`, {CHUNK} rows a call, 1 to {LONGEST} tokens", VARIED, ours, theirs)
+    process.lengths = {one.request.key: one.length for one in questions}
+    name = f"`LLM.chat`, {CHUNK} rows a call, 1 to {LONGEST} tokens"
+    compare(name, VARIED, partial(chat_in_chunks, llm))
+
     process.lengths = None
+    compare("transformers, a row at a time", FEW, partial(ask, alone))
 
-    few = questions[: COUNTS[0]]
-    ours, theirs = measure(repetitions, lambda: ask(engine, few), lambda: ask(alone, few))
-    line("transformers, a row at a time", COUNTS[0], ours, theirs)
-
-    process.lengths = {one.request.key: LONG for one in few}
+    process.lengths = {one.request.key: LONG for one in questions}
     alone._generation.update(min_new_tokens=LONG, max_new_tokens=LONG)
-    ours, theirs = measure(repetitions, lambda: ask(engine, few), lambda: ask(alone, few))
-    line(f"the same, {LONG} tokens each", COUNTS[0], ours, theirs)
+    compare(f"the same, {LONG} tokens each", FEW, partial(ask, alone))
 
     if len(medians) > 1:
-        rows, *sides = zip(*medians)
-        (us, us_fixed), (them, them_fixed) = (linear_regression(rows, side) for side in sides)
+        (us, us_fixed), (them, them_fixed) = (
+            linear_regression(counts, side) for side in zip(*medians, strict=True)
+        )
         typer.echo(
             f"\nA row more: ours {1000 * us:.2f} ms, `LLM.chat` {1000 * them:.2f} ms (ours takes "
             f"{us / them:.3f} of it). Fixed: {us_fixed:.2f} s, {them_fixed:.2f} s. "

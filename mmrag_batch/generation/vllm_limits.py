@@ -9,7 +9,7 @@ ANSWER_TOKENS = 256
 """Least room for an answer: choices that are scored as texts may be longer than free-form ones."""
 STEP_TOKENS = {"cpu": 2048, "cuda": 8192}
 """Least tokens a step; more would let those who decode wait for those who begin."""
-MAX_ROWS = {"cpu": 32, "cuda": 256}
+MAX_ROWS = {"cpu": 64, "cuda": 256}
 """Rows at a time beyond which a device gets no faster."""
 ENCODED_AT_ONCE = 4
 """Rows whose images fit in one step: vLLM bounds the encoder's tokens by those of a step."""

@@ -82,13 +82,13 @@ def test_a_cpu_gets_a_cache_for_its_rows() -> None:
     demo = read_shape(GENERATOR, "float32")
     chosen = limits(demo, device="cpu", gib=8)
     assert chosen == Limits(
-        rows=32, row_tokens=1280, step_tokens=2048, kv_cache_bytes=chosen.kv_cache_bytes
+        rows=64, row_tokens=1280, step_tokens=2048, kv_cache_bytes=chosen.kv_cache_bytes
     )
     assert chosen.kv_cache_bytes == GIB // 4
     large = limits(device="cpu", gib=64)
     assert large.kv_cache_bytes is not None
     assert large.kv_cache_bytes <= 64 * GIB // 4
-    assert 1 < large.rows < 32
+    assert 1 < large.rows < 64
 
 
 def test_what_is_given_is_taken() -> None:

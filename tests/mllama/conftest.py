@@ -155,12 +155,16 @@ def start_engine(random_generator_dir: Path) -> Iterator[Callable[..., Any]]:
 
             if settings.get("enforce_eager"):  # else the sampler alone takes ten seconds
                 patch.setenv("TORCHDYNAMO_DISABLE", "1")
+            defaults: dict[str, Any] = {
+                "model": str(random_generator_dir),
+                "max_model_len": 512,
+                "max_num_batched_tokens": 1024,
+            }
             engine = LLM(
-                model=str(random_generator_dir),
                 dtype="float32",
                 limit_mm_per_prompt={"image": 3},
                 disable_log_stats=False,
-                **{"max_model_len": 512, "max_num_batched_tokens": 1024, **settings},
+                **{**defaults, **settings},
             )
             engines.append(engine)
             return engine
