@@ -236,7 +236,7 @@ def main(
         typer.echo(
             f"\nA row more: ours {1000 * us:.2f} ms, `LLM.chat` {1000 * them:.2f} ms (ours takes "
             f"{us / them:.3f} of it). Fixed: {us_fixed:.2f} s, {them_fixed:.2f} s. "
-            f"Outside load: {os.getloadavg()[2]:.1f}."
+            f"Load average: {os.getloadavg()[2]:.1f}."
         )
     engine.close()
 

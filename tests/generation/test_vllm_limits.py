@@ -80,11 +80,9 @@ def test_a_row_is_never_longer_than_the_model_reads() -> None:
 
 def test_a_cpu_gets_a_cache_for_its_rows() -> None:
     demo = read_shape(GENERATOR, "float32")
-    chosen = limits(demo, device="cpu", gib=8)
-    assert chosen == Limits(
-        rows=64, row_tokens=1280, step_tokens=2048, kv_cache_bytes=chosen.kv_cache_bytes
-    )
-    assert chosen.kv_cache_bytes == GIB // 4
+    row_bytes = 1280 * demo.self_attention_bytes + 40 * demo.cross_attention_bytes
+    assert limits(demo, device="cpu", gib=8) == Limits(64, 1280, 2048, 2 * 64 * row_bytes)
+    assert limits(demo, device="cpu", gib=8, rows=32).kv_cache_bytes == GIB // 4
     large = limits(device="cpu", gib=64)
     assert large.kv_cache_bytes is not None
     assert large.kv_cache_bytes <= 64 * GIB // 4

@@ -1,4 +1,4 @@
-"""`--enable-lora`: adapters beside the merged model, and the ones that would be cut short."""
+"""Adapters merged by the export, and beside the model by `--enable-lora`, whole or refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +46,32 @@ def adapter(random_generator_dir: Path, tmp_path: Path) -> Callable[..., tuple[P
         return directory, merged
 
     return make
+
+
+def test_a_merged_checkpoint_answers_as_base_and_adapter(
+    random_generator_dir: Path,
+    adapter: Callable[..., tuple[Path, Path]],
+    start_engine: Callable[..., Any],
+    prompt: Callable[[str], dict[str, Any]],
+    reference: "dict[str, Answer]",
+    transformers_answers: Callable[..., "dict[str, Answer]"],
+) -> None:
+    from vllm import SamplingParams
+
+    from export.merge import write_generator
+    from train.tuning import LORA_TARGETS
+
+    directory, merged_by_peft = adapter(LORA_TARGETS)
+    out = directory / "exported"
+    write_generator(random_generator_dir, directory, out)
+    prompts = {case: prompt(case) for case in CASES}
+    expected = transformers_answers(merged_by_peft, prompts, 20)
+    engine = start_engine(model=str(out), enforce_eager=True)
+    greedy = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    outputs = engine.generate(list(prompts.values()), greedy, use_tqdm=False)
+    found = [list(output.outputs[0].token_ids) for output in outputs]
+    assert found == [answer.token_ids for answer in expected.values()]
+    assert found != [reference[case].token_ids[:20] for case in CASES]
 
 
 def test_adapters_answer_as_the_models_they_are_merged_into(
