@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from onnxscript.rewriter import rewrite
+from onnxscript.rewriter.pattern import RewriteRule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +22,8 @@ from mmrag_batch.bundle import Precision
 OPSET = 23
 """The first that has attention as one operator."""
 PROTOBUF_LIMIT = 2_000_000_000
+SWAP = (0, 2, 1, 3)
+"""The transpose between (B, T, H, D) and (B, H, T, D)."""
 
 # It warns that torchvision's operators cannot be exported where it is not installed; none is used.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
@@ -70,6 +75,7 @@ def write_graph(
     assert program is not None  # it is, of the dynamo exporter
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces, with the paths of this machine
+    rewrite(program.model, [RewriteRule(_heads_first, _heads_last)])
     attentions = sum(node.op_type == "Attention" for node in program.model.graph)
     if precision == "int8":
         _quantise(program, file)
@@ -78,6 +84,28 @@ def write_graph(
         size = sum(weight.nbytes for weight in weights if weight is not None)
         program.save(file, external_data=size > PROTOBUF_LIMIT)
     return attentions
+
+
+def _heads_first(op: Any, query: Any, key: Any, value: Any) -> Any:
+    """An attention as torch writes it, in (B, H, T, D): a pattern to look for."""
+
+    def split(mixed: Any, name: str) -> Any:
+        heads = op.Reshape(mixed, _allow_other_inputs=True)
+        return op.Transpose(heads, perm=SWAP, _outputs=[name])
+
+    heads = split(query, "queries"), split(key, "keys"), split(value, "values")
+    attended = op.Attention(*heads, _allow_other_inputs=True, _outputs=["attended"])
+    return op.Reshape(op.Transpose(attended, perm=SWAP), _allow_other_inputs=True)
+
+
+def _heads_last(
+    op: Any, query: Any, key: Any, value: Any, queries: Any, keys: Any, attended: Any, **_: Any
+) -> Any:
+    """The same in (B, T, H D), as linear layers write and read it: without the four transposes,
+    which take a third of the time."""
+    heads = {"q_num_heads": queries.shape[1], "kv_num_heads": keys.shape[1]}
+    node = attended.producer()
+    return op.Attention(query, key, value, *node.inputs[3:], **node.attributes, **heads)
 
 
 def _quantise(program: torch.onnx.ONNXProgram, file: Path) -> None:

@@ -156,6 +156,13 @@ def test_every_attention_is_one_operator(small: Small) -> None:
     assert figures["image_encoder_attentions"] == figures["text_encoder_attentions"] == 2
 
 
+def test_attentions_read_what_linear_layers_write(small: Small) -> None:
+    _, out, _ = small
+    for file in ("image_encoder.onnx", "text_encoder.onnx"):
+        nodes = onnx.load(out / file).graph.node
+        assert not [n for n in nodes if n.op_type == "Transpose" and len(n.attribute[0].ints) == 4]
+
+
 def test_fewer_bits_keep_the_embeddings(small: Small) -> None:
     precision, out, figures = small
     least = LEAST_COSINE[precision]
