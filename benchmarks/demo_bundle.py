@@ -1,6 +1,6 @@
 """What the demo bundle is worth on worlds it has never seen, and what each part adds.
 
-    python benchmarks/demo_bundle.py [--bundle DIR] [--base DIR] [--rows 300] [--seed 9001]
+    python -m benchmarks.demo_bundle [--bundle DIR] [--base DIR] [--rows 300] [--seed 9001]
 
 Draws a new world, answers it as it is, without documents, without question pictures, and (with
 --base, the generator before LoRA) untuned; ranks its documents with trained and untrained towers.

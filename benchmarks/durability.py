@@ -1,6 +1,6 @@
 """What a run survives, and what it costs to go on.
 
-    python benchmarks/durability.py [--runs 200] [--large 100000]
+    python -m benchmarks.durability [--runs 200] [--large 100000]
 
 `--runs` tables of 2,000 rows are answered by the scripted engine in processes that are killed
 (`kill -9`) at random moments, seeded, until each is complete. A run of 200 rows dies at every

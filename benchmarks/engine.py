@@ -1,6 +1,6 @@
 """The vllm engine beside vLLM's own `LLM.chat`, and beside the transformers engine.
 
-    python benchmarks/engine.py [--repetitions 8] [--cores 1]
+    python -m benchmarks.engine [--repetitions 8] [--cores 1]
 
 All answer the same questions of the demo world in one process tree, in float32, with as many
 threads and, where they have them, the limits that `predict` chooses. Repetitions are interleaved,
@@ -226,7 +226,7 @@ def main(
     compare("transformers, a row at a time", FEW, partial(ask, alone))
 
     process.lengths = {one.request.key: LONG for one in questions}
-    alone._generation.update(min_new_tokens=LONG, max_new_tokens=LONG)
+    alone._generation.min_new_tokens = alone._generation.max_new_tokens = LONG
     compare(f"the same, {LONG} tokens each", FEW, partial(ask, alone))
 
     if len(medians) > 1:

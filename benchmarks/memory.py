@@ -1,7 +1,7 @@
 """Peak memory of a long run beside that of a short one: it must not grow with the table.
 
-    python benchmarks/memory.py [--rows 20000] [--few 1000]
-    python benchmarks/memory.py --plain --rows 100000
+    python -m benchmarks.memory [--rows 20000] [--few 1000]
+    python -m benchmarks.memory --plain --rows 100000
 
 Draws one demo world and sends it through `mmrag-batch predict --engine scripted`, in whole and cut
 to its first rows: everything but the generator is real, and one row takes 100 times as long as the

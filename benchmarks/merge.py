@@ -1,6 +1,6 @@
 """Peak memory of a merge, beside its bound: the largest shard + 2 GiB.
 
-    python benchmarks/merge.py [--gigabytes 3] [--shards 6] [--folder DIR]
+    python -m benchmarks.merge [--gigabytes 3] [--shards 6] [--folder DIR]
 
 Writes a random Llama 3.2 Vision of that size in bfloat16, with the names of the published one, and
 a random adapter for it; merges them by `mmrag-batch export generator` in a process of its own, and

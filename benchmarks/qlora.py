@@ -1,6 +1,6 @@
 """What QLoRA is worth on a CPU: the demo generator learns German, its base in 4 bits.
 
-    python benchmarks/qlora.py [--rows 4000] [--steps 200]
+    python -m benchmarks.qlora [--rows 4000] [--steps 200]
 
 Of a demo world, the questions about what a picture shows are kept, and their choices are put into
 German, which the packaged generator has never read. An adapter is trained on its base in 4 bits and
@@ -16,8 +16,8 @@ from time import monotonic
 from typing import Annotated
 
 import typer
-from demo_bundle import answer
 
+from benchmarks.demo_bundle import answer
 from export.merge import write_generator
 from mmrag_batch.bundle import Bundle, open_bundle, write_retriever_spec
 from mmrag_batch.config import DEMO_BUNDLE

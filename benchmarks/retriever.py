@@ -1,6 +1,6 @@
 """What training the towers gains without relevance labels, and how fast it is on a cache.
 
-    python benchmarks/retriever.py [--rows 1500] [--fresh 600] [--seed 9301] [--graphs DIR]
+    python -m benchmarks.retriever [--rows 1500] [--fresh 600] [--seed 9301] [--graphs DIR]
 
 Draws a demo world, hides its column `relevant`, and trains towers on it by the right answers and by
 the likelihoods of the packaged generator; and, with the column, by labels. Ranks the documents of
@@ -13,6 +13,7 @@ import csv
 import shutil
 import tempfile
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -71,7 +72,7 @@ def timed(graphs: Path, table: Path, rows: int, config: RetrieverConfig) -> str:
     """One line: an epoch over the first rows of a table, on a cache and without one."""
     embedder = opened(graphs, table.parent)
     started = monotonic()
-    trained = embed_table(read_rows(table, limit=rows), embedder, by_relevant)
+    trained = embed_table(islice(read_rows(table), rows), embedder, by_relevant)
     online = monotonic() - started
     cached = median(epochs(config, trained))
     name = read_retriever_spec(graphs).encoder

@@ -1,6 +1,6 @@
 """What it saves to encode an image once that many rows share.
 
-    python benchmarks/shared_images.py
+    python -m benchmarks.shared_images
 
 A random generator whose vision tower takes its full-size share of a row's work (a quarter-size
 tower, half a thousand encoder tokens), vLLM on the CPU, 48 rows of one image and one answer token.

@@ -16,7 +16,7 @@ from mmrag_batch.errors import MissingError
 GIB = 2**30
 IMPORTS = GIB
 """Memory of the packages that an export loads."""
-SECONDS = {"encoders": 25.0, "towers": 25.0, "generator": 15.0, "manifest": 2.0}
+SECONDS = {"encoders": 60.0, "towers": 60.0, "generator": 10.0, "manifest": 2.0}
 """A GiB of weights on two cores, roughly: exported and compared, merged and compared, hashed."""
 BITS: dict[Precision, int] = {"fp32": 32, "fp16": 16, "int8": 8}
 TRACING = 5.0

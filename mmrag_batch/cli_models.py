@@ -1,7 +1,8 @@
 """The commands that make models. What they need of train and export is imported inside of them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -18,26 +19,20 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see
 @train.command("retriever")
 def _train_retriever(config: Config) -> None:
     """Train the towers on frozen embeddings; started again, it goes on."""
-    from mmrag_batch.factory import requires
-
-    with requires("train"):
+    with _training_imports():
         from train.config import load_config
         from train.retriever import RetrieverConfig, train_retriever
 
-    _log_to_stderr()
     typer.echo(train_retriever(load_config(config, RetrieverConfig)))
 
 
 @train.command("generator")
 def _train_generator(config: Config) -> None:
     """Tune a Llama 3.2 Vision on a table of questions; started again, it goes on."""
-    from mmrag_batch.factory import requires
-
-    with requires("train"):
+    with _training_imports():
         from train.config import load_config
         from train.generator import GeneratorConfig, train_generator
 
-    _log_to_stderr()
     typer.echo(train_generator(load_config(config, GeneratorConfig)))
 
 
@@ -57,9 +52,7 @@ def _export_bundle(
         return
     if config is None:
         raise typer.BadParameter("--config is needed, as in --config export/configs/demo.yaml")
-    from mmrag_batch.factory import requires
-
-    with requires("train"):
+    with _training_imports():
         from export.bundle import ExportConfig, plan_bundle, write_bundle
         from export.plan import show
         from train.config import load_config
@@ -68,7 +61,6 @@ def _export_bundle(
     if dry_run:
         typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))
         return
-    _log_to_stderr()
     _show_figures(write_bundle(parts, overwrite=overwrite).parity)
 
 
@@ -102,12 +94,9 @@ def _export_encoders(
     ImageBind's weights may not be used commercially (CC BY-NC-SA 4.0); CLIP and SigLIP 2 have
     licences of their own.
     """
-    from mmrag_batch.factory import requires
-
-    with requires("train"):
+    with _training_imports():
         from export.onnx_retriever import export_encoders
 
-    _log_to_stderr()
     figures = export_encoders(
         encoders, out, precision=precision, sample=sample, vocabulary=vocabulary
     )
@@ -120,9 +109,7 @@ def _export_towers(
     out: Annotated[Path, typer.Option(help="A retriever directory that has its encoders.")],
 ) -> None:
     """Write the graphs of the question and the document tower beside the encoders."""
-    from mmrag_batch.factory import requires
-
-    with requires("train"):
+    with _training_imports():
         from export.onnx_retriever import export_towers
 
     _show_parity(export_towers(towers, out))
@@ -139,12 +126,9 @@ def _export_generator(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint.")] = False,
 ) -> None:
     """Merge an adapter into its base, shard by shard, and prove that it did."""
-    from mmrag_batch.factory import requires
-
-    with requires("train"):
+    with _training_imports():
         from export.merge import write_generator
 
-    _log_to_stderr()
     done = write_generator(base, adapter, out, logits=logits, overwrite=overwrite)
     typer.echo(f"{out}: {done.merged} weights merged, {done.kept} tensors as in {base}.")
     typer.echo(f"merged weights: {done.weights:.2f} rounding steps from W + B A scale at most")
@@ -152,10 +136,18 @@ def _export_generator(
         _show_parity({"merged_logits": done.logits})
 
 
-def _log_to_stderr() -> None:
+@contextmanager
+def _training_imports() -> Iterator[None]:
+    """Around imports of train and export: shows what they log, or says what to install."""
+    from mmrag_batch.factory import requires
+
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for package in ("train", "export"):
         logging.getLogger(package).setLevel(logging.INFO)
+    # It advises a package that would load code from a hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with requires("train"):
+        yield
 
 
 def _show_figures(figures: Mapping[str, float]) -> None:

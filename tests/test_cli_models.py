@@ -1,6 +1,5 @@
 """The commands that make models, as a user types them."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,12 +82,9 @@ def test_a_dry_run_says_what_an_export_would_do(
 def test_a_merge_needs_little_more_memory_than_what_it_imports(tmp_path: Path) -> None:
     """The benchmark on a small checkpoint, too large for its logits to be compared. Held in whole,
     it would take 0.57 GiB; in float32, twice that."""
-    command = [sys.executable, "benchmarks/merge.py", "--gigabytes", "0.7", "--shards", "3"]
+    command = [sys.executable, "-m", "benchmarks.merge", "--gigabytes", "0.7", "--shards", "3"]
     command += ["--folder", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")[1:-1]]
     assert cells[1] == "3"
