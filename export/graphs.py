@@ -101,8 +101,8 @@ def _heads_first(op: Any, query: Any, key: Any, value: Any) -> Any:
 def _heads_last(
     op: Any, query: Any, key: Any, value: Any, queries: Any, keys: Any, attended: Any, **_: Any
 ) -> Any:
-    """The same in (B, T, H D), as linear layers write and read it: without the four transposes,
-    which take a third of the time."""
+    """The same in (B, T, H D), as linear layers write and read it: without four transposes, which
+    took 7% of the time of ImageBind's text encoder in int8."""
     heads = {"q_num_heads": queries.shape[1], "kv_num_heads": keys.shape[1]}
     node = attended.producer()
     return op.Attention(query, key, value, *node.inputs[3:], **node.attributes, **heads)
