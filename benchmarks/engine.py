@@ -28,7 +28,7 @@ from mmrag_batch.config import DEMO_BUNDLE
 from mmrag_batch.generation.engine import Engine, GenerationRequest
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.generation.supervisor import Supervisor
-from mmrag_batch.generation.vllm_limits import GIB, Limits
+from mmrag_batch.generation.vllm_limits import GIB, MAX_ROWS, Limits
 from mmrag_batch.generation.vllm_process import VllmProcess, prepare_environment
 from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.io.table import read_rows
@@ -49,7 +49,7 @@ USUAL = 12
 """Most tokens of the other answers; they end by themselves after three or so."""
 LONG = 32
 CHUNK = 32
-LIMITS = Limits(rows=64, row_tokens=1280, step_tokens=2048, kv_cache_bytes=GIB)
+LIMITS = Limits(rows=MAX_ROWS["cpu"], row_tokens=1280, step_tokens=2048, kv_cache_bytes=GIB)
 
 
 @dataclass(frozen=True)

@@ -155,16 +155,12 @@ def start_engine(random_generator_dir: Path) -> Iterator[Callable[..., Any]]:
 
             if settings.get("enforce_eager"):  # else the sampler alone takes ten seconds
                 patch.setenv("TORCHDYNAMO_DISABLE", "1")
-            defaults: dict[str, Any] = {
-                "model": str(random_generator_dir),
-                "max_model_len": 512,
-                "max_num_batched_tokens": 1024,
-            }
+            sizes = {"max_model_len": 512, "max_num_batched_tokens": 1024}
             engine = LLM(
                 dtype="float32",
                 limit_mm_per_prompt={"image": 3},
                 disable_log_stats=False,
-                **{**defaults, **settings},
+                **{"model": str(random_generator_dir), **sizes, **settings},
             )
             engines.append(engine)
             return engine
