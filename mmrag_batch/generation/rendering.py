@@ -8,6 +8,7 @@ or `<|image|>` typed by a user is just characters.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,10 @@ from tokenizers import Tokenizer
 from mmrag_batch.errors import ConfigError, MissingError
 
 IMAGE_TOKEN = "<|image|>"  # noqa: S105
+ANSWERS = 4096
+"""Answers whose tokens are remembered."""
+LAYOUTS = 1024
+"""Ways in which texts and images follow each other that are remembered."""
 TEMPLATE = "chat_template.jinja"
 PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template holds them
 
@@ -40,6 +45,9 @@ class Renderer:
         named = {name: config.get(name) for name in ("bos_token", "eos_token")}
         self._special_tokens = {name: _content(token) for name, token in named.items() if token}
         self._image_id = self._special_id(IMAGE_TOKEN)
+        self._written: dict[str, list[list[int]]] = {}
+        # A table has few answers, over and over.
+        self._answer_ids = lru_cache(ANSWERS)(lambda answer: (*self.encode(answer), self._end_id))
         self._end_id = self._special_id(self._special_tokens["eos_token"])
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -49,18 +57,28 @@ class Renderer:
         the template drops or repeats a text or an image.
         """
         texts: list[str] = []
-        prompt = self._apply([_with_placeholders(message, texts) for message in messages])
-        pieces = PLACEHOLDER.split(prompt)  # template, number, template, ..., template
-        if pieces[1::2] != [str(number) for number in range(len(texts))]:
-            raise ConfigError("chat_template.jinja must write every text once and in order.")
-        token_ids = self._encode_template(pieces[0])
-        for text, written in zip(texts, pieces[2::2]):
+        layout = [_with_placeholders(message, texts) for message in messages]
+        # What the template writes depends on the layout alone, and a table has few of them.
+        if (name := repr(layout)) not in self._written:
+            if len(self._written) >= LAYOUTS:
+                self._written.clear()
+            self._written[name] = self._write(layout, len(texts))
+        first, *others = self._written[name]
+        token_ids = list(first)
+        for text, written in zip(texts, others):
             token_ids += self.encode(text)
-            token_ids += self._encode_template(written)
+            token_ids += written
         images = sum(part.get("type") == "image" for part in _parts(messages))
         if token_ids.count(self._image_id) != images:
             raise ConfigError(f"chat_template.jinja must write one {IMAGE_TOKEN} for each image.")
         return token_ids
+
+    def _write(self, layout: list[dict[str, Any]], texts: int) -> list[list[int]]:
+        """The token ids of what the template writes before, between and after the texts."""
+        pieces = PLACEHOLDER.split(self._apply(layout))  # template, number, template, ..., template
+        if pieces[1::2] != [str(number) for number in range(texts)]:
+            raise ConfigError("chat_template.jinja must write every text once and in order.")
+        return [self._encode_template(piece) for piece in pieces[::2]]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text: no special token comes out, whatever goes in."""
@@ -68,7 +86,7 @@ class Renderer:
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """The token ids of a whole answer, its end token included."""
-        return (*self.encode(answer), self._end_id)
+        return self._answer_ids(answer)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of generated token ids, without special tokens."""
