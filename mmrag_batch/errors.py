@@ -2,6 +2,7 @@
 
     MmragError                  1   anything that is our job to explain
     ├── RowError                -   one row (or one document) cannot be used; never ends a run
+    ├── PartialError            3   all is done, but some rows have no answer
     ├── AbortedError            4   too many rows failed, or a run that does not get ahead
     ├── LockedError            11   another run writes the same output
     ├── InputError             65   the structure of the input file is broken
@@ -59,6 +60,12 @@ class RowError(MmragError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(mask(message))
         self.code = code
+
+
+class PartialError(MmragError):
+    """The output is complete, and some of its rows have no answer."""
+
+    exit_code = ExitCode.PARTIAL
 
 
 class AbortedError(MmragError):

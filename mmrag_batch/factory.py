@@ -1,5 +1,6 @@
 """Settings + bundle -> the stages of a run. What a stage needs is imported when it is built."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Literal
 from mmrag_batch.bundle import Bundle, encoders_key
 from mmrag_batch.config import DeviceName, EngineName, PredictSettings
 from mmrag_batch.errors import ConfigError, UnavailableError
+from mmrag_batch.machine import has_cuda
 from mmrag_batch.stages import Stage
 
 if TYPE_CHECKING:
     from mmrag_batch.generation.engine import Engine
+    from mmrag_batch.io.images import ImageLoader
 
+log = logging.getLogger(__name__)
 SCRIPTED_WINDOW = 32
 OURS = ("mmrag_batch", "train", "export")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -40,6 +44,14 @@ def split_hosts(setting: str) -> list[str]:
     return [host.strip() for host in setting.split(",") if host.strip()]
 
 
+def open_images(settings: PredictSettings) -> "ImageLoader":
+    """Where the images of a run come from."""
+    from mmrag_batch.io.images import ImageLoader
+
+    root = settings.image_root or settings.input.parent
+    return ImageLoader(root, hosts=split_hosts(settings.allow_media_domain))
+
+
 @contextmanager
 def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stage]]:
     """Load the models of a bundle: the retrieval and the generation stage, closed in the end.
@@ -49,13 +61,10 @@ def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stag
     """
     from mmrag_batch.generation.answerer import Answerer
     from mmrag_batch.generation.rendering import Renderer
-    from mmrag_batch.io.images import ImageLoader
     from mmrag_batch.retrieval.retriever import open_retriever
 
     spec = bundle.manifest.generator
-    images = ImageLoader(
-        settings.image_root or settings.input.parent, hosts=split_hosts(settings.allow_media_domain)
-    )
+    images = open_images(settings)
     name = _engine_name(settings)
     with requires("cpu"):
         retriever = open_retriever(
@@ -172,9 +181,15 @@ def _open_scripted(settings: PredictSettings) -> "Engine":
 
 
 def _retriever_device(name: DeviceName) -> Literal["cpu", "cuda"]:
-    """`auto` is a GPU where ONNX Runtime has one: the `cpu` extra on a GPU machine has not."""
+    """`auto` is a GPU where there is one that ONNX Runtime can use: the `cpu` extra can use none,
+    and a login node with the `gpu` extra has none."""
     if name != "auto":
         return name
     import onnxruntime
 
-    return "cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "cpu"
+    if has_cuda():
+        return "cuda"
+    log.info("There is no GPU here: retrieval runs on the CPU.")
+    return "cpu"

@@ -1,5 +1,6 @@
 """What this machine has: processor, memory, GPUs, Slurm, packages. Loads nothing heavy."""
 
+import ctypes
 import os
 import platform
 import re
@@ -71,6 +72,18 @@ def gpus() -> list[Gpu]:
         name, size, driver = (cell.strip() for cell in line.rsplit(",", 2))
         found.append(Gpu(name, int(size) * 2**20 if size.isdigit() else 0, driver))
     return found
+
+
+def has_cuda() -> bool:
+    """Whether the CUDA driver has a device for this process: asked as CUDA itself does, so that
+    CUDA_VISIBLE_DEVICES and what Slurm allots count."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    devices = ctypes.c_int()
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(devices))
+    return not failed and devices.value > 0
 
 
 def slurm() -> str:

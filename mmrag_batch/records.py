@@ -2,6 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Status = Literal["ok", "degraded", "error"]
+"""`error`: no answer; `degraded`: answered without its broken documents; else `ok`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +63,19 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """A place between two rows of a table, where reading can begin.
+class Answer:
+    """What became of a question, as an output shows it.
 
-    `offset` counts bytes of the unpacked text (in Parquet: rows), `line` the lines before it.
+    `problems` say why there is no answer (`error`), or which documents were left out (`degraded`).
+    `evidence` holds ids of documents and their scores, best first.
     """
 
-    offset: int
-    line: int
+    status: Status
+    prediction: str | None = None
+    index: int | None = None
+    probabilities: tuple[float, ...] = ()
+    evidence: tuple[tuple[str, float], ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(slots=True)
@@ -74,9 +83,10 @@ class Row:
     """One input row on its way through a run; each stage fills in its part.
 
     `number` counts rows from 0, `line` is the line of the file where the row starts, `cells` are
-    the input columns as they were read, `end` is where the next row begins. A row with `error`
-    passes the remaining stages untouched; `problems` are documents that were left out (the row is
-    still answered, as `degraded`).
+    the input columns as they were read. A row with `error` passes the remaining stages untouched;
+    `problems` are documents that were left out (the row is still answered, as `degraded`).
+    `images` are the SHA-256 (hex) of the image files that the question names, by source, None for
+    one that cannot be read.
     """
 
     number: int
@@ -88,4 +98,4 @@ class Row:
     prediction: Prediction | None = None
     problems: list[Problem] = field(default_factory=list)
     error: Problem | None = None
-    end: Position | None = None
+    images: dict[str, str | None] = field(default_factory=dict)

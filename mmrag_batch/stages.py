@@ -1,12 +1,12 @@
 """What the stages of a run agree on: their one method, where images come from, and how one
 stage works ahead of the next."""
 
-import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mmrag_batch.records import Row
+from mmrag_batch.records import Question, Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,40 +39,43 @@ class ImageStore(Protocol):
         ...
 
 
+def image_files(question: Question) -> Iterator[str]:
+    """The sources of a question's images, but for `data:` URIs, which cannot change."""
+    sources = (question.image, *(document.image for document in question.documents))
+    return (source for source in sources if source and not source.startswith("data:"))
+
+
 def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     """Yield `items` in order while a thread works up to `depth` of them ahead.
 
     An exception raised by `items` is raised here, after the items before it. When the consumer
     stops early, the thread stops at its next item, and is waited for.
     """
-    ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(entry: tuple[T] | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                ready.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-            return
+    ready: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
+    room: SimpleQueue[bool] = SimpleQueue()  # one for each item that may still wait; False: stop
 
     def work() -> None:
         try:
             for item in items:
-                put((item,))
-                if stopped.is_set():
+                if not room.get() or stopped.is_set():
                     return
-            put(None)
+                ready.put((item,))
+            ready.put(None)
         except BaseException as error:  # handed to the consumer, which raises it
-            put(error)
+            ready.put(error)
 
+    stopped = threading.Event()
     worker = threading.Thread(target=work, name="prefetch", daemon=True)
     worker.start()
     try:
+        for _ in range(depth):
+            room.put(True)
         while (entry := ready.get()) is not None:
             if isinstance(entry, BaseException):
                 raise entry
+            room.put(True)
             yield entry[0]
     finally:
         stopped.set()
+        room.put(False)
         worker.join()

@@ -104,7 +104,7 @@ def test_predict_says_what_it_did_and_what_to_type_next(table: Path, bundle: Pat
     done = predict(table, bundle)
     assert done.stdout == ""
     assert "This bundle knows nothing." in done.stderr
-    assert "3 rows in " in done.stderr
+    assert "3 rows, 3 asked now (" in done.stderr
     assert "(2 ok, 1 degraded, 0 error)" in done.stderr
     assert f"Next: mmrag-batch evaluate {table.with_name('out.csv')}" in done.stderr
 
@@ -177,12 +177,13 @@ def test_an_existing_output_is_kept_unless_overwrite_is_given(table: Path, bundl
     ("content", "code"), [("question\nWho?\n", 65), ('question_text\n"Who?\n', 65), (None, 66)]
 )
 def test_a_broken_or_missing_input_ends_before_models_are_loaded(
-    tmp_path: Path, content: str | None, code: int
+    tmp_path: Path, bundle: Path, content: str | None, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delattr("mmrag_batch.run.predict.open_stages")
     table = tmp_path / "in.csv"
     if content is not None:
         table.write_text(content)
-    done = predict(table, tmp_path / "no-bundle")
+    done = predict(table, bundle)
     assert done.exit_code == code
     assert "in.csv" in done.stderr
 
@@ -246,6 +247,18 @@ def test_validate_names_file_line_row_and_problem(tmp_path: Path) -> None:
 
 
 def test_validate_is_content_with_rows_that_can_be_answered(table: Path) -> None:
+    assert call("validate", table).exit_code == 0
+
+
+def test_validate_looks_for_images_where_predict_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    write_table(pictures / "in.csv", ROWS[:1])
+    table = (pictures / "in.csv").rename(tmp_path / "in.csv")
+    assert call("validate", table).exit_code == 3
+    monkeypatch.setenv("MMRAG_IMAGE_ROOT", str(pictures))
     assert call("validate", table).exit_code == 0
 
 

@@ -3,7 +3,13 @@ from typing import Any
 
 import pytest
 
-from mmrag_batch.config import DEMO_BUNDLE, PredictSettings, load_predict_settings
+from mmrag_batch.config import (
+    DEMO_BUNDLE,
+    SETTINGS,
+    PredictSettings,
+    flags,
+    load_predict_settings,
+)
 from mmrag_batch.errors import ConfigError, MissingError
 
 
@@ -50,7 +56,7 @@ def test_paths_and_words_come_from_every_source(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1", True), ("true", True), ("TRUE", True), ("0", False), ("false", False)]
+    ("text", "value"), [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("off", False)]
 )
 def test_a_switch_can_be_a_variable(text: str, value: bool) -> None:
     assert load(environ={"MMRAG_QUIET": text}).quiet is value
@@ -61,14 +67,14 @@ def test_a_flag_can_turn_a_switch_off() -> None:
 
 
 def test_an_empty_variable_and_those_of_others_are_not_given() -> None:
-    assert load(environ={"MMRAG_TOP_K": "", "HOME": "/", "XMMRAG_TOP_K": "x"}) == load()
+    assert load(environ={"MMRAG_TOP_K": "", "MMRAG_HOME": "/", "XMMRAG_TOP_K": "x"}) == load()
 
 
 def test_every_problem_is_reported_at_once_with_its_origin(file: Path) -> None:
     file.write_text(
         'stray = 1\n[predict]\nbatchsize = 4\nbatch_size = "4"\nlimit = true\nengine = "vlm"\n'
     )
-    environ = {"MMRAG_TOP_K": "many", "MMRAG_QUIET": "maybe", "MMRAG_COLOUR": "red"}
+    environ = {"MMRAG_TOP_K": "many", "MMRAG_QUIET": "maybe", "MMRAG_BATCHSIZE": "4"}
     with pytest.raises(ConfigError) as caught:
         load({"max_images": 0}, environ, file)
     lines = str(caught.value).splitlines()
@@ -81,7 +87,7 @@ def test_every_problem_is_reported_at_once_with_its_origin(file: Path) -> None:
         (f"{file}, [predict] engine", "transformers, openai, scripted, not 'vlm'"),
         ("MMRAG_TOP_K", "a whole number from 0 to 100, not 'many'"),
         ("MMRAG_QUIET", "true or false, not 'maybe'"),
-        ("MMRAG_COLOUR", "no such setting; known: bundle,"),
+        ("MMRAG_BATCHSIZE", "did you mean 'batch_size'?"),
         ("--max-images", "a whole number from 1 to 100, not 0"),
     ]:
         assert any(line.startswith(origin) and message in line for line in lines), origin
@@ -127,3 +133,19 @@ def test_a_config_file_that_is_no_toml_is_refused(file: Path, content: bytes) ->
     file.write_bytes(content)
     with pytest.raises(ConfigError, match="cannot be read"):
         load(config_file=file)
+
+
+@pytest.mark.parametrize(("text", "kept"), [("20", "20"), ("0.05", "0.05"), ('"20"', "20")])
+def test_a_number_of_errors_may_stand_in_a_file_as_one(file: Path, text: str, kept: str) -> None:
+    file.write_text(f"[predict]\nmax_row_errors = {text}\n")
+    assert load(config_file=file).max_row_errors == kept
+
+
+def test_every_setting_is_a_flag_with_its_help_and_what_its_default_stands_for() -> None:
+    known = {flag.name: flag for flag in flags()}
+    assert known.keys() == SETTINGS.keys()
+    assert known["top_k"].declaration == "--top-k"
+    assert known["quiet"].declaration == "--quiet/--no-quiet"
+    assert known["top_k"].help == "Documents kept a question.  [default: the bundle's]"
+    assert known["grace"].help.endswith("[default: 30]")
+    assert known["limit"].help == "Answer only the first rows."

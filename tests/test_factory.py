@@ -1,12 +1,17 @@
-"""Which engine a run gets."""
+"""Which engine a run gets, and where it retrieves."""
 
+import ctypes
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from mmrag_batch import factory
+from mmrag_batch.cli import app
 from mmrag_batch.config import DeviceName, EngineName, PredictSettings
 
 SETTINGS = PredictSettings(input=Path("in.csv"), output=Path("out.csv"))
@@ -35,6 +40,68 @@ def test_auto_is_vllm_where_there_is_a_gpu_for_it(
     monkeypatch.setattr(factory, "find_spec", lambda _: "vllm" if installed else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert factory._engine_name(replace(SETTINGS, engine=engine, device=device)) == expected
+
+
+class Driver:
+    """What libcuda answers: an error (0 is none) and a number of devices."""
+
+    def __init__(self, error: int, devices: int) -> None:
+        self._error, self._devices = error, devices
+
+    def cuInit(self, _: int) -> int:  # noqa: N802  # its name
+        return self._error
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = self._devices
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "providers", "asked", "device"),
+    [
+        (Driver(0, 1), ["CUDAExecutionProvider", "CPUExecutionProvider"], "auto", "cuda"),
+        (Driver(0, 0), ["CUDAExecutionProvider", "CPUExecutionProvider"], "auto", "cpu"),
+        (Driver(100, 0), ["CUDAExecutionProvider", "CPUExecutionProvider"], "auto", "cpu"),
+        (None, ["CUDAExecutionProvider", "CPUExecutionProvider"], "auto", "cpu"),
+        (Driver(0, 1), ["CPUExecutionProvider"], "auto", "cpu"),
+        (None, ["CUDAExecutionProvider", "CPUExecutionProvider"], "cuda", "cuda"),
+        (Driver(0, 1), ["CUDAExecutionProvider", "CPUExecutionProvider"], "cpu", "cpu"),
+    ],
+)
+def test_m03_retrieval_is_on_a_gpu_where_one_is_there(
+    driver: Driver | None,
+    providers: list[str],
+    asked: DeviceName,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def open_library(_: str) -> Driver:
+        if driver is None:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+        return driver
+
+    monkeypatch.setattr(ctypes, "CDLL", open_library)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    with caplog.at_level("INFO", "mmrag_batch"):
+        assert factory._retriever_device(asked) == device
+    fell_back = asked == "auto" and device == "cpu" and len(providers) > 1
+    assert caplog.messages == ["There is no GPU here: retrieval runs on the CPU."] * fell_back
+
+
+def test_m03_auto_works_on_a_login_node_that_has_the_gpu_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers = [*onnxruntime.get_available_providers(), "CUDAExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(factory, "has_cuda", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    table, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    table.write_text('question_text,answer_choices\nWhat is red?,"[""a cube"", ""a ball""]"\n')
+    words = ["predict", str(table), str(output), "--engine", "auto", "--device", "auto"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert len(output.read_text().splitlines()) == 2
 
 
 def test_cores_are_parted_between_retrieval_and_the_engine() -> None:

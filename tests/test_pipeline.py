@@ -1,4 +1,4 @@
-"""Order, exactly-once, bounded memory and a clean end, with stages that misbehave as far as their
+"""Exactly-once, bounded memory and a clean end, with stages that misbehave as far as their
 contract allows, and further."""
 
 import random
@@ -152,9 +152,7 @@ stages_of_any_kind = st.lists(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(stages=stages_of_any_kind, count=st.integers(0, 300))
-def test_every_row_is_written_once_in_order_and_few_are_in_flight(
-    stages: list[Stage], count: int
-) -> None:
+def test_every_row_is_kept_once_and_few_are_in_flight(stages: list[Stage], count: int) -> None:
     read = 0
     written: list[int] = []
     most = 0
@@ -167,7 +165,7 @@ def test_every_row_is_written_once_in_order_and_few_are_in_flight(
             yield row
 
     run_watched(counted(), stages, lambda row: written.append(row.number))
-    assert written == list(range(count))
+    assert sorted(written) == list(range(count))
     assert most <= in_flight(stages)
 
 
@@ -196,7 +194,7 @@ def test_stragglers_that_are_overtaken_stall_nothing_for_good() -> None:
     written: list[int] = []
     stages: list[Stage] = [Straggling(6), InBatches(16), Straggling(12)]
     run_watched(make_rows(150), stages, lambda row: written.append(row.number))
-    assert written == list(range(150))
+    assert sorted(written) == list(range(150))
 
 
 def test_a_row_that_all_others_overtake_neither_stalls_the_run_nor_lets_it_grow() -> None:
@@ -222,9 +220,9 @@ def test_a_row_that_all_others_overtake_neither_stalls_the_run_nor_lets_it_grow(
             most = max(most, read - len(written))
             yield row
 
-    stages: list[Stage] = [InBatches(16), Keeping()]
+    stages: list[Stage] = [Ahead(16), Keeping()]
     run_watched(counted(), stages, lambda row: written.append(row.number))
-    assert written == list(range(1000))
+    assert written == [*range(1, 1000), 0]
     assert most <= in_flight(stages)
 
 
@@ -244,7 +242,7 @@ def test_a_run_that_is_stopped_finishes_what_stages_hold_and_reads_no_more() -> 
         lambda row: written.append(row.number),
         is_stopped=lambda: len(written) >= 50,
     )
-    assert written == list(range(len(written)))
+    assert len(set(written)) == len(written)
     assert 50 <= len(written) < 50 + 9 + 8 + READ_AHEAD
     assert len(read) <= 50 + in_flight(stages)
 
@@ -294,8 +292,8 @@ def test_an_exception_anywhere_ends_the_run_and_is_raised(place: str) -> None:
     rows = make_rows(10_000)
     with pytest.raises(InputError, match="row 70"):
         run_watched(broken(rows) if place == "reader" else rows, stages, write)
-    assert written == list(range(len(written)))
-    assert len(written) <= 70
+    assert len(set(written)) == len(written)
+    assert 70 not in written
     assert next(rows).number < 1000  # the rest was never read
 
 

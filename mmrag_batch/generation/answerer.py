@@ -83,7 +83,7 @@ class Answerer:
         try:
             return row, self._request(row, row.question)
         except RowError as error:
-            row.error = Problem(error.code, f"line {row.line}: {error}")
+            row.error = Problem(error.code, str(error))
             return row, None
 
     def _request(self, row: Row, question: Question) -> GenerationRequest:
@@ -108,7 +108,7 @@ class Answerer:
                 loaded[source] = self._images.load(source)
             except RowError as error:
                 if source == question.image:
-                    raise
+                    raise RowError(error.code, f"question_image: {error}") from None
                 self._leave_out(row, source, error)
         return loaded
 

@@ -1,5 +1,6 @@
 """What is wrong with a table and its images, by line, found before a GPU is touched."""
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,7 @@ def check_table(path: Path, images: ImageLoader) -> Iterator[Finding]:
     Raises what `read_header` and `scan` raise for a file that cannot be read as a table.
     """
     read_header(path)
-    scan(path)
+    deque(scan(path), maxlen=0)
     good: set[str] = set()
     for row in read_rows(path):
         if row.error is not None:

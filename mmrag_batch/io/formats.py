@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from itertools import count
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 from mmrag_batch.errors import InputError, UnavailableError
 from mmrag_batch.io.text import check_file, open_text, read_lines
-from mmrag_batch.records import Position, Problem
+from mmrag_batch.records import Problem
 
 REQUIRED = "question_text"
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".parquet")
@@ -25,10 +25,8 @@ MAX_CELL = 10 * 2**20
 MAX_DEPTH = 64
 PARQUET_BATCH = 256
 """Rows decoded at once."""
-START = Position(offset=0, line=0)
-
-CsvRow = tuple[int, Position, list[str] | Problem]
-"""The line where it starts, where the next one does, and its cells."""
+CsvRow = tuple[int, list[str] | Problem]
+"""The line where it starts, and its cells."""
 
 
 class Record(NamedTuple):
@@ -38,7 +36,6 @@ class Record(NamedTuple):
     """
 
     line: int
-    end: Position
     cells: dict[str, object]
     problem: Problem | None = None
 
@@ -54,25 +51,19 @@ def read_header(path: Path) -> tuple[str, ...]:
         with _open_parquet(path) as file:
             return _check_columns(path, file.schema_arrow.names)
     if suffix == ".jsonl":
-        names = dict.fromkeys(
-            name for record in _jsonl_records(path, START) for name in record.cells
-        )
+        names = dict.fromkeys(name for record in _jsonl_records(path) for name in record.cells)
         return _check_columns(path, names)
-    return _csv_header(path, _csv_rows(path, START))
+    return _csv_header(path, _csv_rows(path))
 
 
-def read_records(path: Path, start: Position = START) -> Iterator[Record]:
-    """The rows of a table from `start` on, one by one. Blank lines are not rows.
-
-    What is before `start` is not read, but for gzip, which must be unpacked from its beginning.
-    Raises as `read_header` does.
-    """
+def read_records(path: Path) -> Iterator[Record]:
+    """The rows of a table, one by one. Blank lines are not rows. Raises as `read_header` does."""
     suffix = _suffix(path)
     if suffix == ".parquet":
-        return _parquet_records(path, start)
+        return _parquet_records(path)
     if suffix == ".jsonl":
-        return _jsonl_records(path, start)
-    return _csv_records(path, start)
+        return _jsonl_records(path)
+    return _csv_records(path)
 
 
 def _suffix(path: Path) -> str:
@@ -99,64 +90,37 @@ def _check_columns(path: Path, names: Iterable[str]) -> tuple[str, ...]:
     return columns
 
 
-class _Lines:
-    """The lines of a text, and where the next one begins."""
-
-    def __init__(self, path: Path, stream: TextIO, start: Position) -> None:
-        self._offset, self._line = stream.tell(), start.line
-        self._lines = read_lines(path, stream)
-
-    def __iter__(self) -> "_Lines":
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self._offset += len(line) if line.isascii() else len(line.encode())
-        self._line += 1
-        return line
-
-    @property
-    def position(self) -> Position:
-        return Position(self._offset, self._line)
-
-
 # CSV
 
 
-def _csv_records(path: Path, start: Position) -> Iterator[Record]:
-    columns = _csv_header(path, _csv_rows(path, START))
-    rows = _csv_rows(path, start)
-    if start == START:
-        next(rows)
+def _csv_records(path: Path) -> Iterator[Record]:
+    rows = _csv_rows(path)
+    columns = _csv_header(path, rows)
     width = len(columns)
-    for line, end, cells in rows:
+    for line, cells in rows:
         if isinstance(cells, Problem):
-            yield Record(line, end, {}, cells)
-            continue
-        problem = None
-        if len(cells) != width:
-            problem = Problem(
-                "bad_row",
-                f"line {line}: expected {width} cells, as the header has, not {len(cells)}",
-            )
-        yield Record(line, end, dict(zip(columns, cells)), problem)
+            yield Record(line, {}, cells)
+        elif len(cells) == width:
+            yield Record(line, dict(zip(columns, cells)))
+        else:
+            found = f"expected {width} cells, as the header has, not {len(cells)}"
+            yield Record(line, dict(zip(columns, cells)), Problem("bad_row", found))
 
 
 def _csv_header(path: Path, rows: Iterator[CsvRow]) -> tuple[str, ...]:
-    _, _, cells = next(rows, (0, START, []))
+    _, cells = next(rows, (0, []))
     if isinstance(cells, Problem):
         raise InputError(f"{path}: the header cannot be read: {cells.message}.")
     return _check_columns(path, cells)
 
 
-def _csv_rows(path: Path, start: Position) -> Iterator[CsvRow]:
+def _csv_rows(path: Path) -> Iterator[CsvRow]:
     """Every row that is not blank, header first."""
     csv.field_size_limit(MAX_CELL)
-    with open_text(path, start.offset) as stream:
-        lines = _Lines(path, stream, start)
-        reader = csv.reader(lines, strict=True)
+    with open_text(path) as stream:
+        reader = csv.reader(read_lines(path, stream), strict=True)
         while True:
-            line = lines.position.line + 1
+            line = reader.line_num + 1
             try:
                 cells = next(reader)
             except StopIteration:
@@ -164,34 +128,30 @@ def _csv_rows(path: Path, start: Position) -> Iterator[CsvRow]:
             except csv.Error as error:
                 # An overlong cell within one line leaves the reader at the next row. Over several
                 # lines it is most likely a quote that was never closed, and the rows are lost.
-                if lines.position.line > line or "field limit" not in str(error):
+                if reader.line_num > line or "field limit" not in str(error):
                     raise InputError(
                         f"{path}, line {line}: a quote that opens in this row is not closed as it "
                         f"should be ({error}). Close it, or double a quote that is part of a text."
                     ) from None
-                problem = Problem("bad_row", f"line {line}: a cell is over {MAX_CELL:,} characters")
-                yield line, lines.position, problem
+                yield line, Problem("bad_row", f"a cell is over {MAX_CELL:,} characters")
             else:
                 if cells:
-                    yield line, lines.position, cells
+                    yield line, cells
 
 
 # JSON Lines
 
 
-def _jsonl_records(path: Path, start: Position) -> Iterator[Record]:
-    with open_text(path, start.offset) as stream:
-        lines = _Lines(path, stream, start)
-        for text in lines:
+def _jsonl_records(path: Path) -> Iterator[Record]:
+    with open_text(path) as stream:
+        for line, text in enumerate(read_lines(path, stream), start=1):
             if not text.isspace():
-                yield _jsonl_record(lines.position, text)
+                yield _jsonl_record(line, text)
 
 
-def _jsonl_record(end: Position, text: str) -> Record:
-    line = end.line
-
+def _jsonl_record(line: int, text: str) -> Record:
     def broken(what: str) -> Record:
-        return Record(line, end, {}, Problem("bad_row", f"line {line}: {what}"))
+        return Record(line, {}, Problem("bad_row", what))
 
     try:
         cells = json.loads(text)
@@ -201,7 +161,7 @@ def _jsonl_record(end: Position, text: str) -> Record:
         return broken("expected a JSON object")
     if _is_deep(cells):
         return broken(f"nested over {MAX_DEPTH} levels deep")
-    return Record(line, end, cells)
+    return Record(line, cells)
 
 
 def _is_deep(value: object) -> bool:
@@ -219,19 +179,12 @@ def _is_deep(value: object) -> bool:
 # Parquet
 
 
-def _parquet_records(path: Path, start: Position) -> Iterator[Record]:
+def _parquet_records(path: Path) -> Iterator[Record]:
     with _open_parquet(path) as file:
         _check_columns(path, file.schema_arrow.names)
-        groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
-        first = before = 0
-        while first < len(groups) and before + groups[first] <= start.offset:
-            before += groups[first]
-            first += 1
-        lines = count(before + 1)
-        for batch in file.iter_batches(PARQUET_BATCH, row_groups=range(first, len(groups))):
-            for cells, line in zip(batch.to_pylist(), lines):
-                if line > start.offset:
-                    yield Record(line, Position(line, line), cells)
+        batches = (batch.to_pylist() for batch in file.iter_batches(PARQUET_BATCH))
+        for line, cells in enumerate(chain.from_iterable(batches), start=1):
+            yield Record(line, cells)
 
 
 @contextmanager

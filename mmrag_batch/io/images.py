@@ -104,7 +104,7 @@ def _read_file(root: Path, source: str) -> bytes:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        raise RowError("image_missing", f"{shown}: no such file below {root}") from None
+        raise RowError("image_missing", f"{shown}: no such file below the image root") from None
     except OSError as error:
         # ELOOP: the path was free of links when it was resolved, so one was put there since.
         denied = error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP)
@@ -128,13 +128,13 @@ def _parts_below(root: Path, source: str, shown: str) -> tuple[str, ...]:
     if _is_url(source):
         raise RowError("image_denied", f"{shown}: URLs are not fetched; {_HOW_TO_FETCH}")
     if scheme or source.startswith("~/"):
-        raise RowError("path_denied", f"{shown}: expected a path below {root}")
+        raise RowError("path_denied", f"{shown}: expected a path below the image root")
     try:
         path = (root / source).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
-        raise RowError("image_missing", f"{shown}: no usable path: {error}") from None
+    except (OSError, RuntimeError, ValueError):  # too long, a loop of links, a NUL
+        raise RowError("image_missing", f"{shown}: no usable path") from None
     if not path.is_relative_to(root):
-        raise RowError("path_denied", f"{shown}: outside the image root {root}")
+        raise RowError("path_denied", f"{shown}: outside the image root")
     return path.relative_to(root).parts
 
 

@@ -4,12 +4,11 @@ import csv
 import json
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from mmrag_batch.errors import InputError, OutputError
-from mmrag_batch.records import Row
+from mmrag_batch.records import Answer
 
 OUTPUT_COLUMNS = (
     "prediction",
@@ -20,16 +19,8 @@ OUTPUT_COLUMNS = (
     "status",
     "error",
 )
+_ENCODE = json.JSONEncoder(ensure_ascii=False, default=str).encode
 SUFFIXES = (".csv", ".csv.gz", ".jsonl")
-
-Status = Literal["ok", "degraded", "error"]
-
-
-def status_of(row: Row) -> Status:
-    """`error`: no answer; `degraded`: answered without its broken documents; else `ok`."""
-    if row.error is not None:
-        return "error"
-    return "degraded" if row.problems else "ok"
 
 
 def check_output(path: Path, input_path: Path) -> None:
@@ -53,8 +44,8 @@ def check_output(path: Path, input_path: Path) -> None:
 class RowFormat:
     """How the rows of an answer table are written: `header`, then `row` for each of them.
 
-    The bytes of a row depend on the row alone. Raises InputError if the input already has one of
-    OUTPUT_COLUMNS, OutputError for a suffix that cannot be written.
+    The bytes of a row depend on its cells, its line and its answer alone. Raises InputError if the
+    input already has one of OUTPUT_COLUMNS, OutputError for a suffix that cannot be written.
     """
 
     def __init__(self, path: Path, input_columns: Sequence[str]) -> None:
@@ -76,14 +67,14 @@ class RowFormat:
         """What stands before the first row."""
         return self._in_csv((*self._columns, *OUTPUT_COLUMNS)) if self._is_csv else b""
 
-    def row(self, row: Row) -> bytes:
-        """One row, with its line end."""
-        answer = _answer(row)
+    def row(self, cells: Mapping[str, object], line: int, answer: Answer) -> bytes:
+        """One row, with its line end; `line` is where it starts in the input."""
+        values = _values(line, answer)
         if self._is_csv:
-            cells = [row.cells.get(name) for name in self._columns]
-            return self._in_csv([_csv_cell(value) for value in (*cells, *answer.values())])
-        known = {name: row.cells[name] for name in self._columns if name in row.cells}
-        return _encode(_json(known | answer) + "\n")
+            given = [cells.get(name) for name in self._columns]
+            return self._in_csv([_csv_cell(value) for value in (*given, *values)])
+        known = {name: cells[name] for name in self._columns if name in cells}
+        return _encode(_json(known | dict(zip(OUTPUT_COLUMNS, values))) + "\n")
 
     def _in_csv(self, cells: Sequence[str]) -> bytes:
         self._csv.writerow(cells)
@@ -104,25 +95,20 @@ def _encode(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _answer(row: Row) -> dict[str, object]:
+def _values(line: int, answer: Answer) -> tuple[object, ...]:
     """The values of OUTPUT_COLUMNS; None where there is nothing to say."""
-    answer: dict[str, object] = dict.fromkeys(OUTPUT_COLUMNS)
-    prediction = row.prediction
-    if prediction is not None:
-        answer["prediction"] = prediction.text
-        answer["prediction_index"] = prediction.index
-        if prediction.index is not None and prediction.probabilities:
-            probabilities = [round(value, 6) for value in prediction.probabilities]
-            answer["confidence"] = probabilities[prediction.index]
-            answer["choice_probabilities"] = probabilities
-    answer["evidence"] = [
-        {"id": item.document.id, "score": round(item.score, 4)} for item in row.evidence
-    ]
-    answer["status"] = status_of(row)
-    problems = row.problems if row.error is None else [row.error]
-    if problems:
-        answer["error"] = "; ".join(f"{item.code}: {item.message}" for item in problems)
-    return answer
+    place = answer.index
+    where = f"line {line}: " if answer.status == "error" else ""
+    told = "; ".join(f"{problem.code}: {where}{problem.message}" for problem in answer.problems)
+    return (
+        answer.prediction,
+        place,
+        None if place is None or not answer.probabilities else answer.probabilities[place],
+        None if place is None else answer.probabilities or None,
+        [{"id": name, "score": score} for name, score in answer.evidence],
+        answer.status,
+        told or None,
+    )
 
 
 def _csv_cell(value: object) -> str:
@@ -133,7 +119,7 @@ def _csv_cell(value: object) -> str:
 
 def _json(value: object) -> str:
     # Parquet has values that JSON has not, such as dates: they are written as Python shows them.
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return _ENCODE(value)
 
 
 def _check_suffix(path: Path) -> None:

@@ -12,52 +12,50 @@ import numpy as np
 
 from mmrag_batch.errors import InputError, RowError
 from mmrag_batch.io.cells import parse_question
-from mmrag_batch.io.formats import START, Record, read_header, read_records
+from mmrag_batch.io.formats import Record, read_header, read_records
 from mmrag_batch.io.literals import is_empty
-from mmrag_batch.records import Position, Problem, Row
+from mmrag_batch.records import Problem, Row
 
-__all__ = ["START", "read_header", "read_rows", "scan"]
+__all__ = ["Record", "parse_row", "read_header", "read_records", "read_rows", "scan"]
 
 
-def scan(path: Path) -> int:
-    """Read the whole table once, without a look into its cells, and count its rows.
+def scan(path: Path) -> Iterator[Record]:
+    """The records of a whole table, read to its end even where a caller wants less of them.
 
     Raises InputError for what would otherwise end a run half way: quoting, encoding, a truncated
-    file, an id that two rows share. Takes 8 bytes of memory a row with an id.
+    file, and at the end for an id that two rows share. Takes 8 bytes of memory a row with an id.
     """
-    rows = 0
     hashes = array("q")
     for record in read_records(path):
-        rows += 1
-        if "id" in record.cells and not is_empty(record.cells["id"]):
-            hashes.append(hash(str(record.cells["id"])))
+        given = record.cells.get("id")
+        if not is_empty(given):
+            hashes.append(hash(str(given)))
+        yield record
     ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
     if repeated.size:
         _check_ids(path, frozenset(repeated.tolist()))
-    return rows
 
 
-def read_rows(
-    path: Path, only: Iterable[int] | None = None, *, first: int = 0, start: Position = START
-) -> Iterator[Row]:
-    """The rows of a table, parsed one by one, from row `first` on, which begins at `start`.
+def read_rows(path: Path, only: Iterable[int] | None = None) -> Iterator[Row]:
+    """The rows of a table, parsed one by one. A row that cannot be used carries an `error`.
 
-    `only` names the rows to read, in ascending order; the others are passed over. A row that cannot
-    be used carries an `error` that names its line. Raises as `read_header` does.
+    `only` names the rows to parse, in ascending order; the others are passed over. Raises as
+    `read_header` does.
     """
-    records = enumerate(read_records(path, start), first)
+    records = enumerate(read_records(path))
     if only is None:
-        yield from (_parse_row(number, record) for number, record in records)
+        yield from (parse_row(number, record) for number, record in records)
         return
     for wanted in only:
         for number, record in records:
             if number == wanted:
-                yield _parse_row(number, record)
+                yield parse_row(number, record)
                 break
 
 
-def _parse_row(number: int, record: Record) -> Row:
+def parse_row(number: int, record: Record) -> Row:
+    """The row that a record is: with a question, or with an error."""
     given = record.cells.get("id")
     row = Row(
         number=number,
@@ -65,13 +63,12 @@ def _parse_row(number: int, record: Record) -> Row:
         id=str(number) if is_empty(given) else str(given),
         cells=record.cells,
         error=record.problem,
-        end=record.end,
     )
     if row.error is None:
         try:
             row.question = parse_question(record.cells)
         except RowError as error:
-            row.error = Problem(error.code, f"line {record.line}, {error}")
+            row.error = Problem(error.code, str(error))
     return row
 
 

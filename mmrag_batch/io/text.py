@@ -27,15 +27,15 @@ _HOW_TO_CONVERT = (
 
 
 @contextmanager
-def open_text(path: Path, offset: int = 0) -> Iterator[TextIO]:
-    """The text of a file, unpacked if it ends in `.gz`, its line ends untouched.
+def open_text(path: Path) -> Iterator[TextIO]:
+    """The text of a file after its BOM, unpacked if it ends in `.gz`, its line ends untouched.
 
-    Begins `offset` bytes into the unpacked file, or after its BOM, which is what `tell` says then.
     Raises MissingError (no such file) and InputError (not UTF-8, or a damaged gzip file).
     """
     with _open_bytes(path) as binary:
         try:
-            binary.seek(offset or len(BOM_UTF8) * (binary.read(len(BOM_UTF8)) == BOM_UTF8))
+            if binary.read(len(BOM_UTF8)) != BOM_UTF8:
+                binary.seek(0)
             with TextIOWrapper(binary, encoding="utf-8", newline="") as stream:
                 yield stream
         except UnicodeDecodeError:

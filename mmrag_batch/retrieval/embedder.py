@@ -12,10 +12,13 @@ from mmrag_batch.records import Document, Problem, Row
 from mmrag_batch.retrieval.cache import Cache
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
-from mmrag_batch.stages import ImageStore
+from mmrag_batch.stages import ImageStore, image_files
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+IMAGE = "image:"
+"""What the key of an image begins with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +67,19 @@ class Embedder:
         self._images = images
 
     def embed(self, rows: Sequence[Row]) -> list[EmbeddedRow | None]:
-        """One entry a row; None for a row that has an error, or now gets one.
+        """One entry a row; None for one without documents, or with an error, which it may now get.
 
         A question with a broken image becomes a row error. A document with a broken image is left
-        out and noted in `row.problems`.
+        out and noted in `row.problems`. The digests of a row's image files go to `row.images`.
         """
         window = _Window()
         for row in rows:
-            if row.error is None and row.question is not None:
-                self._find(window, row.question.text, row.question.image)
-                for document in row.question.documents:
+            if row.error is None and (question := row.question) is not None:
+                if question.documents:
+                    self._find(window, question.text, question.image)
+                for document in question.documents:
                     self._find(window, document.text, document.image)
+                row.images = {file: self._digest(window, file) for file in image_files(question)}
         self._encode(window)
         return [self._assemble(window, row) for row in rows]
 
@@ -84,14 +89,23 @@ class Embedder:
             key = text_key(text)
             if not self._known(window, key):
                 window.texts[key] = text
-        if image is not None and image not in window.keys and image not in window.broken:
+        if image is not None:
+            digest = self._image_key(window, image)
+            if digest is not None and not self._known(window, digest):
+                window.images.setdefault(digest, image)
+
+    def _image_key(self, window: _Window, source: str) -> str | None:
+        """The key of an image, None if it cannot be read; a window reads it once."""
+        if source not in window.keys and source not in window.broken:
             try:
-                key = window.keys[image] = "image:" + self._images.digest(image)
+                window.keys[source] = IMAGE + self._images.digest(source)
             except RowError as error:
-                window.broken[image] = error
-                return
-            if not self._known(window, key):
-                window.images.setdefault(key, image)
+                window.broken[source] = error
+        return window.keys.get(source)
+
+    def _digest(self, window: _Window, source: str) -> str | None:
+        key = self._image_key(window, source)
+        return None if key is None else key.removeprefix(IMAGE)
 
     def _known(self, window: _Window, key: str) -> bool:
         if key in window.vectors:
@@ -130,9 +144,12 @@ class Embedder:
         if row.error is not None or question is None:
             return None
         try:
+            if not question.documents:
+                self._raise_broken(window, question.image)
+                return None
             asked = self._embedding(window, question.text, question.image)
         except RowError as error:
-            row.error = Problem(error.code, f"line {row.line}, question_image: {error}")
+            row.error = Problem(error.code, f"question_image: {error}")
             return None
         documents, candidates = [], []
         for document in question.documents:
@@ -146,14 +163,17 @@ class Embedder:
     def _embedding(self, window: _Window, text: str | None, image: str | None) -> Embedding:
         """The embedding of one side. Raises RowError for a broken image."""
         modalities = np.zeros((2, self._encoder.embedding_size), np.float32)
+        self._raise_broken(window, image)
         if image is not None:
-            key = window.keys.get(image, image)
-            if key in window.broken:
-                raise window.broken[key]
-            modalities[0] = window.vectors[key]
+            modalities[0] = window.vectors[window.keys[image]]
         if text is not None:
             modalities[1] = window.vectors[text_key(text)]
         return Embedding(modalities, np.array([image is not None, text is not None], np.float32))
+
+    def _raise_broken(self, window: _Window, image: str | None) -> None:
+        for name in (image, window.keys.get(image or "")):
+            if name in window.broken:
+                raise window.broken[name]
 
 
 def text_key(text: str) -> str:

@@ -3,7 +3,7 @@
 Format: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
-import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic, time
@@ -11,7 +11,11 @@ from types import TracebackType
 from typing import Self
 
 from mmrag_batch.errors import ExitCode, MmragError, OutputError
+from mmrag_batch.records import Status
+from mmrag_batch.run.files import check_ours
 
+FIRST = "# TYPE mmrag_rows gauge\n"
+"""What such a file begins with."""
 EVERY = 15.0
 """Seconds between two files."""
 
@@ -26,14 +30,24 @@ class MetricsFile:
 
     def __init__(self, path: Path | None, output: Path) -> None:
         self._path = path
+        self._check_ours()
         self._label = str(output).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-        self._rows: Mapping[str, int] = {"ok": 0, "degraded": 0, "error": 0}
+        self._rows: Mapping[Status, int] = {"ok": 0, "degraded": 0, "error": 0}
         self._total = 0
         self._started = time()
         self._written = monotonic()
         self.exit_code = ExitCode.OK
 
-    def update(self, rows: Mapping[str, int], total: int) -> None:
+    def _check_ours(self) -> None:
+        """Raise OutputError for a file that holds anything but metrics."""
+        if self._path is None or not check_ours(self._path):
+            return
+        with self._path.open("rb") as stream:
+            head = stream.read(len(FIRST))
+        if head and head != FIRST.encode():
+            raise OutputError(f"{self._path} holds no metrics. Choose another --metrics-file.")
+
+    def update(self, rows: Mapping[Status, int], total: int) -> None:
         """So many rows of `total` are written, by status."""
         self._rows, self._total = rows, total
         if monotonic() - self._written >= EVERY:
@@ -69,9 +83,10 @@ class MetricsFile:
         if self._path is None:
             return
         self._written = monotonic()
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        temporary = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
         try:
-            temporary.write_text("".join(self._lines(exit_code)), encoding="utf-8")
+            with temporary.open("x", encoding="utf-8") as stream:
+                stream.writelines(self._lines(exit_code))
             temporary.replace(self._path)
         except OSError as error:
             raise OutputError(
@@ -82,7 +97,7 @@ class MetricsFile:
     def _lines(self, exit_code: int | None) -> list[str]:
         """One metric after the other; there is no exit code while the run goes on."""
         label = f'output="{self._label}"'
-        lines = ["# TYPE mmrag_rows gauge\n"]
+        lines = [FIRST]
         for status, rows in self._rows.items():
             lines.append(f'mmrag_rows{{{label},status="{status}"}} {rows}\n')
         values = {"mmrag_rows_expected": self._total, "mmrag_run_start_time_seconds": self._started}

@@ -1,100 +1,169 @@
-"""What a command has to do: begin a run, go on with one, or nothing."""
+"""What a command has to do: nothing, or which rows to ask; and what it must not go on from."""
 
 import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 from mmrag_batch.bundle import read_manifest, sha256
-from mmrag_batch.config import PredictSettings
-from mmrag_batch.errors import ConfigError
-from mmrag_batch.io.draft import Paths
-from mmrag_batch.io.journal import Begin, Saved
-from mmrag_batch.io.manifest import Manifest
-from mmrag_batch.io.output import RowFormat
-from mmrag_batch.io.table import read_header, scan
-from mmrag_batch.io.text import check_file
-from mmrag_batch.run.amend import begin_retry, check_extends, extend_complete, extend_saved
-from mmrag_batch.run.fingerprint import differences, take_fingerprint
-from mmrag_batch.run.resume import begin, check_output_unchanged, check_same, find, move_aside
-from mmrag_batch.scale.shards import find_shard, shard_rows
+from mmrag_batch.config import SETTINGS, PredictSettings
+from mmrag_batch.errors import ConfigError, InternalError, MmragError, OutputError
+from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.masking import mask
+from mmrag_batch.records import Question, Status
+from mmrag_batch.run.answers import STATUSES, Kept
+from mmrag_batch.run.files import Paths, has_bytes
+from mmrag_batch.run.job import NOTE, Job
+from mmrag_batch.run.keys import answer_settings, differences, digest_images
+from mmrag_batch.run.lock import Lock, is_held, read_holder
+from mmrag_batch.run.mending import move_aside
+from mmrag_batch.run.publish import Manifest, check_replaceable, find_published
+from mmrag_batch.run.shards import Shard, find_shards
+from mmrag_batch.run.store import AnswerStore
+from mmrag_batch.run.survey import Accepts
 
 log = logging.getLogger(__name__)
+ANEW = (
+    "Add `--fresh` to ask every row again (the answers are kept aside), or choose another output."
+)
+
+TYPED = (
+    "bundle engine device dtype image_root allow_media_domain top_k max_images embedding_cache "
+    "batch_size engine_rows engine_tokens kv_cache_gib endpoint model max_new_tokens limit"
+).split()
+"""Settings that a next command must have as well."""
 
 
-def take_up(settings: PredictSettings, paths: Paths) -> Saved | Manifest:
-    """The run to go on with, which may be at its beginning, or the manifest of a complete one.
+BEGUN_BY = "begun by"
+"""The note that names the Slurm job which asked for a new store."""
 
-    Raises InputError, MissingError, OutputError, and ConfigError for what is not as it was.
+
+def options_of(settings: PredictSettings) -> tuple[str, ...]:
+    """What a command must be given, but for its files, to go on with a run from anywhere."""
+    default = PredictSettings(settings.input, settings.output)
+    words: list[str] = []
+    for name in TYPED:
+        if (value := getattr(settings, name)) != getattr(default, name):
+            text = str(value.absolute()) if isinstance(value, Path) else mask(str(value))
+            words += ["--" + name.replace("_", "-"), text]
+    return tuple(words)
+
+
+def make_job(settings: PredictSettings) -> Job:
+    """What a run's answers are answers to. Raises MissingError if there is no such bundle."""
+    options = options_of(settings)
+    return Job(settings.input, settings.limit, find_answer_settings(settings), options)
+
+
+def find_answer_settings(settings: PredictSettings) -> dict[str, object]:
+    """What every answer of a run depends on."""
+    asked = {name: getattr(settings, name) for name, one in SETTINGS.items() if one.changes_answers}
+    return answer_settings(read_manifest(settings.bundle), asked)
+
+
+def statuses_to_ask(settings: PredictSettings) -> frozenset[Status]:
+    """The statuses of answers that are to be asked again."""
+    wanted: dict[Status, bool] = {
+        "error": settings.retry_errors or settings.retry_degraded,
+        "degraded": settings.retry_degraded,
+    }
+    return frozenset(status for status, is_wanted in wanted.items() if is_wanted)
+
+
+def find_acceptable(settings: PredictSettings, images: ImageLoader) -> Accepts:
+    """A function that says whether an answer will do: not if it is to be asked again, or with
+    `verify_inputs` if an image that it rests on is not what it was."""
+    again = statuses_to_ask(settings)
+
+    def accepts(question: Question, kept: Kept) -> bool:
+        if STATUSES[kept.status] in again:
+            return False
+        return not settings.verify_inputs or kept.images == digest_images(question, images)
+
+    return accepts
+
+
+def is_done(settings: PredictSettings, job: Job, manifest: Manifest, store: AnswerStore) -> bool:
+    """Whether an output is what this run would write."""
+    if settings.fresh or settings.verify_inputs:
+        return False
+    if any(manifest.rows[status] for status in statuses_to_ask(settings)):
+        return False
+    same = (manifest.settings, manifest.limit) == (job.settings, job.limit)
+    unchanged = store.is_empty() or store.revision == manifest.revision
+    return same and unchanged and manifest.input["sha256"] == sha256(settings.input)
+
+
+def check_same(
+    output: Path, store: AnswerStore, manifest: Manifest | None, now: Mapping[str, object]
+) -> None:
+    """Raise ConfigError if the answers that are there do not depend on the same, or are gone.
+
+    A store without answers protects nothing.
     """
-    if settings.extend and settings.shard:
-        raise ConfigError("--extend is not for shards: with more rows, other rows are theirs.")
-    if settings.fresh and (folder := move_aside(paths)) is not None:
-        log.info("What was there of %s is in %s.", paths.output, folder)
-    known = find(paths, repair=settings.repair, overwrite=settings.overwrite)
-    if known is None:
-        columns, rows = _survey(settings)  # the input's faults before those of anything else
-        return begin(paths, _describe(settings, _fingerprint(settings), columns, rows))
-    check_file(settings.input)
-    fingerprint = _fingerprint(settings)
-    if isinstance(known, Saved):
-        return _go_on(settings, paths, known, fingerprint)
-    return _go_on_from_complete(settings, paths, known, fingerprint)
+    if not store.is_empty():
+        before = (store.read_note(NOTE) or {}).get("settings", now)
+    elif manifest is not None and manifest.asked + manifest.kept:
+        before = manifest.settings
+    else:
+        return
+    if found := differences(before, now):
+        raise ConfigError(f"{output} was begun with something else: {'; '.join(found)}. {ANEW}")
+    if store.is_empty():
+        raise ConfigError(
+            f"The answers of {output} are gone ({store.path} has none), so every row of a changed "
+            f"table would be asked again. {ANEW}"
+        )
 
 
-def _go_on(
-    settings: PredictSettings, paths: Paths, saved: Saved, fingerprint: dict[str, object]
-) -> Saved:
-    if settings.extend and set(differences(saved.begin.fingerprint, fingerprint)) == {"input"}:
-        longer = _describe(settings, fingerprint, *_survey(settings))
-        check_extends(settings.input, saved.begin, longer)
-        return extend_saved(paths, saved, longer)
-    check_same(paths, saved.begin.fingerprint, fingerprint)
-    return saved
+def check_beside(output: Path, now: Mapping[str, object]) -> None:
+    """Raise ConfigError if a shard would give answers that do not go with those of its output."""
+    whole = Paths.of(output).store
+    if has_bytes(whole):
+        # One that is damaged, or holds nothing yet, has no say.
+        with suppress(InternalError, OutputError), AnswerStore(whole) as store:
+            check_same(output, store, None, now)
 
 
-def _go_on_from_complete(
-    settings: PredictSettings, paths: Paths, manifest: Manifest, fingerprint: dict[str, object]
-) -> Saved | Manifest:
-    changed = differences(manifest.fingerprint, fingerprint)
-    if settings.extend and set(changed) == {"input"}:
-        check_output_unchanged(paths, manifest)
-        longer = _describe(settings, fingerprint, *_survey(settings))
-        check_extends(settings.input, manifest, longer)
-        return extend_complete(paths, manifest, longer)
-    if settings.overwrite and (changed or sha256(paths.output) != manifest.sha256):
-        return begin(paths, _describe(settings, fingerprint, *_survey(settings)))
-    check_same(paths, manifest.fingerprint, fingerprint)
-    check_output_unchanged(paths, manifest)
-    if settings.retry_errors and manifest.rows["error"]:
-        run = _describe(settings, fingerprint, manifest.columns, manifest.input_rows)
-        return begin_retry(paths, manifest, run)
-    return manifest
+def begin_anew(settings: PredictSettings, paths: Paths, shard: Shard | None, lock: Lock) -> None:
+    """Move the answers of an output aside, its shards' as well; a shard leaves those of its array,
+    whose other tasks begin anew themselves. Raises what `check_replaceable` does, before that."""
+    output = settings.output
+    if shard is None:
+        if os.path.lexists(paths.store):
+            # It knows what it has published; that it cannot be used does not matter any more.
+            with suppress(ConfigError, InternalError), AnswerStore(paths.store, lock.check) as old:
+                find_published(paths, old, overwrite=settings.overwrite)
+        check_replaceable(paths, overwrite=settings.overwrite)
+    shards = find_shards(output)
+    others = [its for other, its in shards if shard is None or other.count != shard.count]
+    others += [Paths.of(output)] if shard is not None else []
+    for store in (paths.store, *(its.store for its in others if not is_held(its.lock))):
+        if (aside := move_aside(store)) is not None:
+            log.info("The answers in %s are in %s now.", store, aside)
 
 
-def _survey(settings: PredictSettings) -> tuple[tuple[str, ...], int]:
-    """Columns and number of rows of the input, all of it read once."""
-    columns = read_header(settings.input)
-    RowFormat(settings.output, columns)
-    return columns, scan(settings.input)
+def was_begun_anew(paths: Paths) -> bool:
+    """Whether a Slurm job that was queued again has begun anew when it was started before."""
+    if not int(os.environ.get("SLURM_RESTART_COUNT") or 0) or not has_bytes(paths.store):
+        return False
+    with suppress(MmragError), AnswerStore(paths.store) as store:
+        return bool(store.read_note(BEGUN_BY) == os.environ.get("SLURM_JOB_ID"))
+    return False
 
 
-def _describe(
-    settings: PredictSettings,
-    fingerprint: dict[str, object],
-    columns: tuple[str, ...],
-    input_rows: int,
-) -> Begin:
-    limited = range(input_rows)[: settings.limit]
-    rows = shard_rows(len(limited), find_shard(settings.shard, {}))
-    size = settings.input.stat().st_size
-    return Begin(fingerprint, columns, rows.start, rows.stop, input_rows, size)
-
-
-def _fingerprint(settings: PredictSettings) -> dict[str, object]:
-    return take_fingerprint(
-        sha256(settings.input),
-        read_manifest(settings.bundle),
-        engine=settings.engine,
-        limit=settings.limit,
-        top_k=settings.top_k,
-        max_images=settings.max_images,
-        max_new_tokens=settings.max_new_tokens,
-    )
+def find_others(output: Path, own: Paths, table_sha256: str) -> tuple[list[Path], list[range]]:
+    """The stores beside a run's own, and the rows of this table that other runs are at."""
+    stores: list[Path] = []
+    busy: list[range] = []
+    for paths in (Paths.of(output), *(paths for _, paths in find_shards(output))):
+        if paths.store == own.store or paths.lock == own.lock:
+            continue
+        if is_held(paths.lock):
+            says = read_holder(paths.lock)
+            if says.get("table") == table_sha256:
+                busy.append(range(*says["rows"]))
+        if has_bytes(paths.store):
+            stores.append(paths.store)
+    return stores, busy

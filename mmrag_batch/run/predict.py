@@ -1,7 +1,11 @@
 """A run of `predict`, from settings to a published output.
 
-What can be checked without a model is checked first, and a run that is complete loads none. The
-same command again goes on where this one ended.
+    survey      read the table once: which rows have no answer?
+    work        ask them; where there are none, no model is loaded
+    publish     write the output from table and store
+
+What can be checked without a model is checked first. The same command again goes on where this one
+ended, whatever has become of the table since.
 """
 
 import logging
@@ -9,119 +13,239 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 
 from mmrag_batch.bundle import open_bundle
 from mmrag_batch.config import PredictSettings
-from mmrag_batch.errors import ExitCode, LockedError
-from mmrag_batch.factory import open_stages
-from mmrag_batch.io.draft import Draft, Paths
-from mmrag_batch.io.journal import Saved, Start
-from mmrag_batch.io.lock import describe_process, hold_lock
-from mmrag_batch.io.manifest import Manifest, publish
-from mmrag_batch.io.output import check_output
-from mmrag_batch.run.amend import plant
+from mmrag_batch.errors import AbortedError, ConfigError, ExitCode, LockedError
+from mmrag_batch.factory import open_images, open_stages
+from mmrag_batch.io.output import RowFormat, check_output
+from mmrag_batch.io.table import read_header
+from mmrag_batch.io.text import check_file
+from mmrag_batch.records import Status
+from mmrag_batch.run.adopt import adopt
+from mmrag_batch.run.answers import Start
+from mmrag_batch.run.files import Paths
+from mmrag_batch.run.job import Job, note_job
+from mmrag_batch.run.keys import key_maker
+from mmrag_batch.run.lock import Lock, describe_process, hold_lock
+from mmrag_batch.run.mending import mending
 from mmrag_batch.run.metrics_file import MetricsFile
-from mmrag_batch.run.plan import take_up
+from mmrag_batch.run.plan import (
+    BEGUN_BY,
+    begin_anew,
+    check_beside,
+    check_same,
+    find_acceptable,
+    find_others,
+    is_done,
+    make_job,
+    statuses_to_ask,
+    was_begun_anew,
+)
 from mmrag_batch.run.progress import Progress
+from mmrag_batch.run.publish import Manifest, check_failures, find_published, publish
+from mmrag_batch.run.shards import Shard, claiming, find_shard, open_folder, shard_paths
 from mmrag_batch.run.signals import StopSignals
+from mmrag_batch.run.store import AnswerStore
+from mmrag_batch.run.survey import Survey, take_survey
 from mmrag_batch.run.versions import find_versions
-from mmrag_batch.run.work import answer_rows, is_gaining
-from mmrag_batch.scale.shards import find_shard, shard_path
+from mmrag_batch.run.work import Work, ask_missing, is_gaining, too_many
 from mmrag_batch.stages import Stage
 
 log = logging.getLogger(__name__)
 
 
-def predict(settings: PredictSettings) -> ExitCode:
+def predict(settings: PredictSettings) -> None:
     """Answer every row of the input that has no answer yet; write the output when all have one.
 
-    Returns OK, or PARTIAL where more rows failed than `max_row_errors` allows. Raises the errors
-    of `errors.py`; whatever it raises, what is committed is safe.
+    Raises the errors of `errors.py`, of which PartialError says that all is done but that rows have
+    no answer; whatever it raises, what is committed is safe.
     """
-    settings = _take_shard(settings)
+    shard = find_shard(settings.shard, os.environ, settings.output)
     check_output(settings.output, settings.input)
-    drafts: list[tuple[Saved, Draft]] = []
+    check_file(settings.input)
+    paths = _find_paths(settings, shard)
+    at_work: list[tuple[AnswerStore, Start]] = []
 
     def leave() -> ExitCode:
         code = stop.exit_code
-        for saved, draft in drafts:
-            draft.commit()
-            code = code if is_gaining(saved, draft) else ExitCode.ABORTED
+        for store, start in at_work:
+            store.commit()
+            code = code if is_gaining(store, start) else ExitCode.ABORTED
         metrics.finish(code)
         return code
 
     stop = StopSignals(grace=settings.grace, max_runtime=settings.max_runtime, leave=leave)
     with MetricsFile(settings.metrics_file, settings.output) as metrics, stop:
         try:
-            manifest = _complete(settings, stop, metrics, drafts)
+            with _hold(settings, paths) as lock:
+                metrics.begin()
+                run = _Run(settings, make_job(settings), paths, shard, lock, stop, metrics, at_work)
+                mending(paths.store, run.complete)
         except LockedError as error:
             metrics.withdraw()
             if settings.if_locked != "skip":
                 raise
             log.info("%s", error)
-            return ExitCode.OK
-        rows = manifest.stop - manifest.first
-        metrics.update(manifest.rows, rows)
-        if manifest.rows["error"] > (_allowed(settings, rows) or 0):
-            metrics.exit_code = ExitCode.PARTIAL
-    return metrics.exit_code
 
 
-def _take_shard(settings: PredictSettings) -> PredictSettings:
-    """The settings with the shard that a Slurm array asks for, and with its own output."""
-    shard = find_shard(settings.shard, os.environ)
+def _find_paths(settings: PredictSettings, shard: Shard | None) -> Paths:
     if shard is None:
-        return replace(settings, shard=None)
-    output = shard_path(settings.output, shard)
-    log.info("Shard %d of 0 to %d: %s.", shard.index, shard.count - 1, output)
-    return replace(settings, output=output, shard=f"{shard.index}/{shard.count}")
+        return Paths.of(settings.output, settings.store)
+    if settings.store is not None:
+        raise ConfigError("--store is not for shards: each of them has a store of its own.")
+    open_folder(settings.output)
+    return shard_paths(settings.output, shard)
 
 
-def _complete(
-    settings: PredictSettings,
-    stop: StopSignals,
-    metrics: MetricsFile,
-    drafts: list[tuple[Saved, Draft]],
-) -> Manifest:
-    """Bring the run to its end, from wherever it is; the manifest of the complete output."""
-    paths = Paths(settings.output)
-    with hold_lock(paths.lock, wait=settings.if_locked == "wait") as check_lock:
-        metrics.begin()
-        saved = take_up(settings, paths)
-        if isinstance(saved, Manifest):
-            log.info("%s is complete; there is nothing to do.", settings.output)
-            return saved
-        if saved.finish is None:
-            plant(paths)
-            with Draft(paths, saved, check_lock) as draft:
-                drafts.append((saved, draft))
-                draft.start(_describe_start(saved))
-                _answer(settings, saved, draft, stop, metrics)
-                drafts.clear()
-        manifest = publish(paths)
-    log.info("%s", _summary(settings, manifest))
-    return manifest
+@contextmanager
+def _hold(settings: PredictSettings, paths: Paths) -> Iterator[Lock]:
+    """The lock of an output, and that of a store which others use as well."""
+    wait = settings.if_locked == "wait"
+    with ExitStack() as stack:
+        lock = stack.enter_context(hold_lock(paths.lock, wait=wait))
+        if settings.store is not None:
+            shared = paths.store.with_name(paths.store.name + ".lock")
+            stack.enter_context(hold_lock(shared, wait=wait))
+        yield lock
 
 
-def _answer(
-    settings: PredictSettings, saved: Saved, draft: Draft, stop: StopSignals, metrics: MetricsFile
-) -> None:
-    total = saved.begin.stop - saved.begin.first
-    progress = Progress(total, quiet=settings.quiet, done=sum(draft.rows.values()))
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the steps of a run share."""
 
-    def report(rows: Mapping[str, int]) -> None:
-        progress.update(rows)
-        metrics.update(rows, total)
+    settings: PredictSettings
+    job: Job
+    paths: Paths
+    shard: Shard | None
+    lock: Lock
+    stop: StopSignals
+    metrics: MetricsFile
+    at_work: list[tuple[AnswerStore, Start]]
 
-    @contextmanager
-    def stages() -> Iterator[list[Stage]]:
-        with _load(settings) as loaded, progress:
-            yield loaded
+    def complete(self) -> None:
+        """Bring the run to its end, from wherever it is."""
+        settings, paths = self.settings, self.paths
+        self.at_work.clear()
+        if settings.fresh and not was_begun_anew(paths):
+            begin_anew(settings, paths, self.shard, self.lock)
+        with AnswerStore(paths.store, self.lock.check) as store:
+            if settings.fresh:
+                store.note(BEGUN_BY, os.environ.get("SLURM_JOB_ID"))
+            manifest = self._find_manifest(store)
+            if manifest is not None and is_done(settings, self.job, manifest, store):
+                log.info("%s is complete; there is nothing to do.", settings.output)
+                self._end(manifest.rows, manifest)
+                return
+            RowFormat(settings.output, read_header(settings.input))
+            check_same(
+                settings.output, store, None if settings.fresh else manifest, self.job.settings
+            )
+            if self.shard is not None and not settings.fresh:
+                check_beside(settings.output, self.job.settings)
+            store.check()
+            with closing(self._survey(store)) as survey:
+                asked, rows = self._ask(store, survey)
+                if self.shard is None:
+                    manifest = publish(
+                        paths, self.job, survey, store, asked=asked, overwrite=settings.overwrite
+                    )
+                    log.info("%s", _summary(settings, manifest))
+            self._end(rows, manifest)
 
-    allowed = _allowed(settings, total)
-    answer_rows(settings.input, saved, draft, stages, stop, allowed=allowed, report=report)
+    def _find_manifest(self, store: AnswerStore) -> Manifest | None:
+        if self.shard is not None:
+            return None
+        return find_published(self.paths, store, overwrite=self.settings.overwrite)
+
+    def _survey(self, store: AnswerStore) -> Survey:
+        settings = self.settings
+        return take_survey(
+            settings.input,
+            store,
+            key_maker(self.job.settings),
+            find_acceptable(settings, open_images(settings)),
+            shard=self.shard,
+            limit=settings.limit,
+        )
+
+    def _ask(self, store: AnswerStore, survey: Survey) -> tuple[int, Mapping[Status, int]]:
+        """Ask what is missing; how many rows that were, and all that are answered, by status."""
+        settings, rows = self.settings, survey.chosen
+        allowed = self._allowed(len(rows))
+        if allowed is not None and survey.unreadable > allowed:
+            raise AbortedError(too_many(survey.unreadable, survey.complaint))
+        with claiming(settings.output):
+            self.lock.describe(table=survey.sha256, rows=(rows.start, rows.stop))
+            others, busy = find_others(settings.output, self.paths, survey.sha256)
+        tasks = None if self.shard is None else (self.shard.first, self.shard.step)
+        note_job(store, self.job, settings.output, tasks)
+        if survey.missing and not settings.fresh and not settings.verify_inputs:
+            adopt(store, others, survey, statuses_to_ask(settings))
+        missing = survey.missing
+        if not missing:
+            return 0, survey.by_status()
+        kept = len(rows) - missing - survey.unreadable
+        log.info(
+            "%s: %s rows, %s of them answered before, %s to ask.",
+            settings.input,
+            f"{len(rows):,}",
+            f"{kept:,}",
+            f"{missing:,}",
+        )
+        start = Start(
+            first=rows.start,
+            stop=rows.stop,
+            kept=kept,
+            rows=survey.by_status(),
+            time=time.time(),
+            process=describe_process(),
+            versions=find_versions(),
+        )
+        _tell_versions(store, start)
+        store.begin(start)
+        self.at_work.append((store, start))
+        work = Work(survey, store, start, key_maker(self.job.settings), busy)
+        progress = Progress(len(rows), quiet=settings.quiet, done=len(rows) - missing)
+
+        def report(counts: Mapping[Status, int]) -> None:
+            progress.update(counts)
+            self.metrics.update(counts, len(rows))
+
+        @contextmanager
+        def stages() -> Iterator[list[Stage]]:
+            with _load(settings) as loaded, progress:
+                yield loaded
+
+        ask_missing(work, store, start, stages, self.stop, allowed=allowed, report=report)
+        self.at_work.clear()
+        if work.left and self.shard is None:
+            raise LockedError(
+                f"{work.left:,} rows are being answered by other runs (`mmrag-batch status "
+                f"{shlex.quote(str(settings.output))}` shows them). Run again when they are done."
+            )
+        if work.left:
+            log.info("%s rows are left to the runs that are at them.", f"{work.left:,}")
+        return missing - work.left, start.rows
+
+    def _allowed(self, rows: int) -> float | None:
+        """How many rows may fail; None if the run is not to end early."""
+        given = self.settings.max_row_errors
+        if given is None:
+            return None
+        return float(given) * rows if "." in given else int(given)
+
+    def _end(self, rows: Mapping[Status, int], manifest: Manifest | None) -> None:
+        """Raise PartialError if more rows have no answer than may."""
+        total = sum(rows.values())
+        self.metrics.update(rows, total)
+        store, shard = self.settings.store, self.shard
+        more = [] if store is None else ["--store", str(store)]
+        more += [] if shard is None else ["--shard", f"{shard.index}/{shard.count}"]
+        command = self.job.command(self.settings.output, *more)
+        check_failures(rows, manifest, allowed=self._allowed(total) or 0, command=command)
 
 
 @contextmanager
@@ -134,31 +258,21 @@ def _load(settings: PredictSettings) -> Iterator[list[Stage]]:
         yield stages
 
 
-def _describe_start(saved: Saved) -> Start:
-    """This start; warns where a version is not that of the last one."""
-    start = Start(saved.commit.row, time.time(), describe_process(), find_versions())
-    if saved.starts:
-        log.info("Going on at row %s.", f"{saved.commit.row:,}")
-        before = saved.starts[-1].versions
-        for name in sorted(before.keys() | start.versions.keys()):
-            was, now = before.get(name), start.versions.get(name)
-            if was != now:
-                log.warning("%s was %s at the last start, and is %s: noted.", name, was, now)
-    return start
-
-
-def _allowed(settings: PredictSettings, rows: int) -> float | None:
-    """How many rows may fail; None if the run is not to end early."""
-    given = settings.max_row_errors
-    if given is None:
-        return None
-    return float(given) * rows if "." in given else int(given)
+def _tell_versions(store: AnswerStore, start: Start) -> None:
+    """Warn where a version is not that of the last start."""
+    if not (starts := store.starts()):
+        return
+    before = starts[-1].versions
+    for name in sorted(before.keys() | start.versions.keys()):
+        was, now = before.get(name), start.versions.get(name)
+        if was != now:
+            log.warning("%s was %s at the last start, and is %s: noted.", name, was, now)
 
 
 def _summary(settings: PredictSettings, manifest: Manifest) -> str:
     counts = ", ".join(f"{rows:,} {status}" for status, rows in manifest.rows.items())
-    rows = sum(manifest.rows.values())
-    line = f"{settings.output}: {rows:,} rows in {manifest.seconds:.1f} s ({counts})."
-    if "label" in manifest.columns:
+    total = sum(manifest.rows.values())
+    line = f"{settings.output}: {total:,} rows, {manifest.asked:,} asked now ({counts})."
+    if "label" in manifest.input["columns"]:
         line += f" Next: mmrag-batch evaluate {shlex.quote(str(settings.output))}"
     return line

@@ -1,18 +1,31 @@
 """How far a run is: a bar on a terminal, elsewhere a line in the log now and then."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from mmrag_batch.records import Status
+
 LOG_EVERY = 30.0
 """Seconds between two lines."""
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def told(items: Iterable[T], what: str) -> Iterator[T]:
+    """The items as they are, with a line in the log now and then of how many there were."""
+    logged = monotonic()
+    for count, item in enumerate(items, start=1):
+        yield item
+        if not count % 1024 and monotonic() - logged >= LOG_EVERY:
+            logged = monotonic()
+            log.info("%s %s.", f"{count:,}", what)
 
 
 class Progress:
@@ -35,12 +48,12 @@ class Progress:
             self._open.enter_context(logging_redirect_tqdm())
         return self
 
-    def update(self, statuses: Mapping[str, int]) -> None:
+    def update(self, statuses: Mapping[Status, int]) -> None:
         """One more row is written; `statuses` counts all of them so far."""
         degraded, error = statuses["degraded"], statuses["error"]
         if not self._bar.disable:
             self._bar.set_postfix(degraded=degraded, error=error, refresh=False)
-            self._bar.update()
+            self._bar.update(sum(statuses.values()) - self._bar.n)
         elif (now := monotonic()) - self._logged >= LOG_EVERY:
             self._logged = now
             rows = sum(statuses.values())

@@ -1,58 +1,132 @@
-"""What `mmrag-batch status` says of an output: how far, how fast, what failed."""
+"""What `mmrag-batch status` says of an output, finished or not."""
 
+import shlex
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from mmrag_batch.errors import MissingError
-from mmrag_batch.io.draft import Paths
-from mmrag_batch.io.journal import Failure, Saved, read_failures, read_journal
-from mmrag_batch.io.lock import find_holder
-from mmrag_batch.io.manifest import read_manifest
-from mmrag_batch.run.amend import read_failed
-from mmrag_batch.run.resume import check_output_unchanged
+from mmrag_batch.bundle import sha256
+from mmrag_batch.errors import MissingError, MmragError
+from mmrag_batch.records import Status
+from mmrag_batch.run.answers import Start
+from mmrag_batch.run.files import Paths, has_bytes
+from mmrag_batch.run.lock import find_holder
+from mmrag_batch.run.publish import Manifest, check_replaceable, find_manifest
+from mmrag_batch.run.shards import Shard, find_shards
+from mmrag_batch.run.store import AnswerStore
 
-FEW = 5
-"""Failed rows that are shown."""
+
+class Part(NamedTuple):
+    """A part of an output that it does not show yet: how far its last start came, and who is at it;
+    `problem` says why nobody can tell."""
+
+    name: str
+    shard: Shard | None
+    start: Start | None
+    holder: str | None
+    problem: str
+
+    @property
+    def is_done(self) -> bool:
+        start = self.start
+        return start is not None and sum(start.rows.values()) == start.stop - start.first
 
 
-def describe(output: Path) -> Iterator[str]:
+def describe(paths: Paths) -> Iterator[str]:
     """Lines for people. Raises MissingError if there is no run, ConfigError if what it wrote was
-    changed since, InternalError for a damaged journal."""
-    paths = Paths(output)
-    saved = read_journal(paths.journal)
-    manifest = read_manifest(paths.manifest) if output.exists() else None
-    if saved is not None:
-        yield from _unfinished(paths, saved)
-    elif manifest is not None:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.finished))
-        rate = _rate(sum(manifest.rows.values()), manifest.seconds)
-        yield f"{output}: complete since {when}: {_counts(manifest.rows)}{rate}."
-        yield from _failed(iter(read_failed(paths.errors)), paths.errors)
-        check_output_unchanged(paths, manifest)
-    else:
+    changed since."""
+    output = paths.output
+    manifest = find_manifest(paths) if output.exists() else None
+    parts = list(_find_parts(paths, manifest))
+    if manifest is None and not parts:
         raise MissingError(
             f"{output} is no output of a run, nor is one on its way. Start one with "
-            "`mmrag-batch predict`."
+            f"`mmrag-batch predict INPUT {output}`."
         )
+    if manifest is not None:
+        yield from _describe_complete(output, manifest)
+    for part in parts:
+        yield from _describe_part(part)
+    for count in sorted({part.shard.count for part in parts if part.shard is not None}):
+        array = [part for part in parts if part.shard is not None and part.shard.count == count]
+        if len(starts := [part.start for part in array if part.start is not None]) > 1:
+            yield f"{len(array)} of {count} shards: {_progress(_sum(starts))}"
+        if len(array) == count and all(part.is_done and not part.holder for part in array):
+            yield f"  Next: mmrag-batch merge {shlex.quote(str(output))}"
+    if manifest is not None and manifest.sha256 != sha256(output):
+        check_replaceable(paths, overwrite=False)
 
 
-def _unfinished(paths: Paths, saved: Saved) -> Iterator[str]:
-    commit, begin = saved.commit, saved.begin
-    rows = {"ok": commit.ok, "degraded": commit.degraded, "error": commit.error}
-    done, total = sum(rows.values()), begin.stop - begin.first
-    rate = _rate(commit.row - begin.first, commit.seconds)
-    yield f"{paths.output}: {done:,} of {total:,} rows are committed: {_counts(rows)}{rate}."
-    holder = find_holder(paths.lock)
-    if holder is None:
-        yield "Nobody works on it. Run the same command again to go on."
-    else:
-        yield f"At work: {holder}."
-    yield from _failed(read_failures(paths.journal), paths.journal)
+def _find_parts(paths: Paths, manifest: Manifest | None) -> Iterator[Part]:
+    shards = ((f"shard {s.index} of {s.count}", s, its) for s, its in find_shards(paths.output))
+    for name, shard, its in [(str(paths.output), None, paths), *shards]:
+        start, problem = None, ""
+        if has_bytes(its.store):
+            try:
+                with AnswerStore(its.store) as store:
+                    start = next(reversed(store.starts()), None)
+            except MmragError as error:
+                problem = str(error)
+        part = Part(name, shard, start, find_holder(its.lock), problem)
+        if part.holder or problem or not _is_shown(part, manifest):
+            yield part
 
 
-def _counts(rows: Mapping[str, int]) -> str:
+def _is_shown(part: Part, manifest: Manifest | None) -> bool:
+    """Whether the output has what a part has answered."""
+    if part.start is None:
+        return True
+    if manifest is None or not part.is_done:
+        return False
+    return part.shard is None or part.start.time in {start["time"] for start in manifest.starts}
+
+
+def _describe_part(part: Part) -> Iterator[str]:
+    so_far = "no row is asked yet." if part.start is None else _progress(part.start)
+    yield f"{part.name}: {part.problem or so_far}"
+    if part.holder is not None:
+        yield f"  At work: {part.holder}."
+    elif not part.problem and not (part.is_done and part.shard):
+        todo = "write it" if part.is_done else "go on"
+        yield f"  Nobody works on it. Run the same command again to {todo}."
+
+
+def _describe_complete(output: Path, manifest: Manifest) -> Iterator[str]:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.finished))
+    rate = _rate(sum(start["asked"] for start in manifest.starts), manifest.seconds)
+    yield f"{output}: complete since {when}: {_counts(manifest.rows)}{rate}."
+    yield f"  The last run asked {manifest.asked:,} rows and kept {manifest.kept:,}."
+    yield from (f"  {problem}" for problem in manifest.failed)
+    if (more := manifest.rows["error"] - len(manifest.failed)) > 0:
+        yield f"  ... and {more:,} more, in the column `error`."
+
+
+def _progress(start: Start) -> str:
+    done, total = sum(start.rows.values()), start.stop - start.first
+    line = f"{done:,} of {total:,} rows are done ({_counts(start.rows)}): {start.asked:,} asked, "
+    line += f"{start.kept:,} kept{_rate(start.asked, start.seconds)}"
+    if done < total and start.asked and start.seconds:
+        line += f", {_duration((total - done) * start.seconds / start.asked)} left"
+    return line + "."
+
+
+def _sum(starts: list[Start]) -> Start:
+    """The starts of shards as one, which work side by side."""
+    rows = Counter[Status]()
+    for start in starts:
+        rows.update(start.rows)
+    stop = sum(start.stop - start.first for start in starts)
+    kept, asked = sum(start.kept for start in starts), sum(start.asked for start in starts)
+    seconds = max(start.seconds for start in starts)
+    return replace(
+        starts[0], first=0, stop=stop, kept=kept, rows=dict(rows), asked=asked, seconds=seconds
+    )
+
+
+def _counts(rows: Mapping[Status, int]) -> str:
     return ", ".join(f"{count:,} {status}" for status, count in rows.items())
 
 
@@ -60,8 +134,7 @@ def _rate(rows: int, seconds: float) -> str:
     return f", {rows / seconds:,.1f} rows/s" if rows and seconds > 0 else ""
 
 
-def _failed(failures: Iterator[Failure], source: Path) -> Iterator[str]:
-    for failure in islice(failures, FEW):
-        yield f"  line {failure.line}, row {failure.id!r}: {failure.code}: {failure.message}"
-    if next(failures, None) is not None:
-        yield f"  ... and more, in {source}"
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

@@ -1,9 +1,10 @@
-"""The rows of a run that have no answer yet: through the stages, to the draft of its output."""
+"""The questions of a table that have no answer yet: through the stages, into the store."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 from mmrag_batch.errors import (
     AbortedError,
@@ -13,103 +14,182 @@ from mmrag_batch.errors import (
     StoppedError,
     StorageError,
 )
-from mmrag_batch.io.draft import Draft
-from mmrag_batch.io.journal import Saved
-from mmrag_batch.io.output import RowFormat
 from mmrag_batch.io.table import read_rows
 from mmrag_batch.pipeline import run
-from mmrag_batch.records import Position, Row
-from mmrag_batch.run.amend import Retry, find_retry
+from mmrag_batch.records import Question, Row, Status
+from mmrag_batch.run.answers import STATUSES, Start, answer_of, to_kept
+from mmrag_batch.run.database import DamagedError
+from mmrag_batch.run.keys import digest_of
 from mmrag_batch.run.signals import NO_GAIN, StopSignals
+from mmrag_batch.run.store import AnswerStore
+from mmrag_batch.run.survey import MISSING, Survey
 from mmrag_batch.stages import Stage
 
 IDLE_STARTS = 3
 """A run that was stopped so often before it committed a row is not worth another start."""
-OURS = (AbortedError, LockedError, OutputError, StorageError)
+OURS = (AbortedError, InputError, LockedError, OutputError, StorageError, DamagedError)
 """What ends a run even while it is being stopped: no engine raises these."""
 log = logging.getLogger(__name__)
 
 
-def answer_rows(
-    table: Path,
-    saved: Saved,
-    draft: Draft,
+class Work:
+    """Rows without an answer, each question once, and what becomes of them.
+
+    Rows in `busy` are left to who is at them. `start` counts what is done.
+    """
+
+    def __init__(
+        self,
+        survey: Survey,
+        store: AnswerStore,
+        start: Start,
+        key_of: Callable[[Question], bytes],
+        busy: Collection[range] = (),
+    ) -> None:
+        self._survey = survey
+        self._store = store
+        self._start = start
+        self._key_of = key_of
+        self._busy = busy
+        self._lock = threading.Lock()
+        self._keys: dict[int, bytes] = {}
+        """Of the rows in work, by number."""
+        self._waiting: dict[bytes, int] = {}
+        """How many rows wait for the answer under a key."""
+        self._seen = bytearray(2**21)
+        """A bit for the beginning of each key that was asked: most are not, which saves a look."""
+        self.left = 0
+        """Rows that were left to others."""
+        self.failed = 0
+        """Rows that this start has no answer for."""
+        self.complaint = ""
+        """What was wrong with the last of them."""
+
+    def rows(self) -> Iterator[Row]:
+        """The first row of each question. Raises InputError if the table is not what it was."""
+        keys = dict[int, bytes]()
+
+        def numbers() -> Iterator[int]:
+            for number, key, status in self._survey:
+                if status == MISSING:
+                    if any(number in rows for rows in self._busy):
+                        self.left += 1
+                    elif not self._is_known(key):
+                        keys[number] = key
+                        yield number
+
+        for row in read_rows(self._survey.table, numbers()):
+            key = keys.pop(row.number)
+            if row.question is None or self._key_of(row.question) != key:
+                raise InputError(
+                    f"{self._survey.table}, line {row.line} was changed while the table was read. "
+                    "Run the same command again: it asks the rows that are new."
+                )
+            with self._lock:
+                self._keys[row.number] = key
+            yield row
+
+    def _is_known(self, key: bytes) -> bool:
+        """Whether a question is in work, or has got its answer in this start; counts the row."""
+        place, bit = divmod(int.from_bytes(key[:3]), 8)
+        with self._lock:
+            if key in self._waiting:
+                self._waiting[key] += 1
+                return True
+            if self._seen[place] & 1 << bit:
+                kept = self._store.find(key)
+                if kept is not None and kept.start == self._start.id:
+                    self._count(STATUSES[kept.status], 1)
+                    return True
+            self._seen[place] |= 1 << bit
+            self._waiting[key] = 1
+            return False
+
+    def keep(self, row: Row) -> None:
+        """Keep what became of a row, and of all that ask the same."""
+        answer = answer_of(row)
+        kept = to_kept(answer, start=self._start.id, images=digest_of(row.images))
+        with self._lock:
+            key = self._keys.pop(row.number)
+            self._start.asked += 1
+            self._count(answer.status, 1)
+            if row.error is not None:
+                self.complaint = f"line {row.line}: {row.error.message}"
+        self._store.keep(key, kept)
+        with self._lock:
+            self._count(answer.status, self._waiting.pop(key) - 1)
+
+    def _count(self, status: Status, rows: int) -> None:
+        self._start.rows[status] += rows
+        self.failed += rows if status == "error" else 0
+
+
+def ask_missing(
+    work: Work,
+    store: AnswerStore,
+    start: Start,
     open_stages: Callable[[], AbstractContextManager[list[Stage]]],
     stop: StopSignals,
     *,
     allowed: float | None,
-    report: Callable[[Mapping[str, int]], None],
+    report: Callable[[Mapping[Status, int]], None],
 ) -> None:
-    """Add every row that is missing to `draft`, and commit all of them.
+    """Ask every row that is missing, and commit all answers.
 
-    `report` is told of each row. Raises AbortedError when more than `allowed` rows fail,
-    StoppedError if it was stopped before the last row; both after a commit.
+    `report` is told of each. Raises AbortedError when more than `allowed` rows fail, StoppedError
+    if it was stopped before the last row; both after a commit.
     """
-    end = saved.begin.stop
-    row_format = RowFormat(draft.paths.output, saved.begin.columns)
-    retry = find_retry(draft.paths, saved.commit)
-    if retry is None and not saved.commit.size:
-        draft.copy(row_format.header)
+    opened = time.monotonic()
 
-    def write(row: Row) -> None:
-        before = () if retry is None else retry.before(row.number)
-        draft.add(row, row_format.row(row), before=before)
-        report(draft.rows)
-        failed = draft.rows["error"] - saved.commit.error
-        if allowed is not None and failed > allowed:
-            draft.commit()
-            raise AbortedError(
-                f"{failed:,} rows failed, more than --max-row-errors allows; the last one, line "
-                f"{row.line}: {row.error and row.error.message}. Mend the cause, then run the same "
-                "command again; `--retry-errors` asks the failed rows again in the end."
-            )
+    def keep(row: Row) -> None:
+        start.seconds = time.monotonic() - opened
+        work.keep(row)
+        report(start.rows)
+        if allowed is not None and work.failed > allowed:
+            store.end()
+            raise AbortedError(too_many(work.failed, work.complaint))
 
-    if saved.commit.row < end:
-        with open_stages() as stages:
-            stop.working = True
-            rows = _missing(table, saved, retry)
-            try:
-                run(rows, stages, write, is_stopped=lambda: stop.cause is not None)
-            except OURS:
+    with open_stages() as stages:
+        stop.working = True
+        opened = time.monotonic()
+        try:
+            run(work.rows(), stages, keep, is_stopped=lambda: stop.cause is not None)
+        except OURS:
+            raise
+        except Exception as error:
+            # An engine may be stopped by the same signal, before its last rows are answered.
+            if stop.cause is None:
                 raise
-            except Exception as error:
-                # An engine may be stopped by the same signal, before its last rows are answered.
-                if stop.cause is None:
-                    raise
-                log.info("Rows in work were given up: %s", error)
-    _settle(saved, draft, retry, stop)
-
-
-def is_gaining(saved: Saved, draft: Draft) -> bool:
-    """Whether a run that is stopped now is worth another start."""
-    return draft.committed.row > saved.commit.row or saved.idle + 1 < IDLE_STARTS
-
-
-def _missing(table: Path, saved: Saved, retry: Retry | None) -> Iterator[Row]:
-    """The rows without an answer, read from where the last commit ended."""
-    done = saved.commit
-    numbers = range(done.row, saved.begin.stop) if retry is None else retry.rows
-    if not done.offset:
-        return read_rows(table, numbers)
-    return read_rows(table, numbers, first=done.row, start=Position(done.offset, done.line))
-
-
-def _settle(saved: Saved, draft: Draft, retry: Retry | None, stop: StopSignals) -> None:
-    """Commit what is there; raise unless that is every row."""
-    end = saved.begin.stop
-    missing = end - draft.row if retry is None else len(retry.rows)
-    if missing == 0:
-        draft.complete(() if retry is None or draft.row == end else retry.rest())
+            log.info("Rows in work were given up: %s", error)
+    done = start.asked
+    store.end()
+    missing = start.stop - start.first - sum(start.rows.values()) - work.left
+    if stop.cause is None or missing == 0:
         return
-    draft.commit()
-    if stop.cause is None:
-        raise InputError(
-            f"The input ended {missing:,} rows early: it was changed while it was read. Put it "
-            "back as it was, or add `--fresh`."
-        )
-    if not is_gaining(saved, draft):
+    if not is_gaining(store, start):
         raise AbortedError(f"Stopped by {stop.cause}. {NO_GAIN}")
     raise StoppedError(
-        f"Stopped by {stop.cause}: {missing:,} rows are left. Run the same command again to go on.",
+        f"Stopped by {stop.cause}: {done:,} questions were asked, {missing:,} rows are left. Run "
+        "the same command again to go on.",
         stop.exit_code,
     )
+
+
+def too_many(failed: int, complaint: str) -> str:
+    """What a run says that ends because too many rows fail."""
+    return (
+        f"{failed:,} rows failed, more than --max-row-errors allows; {complaint}. Mend the cause, "
+        "then run the same command again, with `--retry-errors` to ask the failed rows as well."
+    )
+
+
+def is_gaining(store: AnswerStore, start: Start) -> bool:
+    """Whether a run that is stopped now is worth another start."""
+    idle = 0
+    for before in reversed(store.starts()):
+        if before.id == start.id:
+            continue
+        if before.asked:
+            break
+        idle += 1
+    return start.asked > 0 or idle + 1 < IDLE_STARTS

@@ -1,24 +1,28 @@
-"""What tests of faults share: a table, and what a run without faults writes."""
+"""What tests of faults share: a table, commands, and what a run without faults writes."""
 
-import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.commands import Commands, why_not
 from tests.faults.harness import predict, write_table
 
 
-@pytest.fixture(autouse=True, scope="session")
-def interrupts_are_heard() -> None:
-    """A shell starts what it puts in the background with SIGINT ignored, and runs inherit that."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Commands in processes of their own, on a disk that can fail."""
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with Commands() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
     """The output of runs of so many rows that nothing happened to."""
     outputs = {}
-    for rows in (200, 2000):
+    for rows in (50, 200, 600):
         folder = tmp_path_factory.mktemp("whole")
         write_table(folder / "in.csv", rows)
         assert predict(folder, "--quiet") == 0
@@ -29,5 +33,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a table of 200 rows."""
-    write_table(tmp_path / "in.csv", 200)
-    return tmp_path
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_table(folder / "in.csv", 200)
+    return folder

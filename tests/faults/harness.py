@@ -3,53 +3,158 @@
 import csv
 import json
 import os
+import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import Any
-from unittest import mock
+from typing import Any, TypeVar
 
 from typer.testing import CliRunner
 
 from mmrag_batch.cli import app
+from tests.faults.commands import Commands, Done, Fault, Running
 
 COLUMNS = ("id", "question_text", "answer_choices", "note")
-COMMAND = [sys.executable, "-m", "mmrag_batch"]
+LISTENING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from mmrag_batch.cli import main
+main()
+"""
+"""The command, which hears signals even where it was started by one that does not, as nohup."""
+COMMAND = [sys.executable, "-c", LISTENING]
+DONE = {"in.csv", "out.csv", "out.csv.manifest.json", "out.csv.store"}
+"""What is in a folder whose output is complete."""
+QUICK = {"quick": True}
+"""For loops over all that can happen to a disk; see `hooks.settle`."""
+T = TypeVar("T")
 
 
 def write_table(path: Path, rows: int, *, broken: Sequence[int] = ()) -> Path:
     """A table of questions without documents; those in `broken` cannot be answered."""
+    lines = []
+    for row in range(rows):
+        choices = "not a list" if row in broken else '["yes", "no"]'
+        lines.append((f"q{row}", f"Is {row} even?", choices, f'é "{row}"\nand more'))
+    return write_rows(path, lines)
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> Path:
+    """A table of these rows."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(COLUMNS)
-        for row in range(rows):
-            choices = "not a list" if row in broken else '["yes", "no"]'
-            table.writerow([f"q{row}", f"Is {row} even?", choices, f'é "{row}"\nand more'])
+        table.writerow(columns)
+        table.writerows(rows)
     return path
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, by column."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+# Runs in this process. -------------------------------------------------------------------------
 
 
 def predict(folder: Path, *options: object, output: str = "out.csv") -> int:
     """Run `predict` in this process; its exit code. Raises what it does not catch."""
-    return call("predict", folder / "in.csv", folder / output, "--engine", "scripted", *options)[0]
+    return call(*words(folder, *options, output=output))[0]
 
 
-def call(*arguments: object) -> tuple[int, str]:
+def ask(
+    folder: Path, *options: object, output: str = "out.csv", script: Mapping[str, object] = {}
+) -> tuple[int, list[int]]:
+    """The same; its exit code, and the numbers of the rows that the engine was asked."""
+    code, _ = call(*words(folder, *options, output=output), environ=_environ(folder, script))
+    return code, asked(folder)
+
+
+def call(*arguments: object, environ: Mapping[str, str] = {}) -> tuple[int, str]:
     """Exit code and output (of both kinds) of a command in this process."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=environ)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
 
 
+def words(folder: Path, *options: object, output: str = "out.csv") -> tuple[object, ...]:
+    """A `predict` with the scripted engine, as it is typed."""
+    return ("predict", folder / "in.csv", folder / output, "--engine", "scripted", *options)
+
+
+# Runs in processes of their own. ---------------------------------------------------------------
+
+
+def begin(
+    commands: Commands,
+    folder: Path,
+    *options: object,
+    output: str = "out.csv",
+    script: Mapping[str, object] = {},
+    fault: Fault | None = None,
+    log: bool = False,
+    changes: Mapping[str, object] = {},
+    environ: Mapping[str, str] = {},
+) -> Running:
+    """Start `predict` over in.csv; `changes` are for `hooks.settle`."""
+    return commands.start(
+        *words(Path(), *options, output=output),
+        folder=folder,
+        fault=fault,
+        environ={**_environ(folder, script), **environ},
+        hook="tests.faults.hooks:settle",
+        hook_argument=dict(changes),
+        log=log,
+    )
+
+
+def run(
+    commands: Commands,
+    folder: Path,
+    *options: object,
+    output: str = "out.csv",
+    script: Mapping[str, object] = {},
+    fault: Fault | None = None,
+    log: bool = False,
+    changes: Mapping[str, object] = {},
+    environ: Mapping[str, str] = {},
+) -> Done:
+    """The same to its end."""
+    return begin(
+        commands,
+        folder,
+        *options,
+        output=output,
+        script=script,
+        fault=fault,
+        log=log,
+        changes=changes,
+        environ=environ,
+    ).wait(within=120)
+
+
+def leave(commands: Commands, folder: Path, rows: int, *, stuck_at: int | None = None) -> None:
+    """A run that was killed with so many rows committed, when the engine had a row in its hands."""
+    row = rows if stuck_at is None else stuck_at
+    running = begin(commands, folder, script={"slow": {str(row): 600}}, changes=QUICK)
+    wait_for(lambda: row - 1 in asked(folder) and committed(folder) == rows)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+
+
 def start(folder: Path, *options: object, script: object = None) -> "subprocess.Popen[str]":
-    """Start `predict` in a process and a process group of its own."""
-    words = ("predict", folder / "in.csv", folder / "out.csv", "--engine", "scripted", *options)
+    """Start `predict` in a process and a process group of its own, from the interpreter on."""
     return subprocess.Popen(
-        [*COMMAND, *map(str, words)],
+        [*COMMAND, *map(str, words(folder, *options))],
         env=os.environ | ({} if script is None else {"SCRIPTED_ENGINE": json.dumps(script)}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -75,14 +180,68 @@ def wait_for(condition: Callable[[], Any], *, within: float = 30.0) -> None:
         time.sleep(0.005)
 
 
-def committed(folder: Path) -> int:
-    """The rows that the journal vouches for."""
-    journal = folder / "out.csv.state" / "journal"
-    if not journal.exists():
-        return 0
-    lines = journal.read_text().splitlines(keepends=True)
-    lines = [line for line in lines if " commit {" in line and line.endswith("\n")]
-    return int(json.loads(lines[-1].split(" ", 2)[2])["row"]) if lines else 0
+def each(check: Callable[[T], None], cases: Iterable[T]) -> int:
+    """Check every case, a few at once; how many there were."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return len(list(pool.map(check, cases)))
+
+
+# What a run has left. --------------------------------------------------------------------------
+
+
+def asked(folder: Path) -> list[int]:
+    """The numbers of the rows that the engine was asked by the last run, in order."""
+    log = _log(folder)
+    return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def committed(folder: Path, store: str = "out.csv.store") -> int:
+    """How many answers a store vouches for, while a run is on or after it died."""
+    (count,) = query(folder / store, "SELECT count(*) FROM answers", [(0,)])[0]
+    return int(count)
+
+
+def statuses(folder: Path) -> list[int]:
+    """The status of each answer that is committed, as the store has it."""
+    return [row[0] for row in query(folder / "out.csv.store", "SELECT status FROM answers", [])]
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """The processes that have noted that they are at work, in order."""
+    found = query(folder / "out.csv.store", "SELECT start FROM starts ORDER BY id", [])
+    return [json.loads(row[0]) for row in found]
+
+
+def query(store: Path, select: str, otherwise: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """What a store says to a query; `otherwise` where there is none yet."""
+    deadline = time.monotonic() + 30
+    while store.exists():
+        try:
+            with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as sql:
+                return sql.execute(select).fetchall()
+        except sqlite3.OperationalError as error:
+            name = error.sqlite_errorname
+            if name == "SQLITE_ERROR":  # there is no such table yet
+                break
+            if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
+                return _query_copy(store, select, otherwise)
+            assert name.startswith("SQLITE_BUSY"), name
+            assert time.monotonic() < deadline, "the store is never free"
+            time.sleep(0.005)
+    return otherwise
+
+
+def _query_copy(
+    store: Path, select: str, otherwise: list[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """The same of a store with a commit to undo, which is for the next run to do."""
+    with tempfile.TemporaryDirectory() as name:
+        for file in (store, store.with_name(store.name + "-journal")):
+            if file.exists():
+                shutil.copy(file, name)
+        with closing(sqlite3.connect(Path(name, store.name))) as sql:
+            has_table = sql.execute("SELECT 1 FROM sqlite_master WHERE name = 'answers'").fetchone()
+            return sql.execute(select).fetchall() if has_table else otherwise
 
 
 def names(folder: Path) -> set[str]:
@@ -90,97 +249,38 @@ def names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-class Crash(BaseException):
-    """The process is dead: nothing that it would do after this may have an effect."""
+def manifest(folder: Path, output: str = "out.csv") -> dict[str, Any]:
+    """The manifest of an output."""
+    values: dict[str, Any] = json.loads((folder / f"{output}.manifest.json").read_bytes())
+    return values
 
 
-@dataclass
-class Disk:
-    """Stands between a run and its disk, and fails at operation `at`, counted from 0.
-
-    `kind` is `kill` (the process dies before it), `torn` (half of a write is done, then it dies),
-    `power` (as `kill`, and what was not yet synced is lost) or the number of an OSError, which this
-    and every later operation of that name raises.
-    """
-
-    at: int = -1
-    kind: str | int = "kill"
-    only: str | None = None
-    """Count operations of this name only: write, fsync or replace."""
-    log: list[str] = field(default_factory=list)
-    failed: str | None = None
-    after: list[str] = field(default_factory=list)
-    """What was tried after the failure."""
-
-    def __post_init__(self) -> None:
-        self._real = {name: getattr(os, name) for name in ("write", "fsync", "replace")}
-        self._synced: dict[str, int] = {}
-        self._renamed: list[tuple[str, str, bytes | None]] = []
-
-    def write(self, descriptor: int, data: bytes) -> int:
-        path = _path(descriptor)
-        if not Path(path).is_file():
-            return int(self._real["write"](descriptor, data))
-        self._synced.setdefault(path, os.fstat(descriptor).st_size)
-        if self._is_time("write") and self.kind == "torn":
-            self._real["write"](descriptor, bytes(data)[: max(1, len(data) // 2)])
-        self._step("write", path)
-        return int(self._real["write"](descriptor, data))
-
-    def fsync(self, descriptor: int) -> None:
-        path = _path(descriptor)
-        self._step("fsync", path)
-        self._real["fsync"](descriptor)
-        self._synced.pop(path, None)
-        if Path(path).is_dir():
-            self._renamed = [move for move in self._renamed if str(Path(move[1]).parent) != path]
-
-    def replace(self, source: Any, target: Any) -> None:
-        source, target = os.fspath(source), os.fspath(target)
-        self._step("replace", target)
-        kept = Path(target).read_bytes() if Path(target).is_file() else None
-        self._real["replace"](source, target)
-        self._renamed.append((source, target, kept))
-
-    def _is_time(self, name: str) -> bool:
-        return self.only in (None, name) and len(self.log) >= self.at >= 0
-
-    def _step(self, name: str, path: str) -> None:
-        if self.failed is not None:
-            self.after.append(f"{name} {Path(path).name}")
-        if self.failed is not None and not isinstance(self.kind, int):
-            raise Crash
-        if self._is_time(name):
-            self.failed = self.failed or f"{name} {Path(path).name}"
-            if isinstance(self.kind, int):
-                raise OSError(self.kind, os.strerror(self.kind), path)
-            if self.kind == "power":
-                self._lose()
-            raise Crash
-        if self.only in (None, name):
-            self.log.append(f"{name} {Path(path).name}")
-
-    def _lose(self) -> None:
-        """Undo what is not on disk yet."""
-        for source, target, kept in reversed(self._renamed):
-            self._real["replace"](target, source)
-            if kept is not None:
-                Path(target).write_bytes(kept)
-        for path, size in self._synced.items():
-            if Path(path).exists():
-                os.truncate(path, size)
+def identity(file: Path) -> tuple[int, int, int]:
+    """What changes when a file is written or replaced."""
+    status = file.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
-@contextmanager
-def failing_disk(disk: Disk) -> Iterator[Disk]:
-    """Everything written in this process goes through `disk`."""
-    with (
-        mock.patch("os.write", disk.write),
-        mock.patch("os.fsync", disk.fsync),
-        mock.patch("os.replace", disk.replace),
-    ):
-        yield disk
+def contents(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Everything below a folder: its inode, its links, and its bytes or where it leads to."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        status = file.lstat()
+        data = b""
+        if file.is_symlink():
+            data = os.fsencode(file.readlink())
+        elif file.is_file():
+            data = file.read_bytes()
+        found[str(file.relative_to(folder))] = (status.st_ino, status.st_nlink, data)
+    return found
 
 
-def _path(descriptor: int) -> str:
-    return str(Path(f"/proc/self/fd/{descriptor}").readlink())
+def _environ(folder: Path, script: Mapping[str, object]) -> dict[str, str]:
+    """What has the scripted engine follow a script and say what it was asked."""
+    log = _log(folder)
+    log.unlink(missing_ok=True)
+    return {"SCRIPTED_ENGINE": json.dumps({"log": str(log), **script})}
+
+
+def _log(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.asked")

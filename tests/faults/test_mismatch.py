@@ -1,53 +1,59 @@
-"""Group D: a run that goes on with something else is refused by name; what changes no answer may
-change. And the ways to go on that are asked for: more rows, failed rows again, or all anew."""
+"""Group D: what has changed since the last run.
 
+A changed table costs its changed rows; other settings, an edited output and another format are
+refused by name; what changes no answer may change.
+"""
+
+import csv
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmrag_batch.bundle import read_manifest, write_manifest
 from mmrag_batch.config import DEMO_BUNDLE
-from mmrag_batch.io import journal
+from tests.faults.commands import Commands
 from tests.faults.harness import (
-    Crash,
-    Disk,
+    DONE,
+    ask,
     call,
-    committed,
-    failing_disk,
+    contents,
+    leave,
+    manifest,
     names,
     predict,
+    read_rows,
+    words,
+    write_rows,
     write_table,
 )
 
-HALF = 20
-"""Operations of the disk after which some of 200 rows are committed."""
 
-
-def interrupt(folder: Path, *options: object, at: int = HALF, output: str = "out.csv") -> None:
-    """Leave a run with some of its rows committed."""
-    with failing_disk(Disk(at)), pytest.raises(Crash):
-        predict(folder, "--quiet", *options, output=output)
-
-
-def begin(folder: Path, complete: bool) -> None:
+def begun(commands: Commands, folder: Path, complete: bool) -> None:
     """Leave a run complete, or interrupted."""
     if complete:
         assert predict(folder, "--quiet") == 0
     else:
-        interrupt(folder)
+        leave(commands, folder, 128)
 
 
 def refused(folder: Path, *options: object) -> str:
     """What a run that is refused says; it has changed nothing."""
-    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    words = ("predict", folder / "in.csv", folder / "out.csv", "--engine", "scripted", *options)
-    code, output = call(*words)
+    before = contents(folder)
+    code, output = call(*words(folder, *options))
     assert code == 78, output
-    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    after = contents(folder)
+    # SQLite removes a journal that is void, and a lock that nobody holds is anybody's.
+    for name in ("out.csv.store-journal", "out.csv.lock"):
+        before.pop(name, None)
+        after.pop(name, None)
+    assert after == before
     return output
 
 
@@ -58,95 +64,98 @@ def another(folder: Path, change: Callable[[Path], object]) -> Path:
     return bundle
 
 
+def whole(folder: Path) -> bytes:
+    """What one run over in.csv as it is now would write."""
+    assert predict(folder, "--quiet", output="whole.csv") in (0, 3)
+    written = (folder / "whole.csv").read_bytes()
+    for file in folder.glob("whole.csv*"):
+        file.unlink()
+    return written
+
+
+def change_rows(folder: Path, change: Callable[[list[list[str]]], None]) -> bytes:
+    """Change the rows of in.csv; what one run over them would write."""
+    with (folder / "in.csv").open(newline="") as stream:
+        columns, *rows = csv.reader(stream)
+    change(rows)
+    write_rows(folder / "in.csv", rows, columns)
+    return whole(folder)
+
+
 @pytest.mark.parametrize("complete", [False, True])
-def test_d01_one_byte_of_the_input_is_enough(folder: Path, complete: bool) -> None:
-    begin(folder, complete)
-    table = folder / "in.csv"
-    table.write_bytes(table.read_bytes().replace(b"Is 150 even", b"Is 151 even"))
-    output = refused(folder)
-    assert "was begun with something else" in output
-    assert "input: was " in output
-    assert "--fresh" in output
+def test_d01_a_row_that_changed_is_asked_and_no_other(
+    commands: Commands, folder: Path, complete: bool
+) -> None:
+    begun(commands, folder, complete)
+
+    def change(rows: list[list[str]]) -> None:
+        rows[50][1] = "Is 51 odd?"
+
+    after = change_rows(folder, change)
+    code, numbers = ask(folder, "--quiet")
+    assert (code, sorted(numbers)) == (0, [50] if complete else [50, *range(128, 200)])
+    assert (folder / "out.csv").read_bytes() == after
+    assert names(folder) == DONE
 
 
-def test_d02_rows_at_the_end_are_refused_and_taken_with_extend(
+@pytest.mark.parametrize("complete", [False, True])
+def test_d02_rows_at_the_end_are_asked_and_no_other(
+    commands: Commands, folder: Path, expected: dict[int, bytes], complete: bool
+) -> None:
+    begun(commands, folder, complete)
+    write_table(folder / "in.csv", 600)
+    code, numbers = ask(folder, "--quiet")
+    assert (code, sorted(numbers)) == (0, list(range(200 if complete else 128, 600)))
+    assert (folder / "out.csv").read_bytes() == expected[600]
+
+
+def test_d02_rows_that_go_come_or_move_cost_those_that_are_new(folder: Path) -> None:
+    assert predict(folder, "--quiet") == 0
+
+    def change(rows: list[list[str]]) -> None:
+        rows.reverse()
+        del rows[10:60]
+        rows.insert(7, ["new", "Is it new?", '["yes", "no"]', ""])
+
+    after = change_rows(folder, change)
+    code, output = call(*words(folder))
+    assert code == 0
+    assert "in.csv: 151 rows, 150 of them answered before, 1 to ask." in output
+    assert (folder / "out.csv").read_bytes() == after
+    assert (manifest(folder)["asked"], manifest(folder)["kept"]) == (1, 150)
+
+
+def test_d02_a_table_that_is_as_it_was_again_asks_nothing(
     folder: Path, expected: dict[int, bytes]
 ) -> None:
-    interrupt(folder)
-    rows = committed(folder)
-    write_table(folder / "in.csv", 2000)
-    refused(folder)
-    assert predict(folder, "--extend", "--quiet") == 0
-    assert (folder / "out.csv").read_bytes() == expected[2000]
-    starts = json.loads((folder / "out.csv.manifest.json").read_text())["starts"]
-    assert starts[-1]["row"] == rows
-
-
-@pytest.mark.parametrize("name", ["out.csv", "out.csv.gz"])
-@pytest.mark.parametrize("at", [None, 3, 6, 9, 15])
-def test_d02_a_complete_output_is_extended_and_keeps_its_rows_and_errors(
-    tmp_path: Path, name: str, at: int | None
-) -> None:
-    write_table(tmp_path / "in.csv", 300, broken=[3, 250])
-    assert predict(tmp_path, "--quiet", output=name.replace("out", "whole")) == 3
-    write_table(tmp_path / "in.csv", 200, broken=[3])
-    assert predict(tmp_path, "--quiet", output=name) == 3
-    before = (tmp_path / name).read_bytes()
-    write_table(tmp_path / "in.csv", 300, broken=[3, 250])
-    if at is not None:
-        interrupt(tmp_path, "--extend", at=at, output=name)
-        assert (tmp_path / name).read_bytes() == before
-    assert predict(tmp_path, "--extend", "--quiet", output=name) == 3
-    assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("out", "whole")).read_bytes()
-    errors = (tmp_path / f"{name}.errors.jsonl").read_text()
-    assert errors == (tmp_path / f"{name.replace('out', 'whole')}.errors.jsonl").read_text()
-    starts = json.loads((tmp_path / f"{name}.manifest.json").read_text())["starts"]
-    assert starts[0]["row"] == 200
-
-
-def test_d02_extend_takes_nothing_but_rows_at_the_end(folder: Path) -> None:
-    whole = (folder / "in.csv").read_bytes()
-    interrupt(folder)
-    for table, words in (
-        (whole.replace(b"Is 3 even", b"Is 4 even"), "does not begin with the rows"),
-        (whole[: whole.index(b"q150,")], "does not begin with the rows"),
-        (whole.replace(b"note\n", b"remark\n", 1), "other columns"),
-    ):
-        (folder / "in.csv").write_bytes(table + b"new,Is it?,,\n" + b"\n" * 99)
-        assert words in refused(folder, "--extend")
-    (folder / "in.csv").write_bytes(whole)
-    assert "top_k: was 3, is 2" in refused(folder, "--extend", "--top-k", 2)
-
-
-def test_d02_a_last_line_that_had_no_end_may_have_grown(folder: Path) -> None:
-    table = folder / "in.csv"
-    whole = table.read_bytes()
-    table.write_bytes(whole.rstrip(b"\n"))
-    interrupt(folder)
-    table.write_bytes(whole + b"new,Is it?,,\n")
-    assert "did not end in a line end" in refused(folder, "--extend")
+    assert predict(folder, "--quiet") == 0
+    for rows in (50, 200):
+        write_table(folder / "in.csv", rows)
+        assert ask(folder, "--quiet") == (0, [])
+        assert (folder / "out.csv").read_bytes() == expected[rows]
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "text"),
     [
         (("--top-k", 2), "top_k: was 3, is 2"),
         (("--max-images", 3), "max_images: was 1, is 3"),
         (("--max-new-tokens", 7), "max_new_tokens: was 32, is 7"),
-        (("--limit", 7), "limit: was not set, is 7"),
         (("--engine", "transformers"), "engine: was scripted, is the bundle's"),
+        (("--top-k", 2, "--max-new-tokens", 7), "top_k: was 3, is 2; max_new_tokens: was 32, is 7"),
     ],
 )
 @pytest.mark.parametrize("complete", [False, True])
 def test_d03_a_setting_that_changes_answers_is_named_old_and_new(
-    folder: Path, options: tuple[object, ...], words: str, complete: bool
+    commands: Commands, folder: Path, options: tuple[object, ...], text: str, complete: bool
 ) -> None:
-    begin(folder, complete)
-    assert words in refused(folder, *options)
+    begun(commands, folder, complete)
+    output = refused(folder, *options)
+    assert f"was begun with something else: {text}. Add `--fresh`" in output
 
 
 def test_d03_other_models_are_refused(folder: Path) -> None:
-    interrupt(folder)
+    assert predict(folder, "--quiet") == 0
 
     def change(bundle: Path) -> None:
         manifest = read_manifest(bundle)
@@ -156,31 +165,47 @@ def test_d03_other_models_are_refused(folder: Path) -> None:
     assert "bundle: was " in refused(folder, "--bundle", another(folder, change))
 
 
-def test_d03_another_prompt_template_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("TEMPLATE_VERSION", "prompt: was "), ("PIXELS_VERSION", "image_preprocessing: was ")],
+)
+def test_d03_another_prompt_or_preprocessing_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ) -> None:
-    interrupt(folder)
-    monkeypatch.setattr("mmrag_batch.run.fingerprint.TEMPLATE_VERSION", 2)
-    assert "prompt: was 1, is 2" in refused(folder)
+    assert predict(folder, "--quiet") == 0
+    monkeypatch.setattr(f"mmrag_batch.run.keys.{name}", 99)
+    output = refused(folder)
+    assert text in output
+    assert "is 99" in output
 
 
-def test_d04_what_changes_no_answer_may_change(folder: Path, expected: dict[int, bytes]) -> None:
-    interrupt(folder)
+def test_d04_what_changes_no_answer_may_change(
+    commands: Commands, folder: Path, expected: dict[int, bytes]
+) -> None:
+    leave(commands, folder, 128)
     shutil.copytree(DEMO_BUNDLE, folder.parent / "elsewhere")
     options = ("--batch-size", 3, "--device", "cpu", "--bundle", folder.parent / "elsewhere")
-    assert predict(folder, *options, "--quiet", "--image-root", folder.parent) == 0
+    code, numbers = ask(folder, *options, "--quiet", "--image-root", folder.parent)
+    assert (code, sorted(numbers)) == (0, list(range(128, 200)))
     assert (folder / "out.csv").read_bytes() == expected[200]
 
 
-def test_d05_a_journal_of_another_format_is_refused_by_its_number(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("complete", [False, True])
+def test_d05_a_store_of_another_format_is_refused_by_its_number(
+    commands: Commands, folder: Path, complete: bool
 ) -> None:
-    interrupt(folder)
-    monkeypatch.setattr(journal, "FORMAT", 2)
-    assert "has format 1, this version writes 2" in refused(folder)
+    begun(commands, folder, complete)
+    with closing(sqlite3.connect(folder / "out.csv.store")) as sql:
+        sql.execute("PRAGMA user_version = 2")
+    output = refused(folder)
+    assert "has format 2, this version reads 1" in output
+    assert "--fresh" in output
+    assert ask(folder, "--fresh", "--quiet") == (0, list(range(200)))
 
 
-def test_d06_an_output_that_was_edited_is_told_by_status_and_predict(folder: Path) -> None:
+def test_d06_an_output_that_was_edited_is_told_by_status_and_predict(
+    folder: Path, expected: dict[int, bytes]
+) -> None:
     assert predict(folder, "--quiet") == 0
     code, output = call("status", folder / "out.csv")
     assert (code, "200 ok, 0 degraded, 0 error" in output) == (0, True)
@@ -188,31 +213,76 @@ def test_d06_an_output_that_was_edited_is_told_by_status_and_predict(folder: Pat
     out.write_bytes(out.read_bytes().replace(b"yes", b"no!", 1))
     code, output = call("status", folder / "out.csv")
     assert (code, "was changed since it was written" in output) == (78, True)
-    assert "was changed since it was written" in refused(folder)
+    for options in ((), ("--retry-errors",), ("--fresh",), ("--verify-inputs",)):
+        assert "was changed since it was written" in refused(folder, *options)
+    assert ask(folder, "--overwrite", "--quiet") == (0, [])
+    assert out.read_bytes() == expected[200]
+    assert call("status", folder / "out.csv")[0] == 0
 
 
 def test_d08_another_version_is_noted_and_told(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    commands: Commands, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupt(folder)
+    leave(commands, folder, 128)
     monkeypatch.setattr("mmrag_batch.run.versions.version", lambda name: f"{name}-9")
-    words = ("predict", folder / "in.csv", folder / "out.csv", "--engine", "scripted")
-    code, output = call(*words)
+    code, output = call(*words(folder))
     assert code == 0
     assert "is torch-9: noted" in output
-    starts = json.loads((folder / "out.csv.manifest.json").read_text())["starts"]
+    starts = manifest(folder)["starts"]
     assert [item["versions"]["torch"] == "torch-9" for item in starts] == [False, True]
 
 
-def test_fresh_begins_anew_and_keeps_what_was_there_aside(
-    folder: Path, expected: dict[int, bytes]
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A complete output of rows that name images: as the question's, as a document, one that is
+    not there, one twice, and none."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, colour in (("a.png", "red"), ("b.png", "green"), ("c.png", "blue")):
+        Image.new("RGB", (40, 40), colour).save(folder / name)
+    rows = [
+        ("What is it?", "a.png", ""),
+        ("What is that?", "", json.dumps(["b.png", "a text"])),
+        ("Where is it?", "late.png", ""),
+        ("Which one?", "c.png", json.dumps(["late.png", "a text"])),
+        ("Which two?", "c.png", json.dumps(["b.png"])),
+        ("And without?", "", ""),
+    ]
+    write_rows(folder / "in.csv", rows, ("question_text", "question_image", "documents"))
+    assert ask(folder, "--quiet") == (3, [0, 1, 3, 4, 5])
+    assert [row["status"] for row in read_rows(folder / "out.csv")] == [
+        *("ok", "ok", "error", "degraded", "ok", "ok")
+    ]
+    return folder
+
+
+def asked_of(folder: Path, *options: object) -> list[int]:
+    """The rows that a run asked, from which no order is to be expected."""
+    code, numbers = ask(folder, "--quiet", *options)
+    assert code in (0, 3)
+    assert (folder / "out.csv").read_bytes() == whole(folder)
+    return sorted(numbers)
+
+
+def test_d09_rows_whose_image_changed_are_asked_with_verify_inputs_and_no_other(
+    pictures: Path,
 ) -> None:
-    interrupt(folder)
-    journal_before = (folder / "out.csv.state" / "journal").read_bytes()
-    assert predict(folder, "--fresh", "--top-k", 2, "--quiet") == 0
-    old = folder / "out.csv.old-1"
-    assert (old / "out.csv.state" / "journal").read_bytes() == journal_before
-    assert names(old) == {"out.csv.state", "out.csv.partial"}
-    assert predict(folder, "--fresh", "--quiet") == 0
-    assert names(folder / "out.csv.old-2") == {"out.csv", "out.csv.manifest.json"}
-    assert (folder / "out.csv").read_bytes() == expected[200]
+    assert asked_of(pictures, "--verify-inputs") == []
+    Image.new("RGB", (40, 40), "black").save(pictures / "b.png")
+    Image.new("RGB", (40, 40), "white").save(pictures / "a.png")
+    assert ask(pictures, "--quiet") == (3, [])
+    assert asked_of(pictures, "--verify-inputs") == [0, 1, 4]
+    assert asked_of(pictures, "--verify-inputs") == []
+
+
+def test_d09_an_image_that_was_missing_and_is_there_has_changed(pictures: Path) -> None:
+    Image.new("RGB", (40, 40), "black").save(pictures / "late.png")
+    assert ask(pictures, "--quiet") == (3, [])
+    assert asked_of(pictures, "--verify-inputs") == [2, 3]
+    assert {row["status"] for row in read_rows(pictures / "out.csv")} == {"ok"}
+
+
+def test_d09_an_image_that_is_gone_has_changed(pictures: Path) -> None:
+    (pictures / "a.png").unlink()
+    assert asked_of(pictures, "--verify-inputs") == []  # it is an error before it is asked
+    assert read_rows(pictures / "out.csv")[0]["error"].startswith("image_missing")

@@ -156,6 +156,21 @@ def test_f10_a_document_that_gives_orders_is_evidence_like_any_other(tmp_path: P
     assert set(Path.cwd().iterdir()) == before
 
 
+def test_f12_html_in_a_question_is_data_and_nothing_that_is_written_is_a_page(
+    tmp_path: Path,
+) -> None:
+    page = '<script>alert(1)</script> <img src=x onerror="alert(2)"> &amp; What?'
+    write_csv(tmp_path / "in.csv", ("question_text", "answer_choices"), (page, '["<b>", "b"]'))
+    done, (row,) = answer(tmp_path)
+    assert (done.exit_code, row["question_text"]) == (0, page)
+    assert row["prediction"] in ("<b>", "b")
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("in.csv", "out.csv", "out.csv.manifest.json", "out.csv.store")
+    }
+    assert "<script>" not in call("status", tmp_path / "out.csv").output
+    assert b"script>" not in (tmp_path / "out.csv.manifest.json").read_bytes()
+
+
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\xa0=1", "\n=1"]
 
 
@@ -177,8 +192,8 @@ def test_f13_the_output_says_no_password_beyond_the_cell_that_held_it(tmp_path: 
     assert row["question_image"] == url
     assert row["error"].count("***") == 1
     sides = [file for file in tmp_path.iterdir() if file.is_file() and file.name != "in.csv"]
-    texts = {file.name: file.read_text() for file in sides}
-    assert [name for name, text in texts.items() if "hunter2" in text] == ["out.csv"]
+    assert [file.name for file in sides if b"hunter2" in file.read_bytes()] == ["out.csv"]
+    assert "hunter2" not in call("status", tmp_path / "out.csv").output
     assert "hunter2" not in done.stderr
 
 

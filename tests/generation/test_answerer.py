@@ -129,7 +129,7 @@ def test_rows_with_errors_do_not_pile_up(renderer: Renderer) -> None:
 
 def test_a_broken_question_image_is_an_error(renderer: Renderer) -> None:
     [done] = answerer(renderer, ScriptedEngine())([row(image="broken.png")])
-    assert done.error == Problem("image_corrupt", "line 2: broken.png is no image")
+    assert done.error == Problem("image_corrupt", "question_image: broken.png is no image")
     assert done.prediction is None
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrag_batch.errors import InputError, OutputError
-from mmrag_batch.io.output import OUTPUT_COLUMNS, RowFormat, check_output, status_of
-from mmrag_batch.records import Document, Evidence, Prediction, Problem, Row
+from mmrag_batch.io.output import OUTPUT_COLUMNS, RowFormat, check_output
+from mmrag_batch.records import Answer, Document, Evidence, Prediction, Problem, Row
+from mmrag_batch.run.answers import answer_of
 
 
 def make_row(number: int = 0, cells: Mapping[str, object] | None = None) -> Row:
@@ -30,7 +31,12 @@ def answered() -> Row:
 
 def write_rows(path: Path, columns: tuple[str, ...], *rows: Row) -> None:
     row_format = RowFormat(path, columns)
-    path.write_bytes(row_format.header + b"".join(map(row_format.row, rows)))
+    answers = (
+        Answer("ok") if row.prediction is None and row.error is None else answer_of(row)
+        for row in rows
+    )
+    lines = (row_format.row(row.cells, row.line, answer) for row, answer in zip(rows, answers))
+    path.write_bytes(row_format.header + b"".join(lines))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -65,7 +71,7 @@ def test_a_free_form_answer_has_no_index_and_no_probabilities(tmp_path: Path) ->
 
 def test_an_error_row_says_why_and_predicts_nothing(tmp_path: Path) -> None:
     row = make_row()
-    row.error = Problem("bad_row", "line 2: no")
+    row.error = Problem("bad_row", "no")
     row.problems.append(Problem("image_missing", "a.png"))
     write_rows(tmp_path / "out.csv", ("q",), row)
     (cells,) = read_csv(tmp_path / "out.csv")
@@ -83,12 +89,12 @@ def test_a_degraded_row_lists_its_problems(tmp_path: Path) -> None:
 
 
 def test_the_status_is_the_worst_that_happened() -> None:
-    row = make_row()
-    assert status_of(row) == "ok"
+    row = answered()
+    assert answer_of(row).status == "ok"
     row.problems.append(Problem("image_missing", "a"))
-    assert status_of(row) == "degraded"
+    assert answer_of(row).status == "degraded"
     row.error = Problem("bad_row", "b")
-    assert status_of(row) == "error"
+    assert answer_of(row).status == "error"
 
 
 def test_lines_end_in_lf_and_only_what_must_be_is_quoted(tmp_path: Path) -> None:
@@ -130,10 +136,11 @@ def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path) -> None:
 
 def test_the_bytes_of_a_row_depend_on_the_row_alone(tmp_path: Path) -> None:
     row_format = RowFormat(tmp_path / "out.csv", ("q",))
-    first = row_format.row(answered())
-    assert row_format.row(make_row(1, {"q": 'a,"\r'})) != first
-    assert row_format.row(answered()) == first
-    assert RowFormat(tmp_path / "out.csv", ("q",)).row(answered()) == first
+    answer = answer_of(answered())
+    first = row_format.row({"q": "What?"}, 2, answer)
+    assert row_format.row({"q": 'a,"\r'}, 3, answer) != first
+    assert row_format.row({"q": "What?"}, 2, answer) == first
+    assert RowFormat(tmp_path / "out.csv", ("q",)).row({"q": "What?"}, 2, answer) == first
 
 
 def test_json_lines_have_no_header(tmp_path: Path) -> None:

@@ -111,8 +111,8 @@ def test_each_content_is_encoded_once_in_a_window(
 def test_what_is_known_is_neither_encoded_nor_decoded_again(
     embedder: Embedder, encoder: CountingEncoder, pictures: Pictures
 ) -> None:
-    (first,) = embedder.embed([row("cost?", "red")])
-    (second,) = embedder.embed([row("cost?", "red")])
+    (first,) = embedder.embed([row("cost?", "red", [("cost?", None)])])
+    (second,) = embedder.embed([row("cost?", "red", [("cost?", None)])])
     assert first is not None
     assert second is not None
     np.testing.assert_array_equal(first.question.modalities, second.question.modalities)
@@ -155,7 +155,7 @@ def test_a_broken_document_is_left_out_and_named(
 def test_a_broken_question_image_is_the_error_of_its_row(
     embedder: Embedder, source: str, code: str
 ) -> None:
-    rows = [row("cost?", source), row("cost?", "red")]
+    rows = [row("cost?", image, [("a cube", None)]) for image in (source, "red")]
     embedded = embedder.embed(rows)
     assert embedded[0] is None
     assert embedded[1] is not None
@@ -163,6 +163,25 @@ def test_a_broken_question_image_is_the_error_of_its_row(
     assert rows[0].error.code == code
     assert "question_image" in rows[0].error.message
     assert rows[1].error is None
+
+
+def test_a_row_without_documents_is_not_encoded_and_its_image_only_looked_for(
+    embedder: Embedder, encoder: CountingEncoder, pictures: Pictures
+) -> None:
+    rows = [row("cost?", "red"), row("cost?", "gone")]
+    assert embedder.embed(rows) == [None, None]
+    assert (encoder.texts, pictures.loads) == ({}, {})
+    assert rows[0].error is None
+    assert rows[1].error is not None
+    assert rows[1].error.code == "image_missing"
+
+
+def test_the_digests_of_the_image_files_of_a_row_go_with_it(embedder: Embedder) -> None:
+    asked = row("cost?", "red", [(None, "gone"), (None, "data:image/png;base64,AAAA")])
+    embedder.embed([asked])
+    assert asked.images.keys() == {"red", "gone"}
+    assert asked.images["red"]
+    assert asked.images["gone"] is None
 
 
 def test_a_broken_image_is_reported_wherever_it_is_used(

@@ -12,7 +12,7 @@ import pytest
 
 from mmrag_batch.bundle import RetrieverSpec, encoders_key, hash_files, read_retriever_spec
 from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.records import Question, Row
+from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.retrieval import store as store_module
 from mmrag_batch.retrieval.cache import EmbeddingCache
 from mmrag_batch.retrieval.preprocess import Floats
@@ -209,7 +209,9 @@ def embedded(retriever: Path, root: Path, store: Path | None) -> Floats:
         retriever, spec, ImageLoader(root), device="cpu", threads=1, store=store
     )
     rows = [
-        Row(n, n + 2, str(n), {}, Question(text, None, (), (), None, None))
+        Row(
+            n, n + 2, str(n), {}, Question(text, None, (), (Document("0", text, None),), None, None)
+        )
         for n, text in enumerate(["a red cube", "what does it cost?"])
     ]
     return np.stack([row.question.modalities for row in embedder.embed(rows) if row is not None])

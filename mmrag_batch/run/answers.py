@@ -1,0 +1,102 @@
+"""What a store keeps: answers as bytes with a checksum, without what another table would not share,
+such as line numbers; and who gave them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, get_args
+
+from mmrag_batch.records import Answer, Problem, Row, Status
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+DIGITS_OF_PROBABILITIES = 6
+DIGITS_OF_SCORES = 4
+
+
+class Kept(NamedTuple):
+    """An answer as it is kept: its status is an index of STATUSES, `answer` is JSON.
+
+    `start` is the run that gave it, `images` the digest of the image files that it rests on.
+    """
+
+    start: int
+    status: int
+    images: bytes
+    answer: bytes
+
+
+@dataclass(slots=True)
+class Start:
+    """A process at work on an output, and how far it came. Times are seconds since 1970.
+
+    `first` and `stop` bound its rows, `kept` of which had an answer. `rows` counts those that are
+    done by now, by status; `asked` the questions that were, in `seconds` without loading. `origin`
+    is the store where it began and its number there, `id` its number where it is read.
+    """
+
+    first: int
+    stop: int
+    kept: int
+    rows: dict[Status, int]
+    time: float
+    process: Mapping[str, object]
+    versions: Mapping[str, str]
+    asked: int = 0
+    seconds: float = 0.0
+    origin: tuple[str, int] = ("", 0)
+    id: int = field(default=0, compare=False)
+
+
+def answer_of(row: Row) -> Answer:
+    """What became of a row that has been through the stages."""
+    evidence = tuple(
+        (item.document.id, round(item.score, DIGITS_OF_SCORES)) for item in row.evidence
+    )
+    if row.error is not None:
+        return Answer("error", evidence=evidence, problems=(row.error,))
+    assert row.prediction is not None  # a row without an error has one
+    return Answer(
+        "degraded" if row.problems else "ok",
+        row.prediction.text,
+        row.prediction.index,
+        tuple(round(value, DIGITS_OF_PROBABILITIES) for value in row.prediction.probabilities),
+        evidence,
+        tuple(row.problems),
+    )
+
+
+def to_kept(answer: Answer, *, start: int, images: bytes) -> Kept:
+    """An answer as it is kept."""
+    problems = [(problem.code, problem.message) for problem in answer.problems]
+    values = (answer.prediction, answer.index, answer.probabilities, answer.evidence, problems)
+    return Kept(start, STATUSES.index(answer.status), images, json.dumps(values).encode())
+
+
+def to_answer(kept: Kept) -> Answer:
+    """The answer that is kept."""
+    prediction, index, probabilities, evidence, problems = json.loads(kept.answer)
+    return Answer(
+        STATUSES[kept.status],
+        prediction,
+        index,
+        tuple(probabilities),
+        tuple((name, score) for name, score in evidence),
+        tuple(Problem(code, message) for code, message in problems),
+    )
+
+
+def checksum(key: bytes, kept: Kept) -> bytes:
+    """8 bytes that belong to this answer under this key alone."""
+    head = b"%d %d %d " % (kept.start, kept.status, len(kept.images))
+    return hashlib.blake2b(head + kept.images + kept.answer, key=key, digest_size=8).digest()
+
+
+def read_kept(key: bytes, *columns: object) -> Kept | None:
+    """The answer in the columns of a store; None if it is not what was put there."""
+    *values, expected = columns
+    try:
+        kept = Kept(*values)  # type: ignore[arg-type]  # whatever damage made of them
+        return kept if expected == checksum(key, kept) else None
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,91 @@
+"""What an answer depends on, and its key: the hash of that and of nothing else.
+
+Where a run runs and how fast is not in it: shards, batch sizes, devices. Nor is where images are
+found, nor any column that only passes through or is needed by evaluation alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+
+from mmrag_batch.bundle import Manifest
+from mmrag_batch.errors import RowError
+from mmrag_batch.io.pixels import PIXELS_VERSION
+from mmrag_batch.prompt import TEMPLATE_VERSION
+from mmrag_batch.records import Question
+from mmrag_batch.stages import ImageStore, image_files
+
+KEY_BYTES = 16
+SERVED_ELSEWHERE = ("openai", "scripted")
+"""Engines whose answers are not those of the bundle's generator."""
+
+AnswerSettings = Mapping[str, object]
+"""Everything but the question that an answer depends on, as JSON has it."""
+
+
+def answer_settings(bundle: Manifest, asked: Mapping[str, object]) -> dict[str, object]:
+    """What every answer of a run depends on: the bundle, and the settings that change answers, as
+    they were `asked` for; None stands for what the bundle says."""
+    parts = {name: asdict(bundle)[name] for name in ("files", "retriever", "generator")}
+    text = json.dumps(parts, sort_keys=True)
+    said = asdict(bundle.generator)
+    settings = {name: said.get(name) if value is None else value for name, value in asked.items()}
+    if settings["engine"] not in SERVED_ELSEWHERE:
+        settings["engine"] = "the bundle's"
+    if settings["engine"] != "openai":
+        settings.pop("model", None)
+    return {
+        "bundle": hashlib.sha256(text.encode()).hexdigest(),
+        "prompt": TEMPLATE_VERSION,
+        "image_preprocessing": PIXELS_VERSION,
+        **settings,
+    }
+
+
+def differences(before: AnswerSettings, now: AnswerSettings) -> list[str]:
+    """What is not as it was: each field, what it was and what it is."""
+    fields = [*before, *(name for name in now if name not in before)]
+    return [
+        f"{name}: was {_short(before.get(name))}, is {_short(now.get(name))}"
+        for name in fields
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _short(value: object) -> str:
+    text = "not set" if value is None else str(value)
+    return text[:12] + "…" if len(text) == 64 else text
+
+
+def key_maker(settings: AnswerSettings) -> Callable[[Question], bytes]:
+    """A function that gives a question's key (KEY_BYTES bytes) under these settings."""
+    secret = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest()
+    encode = json.JSONEncoder(separators=(",", ":")).encode
+
+    def key_of(question: Question) -> bytes:
+        documents = [(item.id, item.text, item.image) for item in question.documents]
+        means = encode([question.text, question.image, question.choices, documents])
+        return hashlib.blake2b(means.encode(), key=secret, digest_size=KEY_BYTES).digest()
+
+    return key_of
+
+
+def digest_of(images: Mapping[str, str | None]) -> bytes:
+    """One digest of the image files that a question names: SHA-256 by source, None where a file
+    could not be read. Empty where there are none."""
+    if not images:
+        return b""
+    text = json.dumps(sorted(images.items()))
+    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
+
+
+def digest_images(question: Question, images: ImageStore) -> bytes:
+    """The same of the files as they are now."""
+    digests: dict[str, str | None] = {}
+    for source in image_files(question):
+        try:
+            digests[source] = images.digest(source)
+        except RowError:
+            digests[source] = None
+    return digest_of(digests)

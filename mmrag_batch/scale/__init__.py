@@ -1,1 +1,0 @@
-"""Where a run runs: in shards, under Slurm."""

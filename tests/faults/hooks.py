@@ -1,0 +1,65 @@
+"""What a command of `commands.py` can be made to be in its own process, before it begins."""
+
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from mmrag_batch.bundle import Bundle, read_manifest
+from mmrag_batch.records import Row
+from mmrag_batch.run import lock, store
+
+
+def settle(changes: Mapping[str, Any]) -> None:
+    """`quick`: no model is loaded, which a table without documents has no need of but to be slow.
+    `commit_seconds`, `commit_rows`: those of the store. `tells`: each lock is named before it is
+    asked for. `rewrites`: before a function, by its name, is called for the n-th time, in.csv is
+    overwritten in place with new.csv."""
+    if changes.get("quick"):
+        retriever = "mmrag_batch.retrieval.retriever.open_retriever"
+        mock.patch(retriever, lambda *_, **__: _Retriever()).start()
+        mock.patch("mmrag_batch.run.predict.open_bundle", _trust).start()
+    for name in ("commit_seconds", "commit_rows"):
+        if name in changes:
+            mock.patch.object(store, name.upper(), changes[name]).start()
+    if changes.get("tells"):
+        find = lock._file_lock
+
+        def tell(path: Path) -> Any:
+            print(f"asks for {path.name}", flush=True)  # noqa: T201
+            return find(path)
+
+        mock.patch.object(lock, "_file_lock", tell).start()
+    for name, count in changes.get("rewrites", {}).items():
+        mock.patch(name, _rewriting(pkgutil.resolve_name(name), count)).start()
+
+
+def _rewriting(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    calls = 0
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            with Path("in.csv").open("r+b") as table:
+                table.write(Path("new.csv").read_bytes())
+        return function(*arguments, **options)
+
+    return call
+
+
+class _Retriever:
+    """Finds no evidence for rows that have no documents."""
+
+    window = 1
+
+    def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]:
+        for row in rows:
+            assert row.question is None or not row.question.documents
+            yield row
+
+
+def _trust(path: Path) -> Bundle:
+    """A bundle whose files are not hashed once more."""
+    return Bundle(path, read_manifest(path))
