@@ -26,8 +26,10 @@ from mmrag_batch.io.images import ImageLoader
 from mmrag_batch.io.output import RowFormat
 from mmrag_batch.io.table import read_header, read_rows
 from mmrag_batch.pipeline import run
+from mmrag_batch.records import Row
 from mmrag_batch.report.metrics import Metrics, evaluate
 from mmrag_batch.retrieval.retriever import open_embedder, open_retriever
+from mmrag_batch.run.answers import answer_of
 from train.data import embed_table
 from train.demo_world import KINDS, write_world
 from train.ranking import rank
@@ -60,9 +62,13 @@ def answer(bundle: Bundle, generator: Path, table: Path) -> Metrics:
     )
     out = table.with_suffix(".out.csv")
     row_format = RowFormat(out, read_header(table))
-    lines = [row_format.header]
-    run(read_rows(table), [retriever, answerer], lambda row: lines.append(row_format.row(row)))
-    out.write_bytes(b"".join(lines))
+    lines: dict[int, bytes] = {}
+
+    def keep(row: Row) -> None:
+        lines[row.number] = row_format.row(row.cells, row.line, answer_of(row))
+
+    run(read_rows(table), [retriever, answerer], keep)
+    out.write_bytes(row_format.header + b"".join(lines[number] for number in sorted(lines)))
     return evaluate(out, by=["kind"])
 
 

@@ -1,16 +1,12 @@
 """Peak memory of a long run beside that of a short one: it must not grow with the table.
 
     python -m benchmarks.memory [--rows 20000] [--few 1000]
-    python -m benchmarks.memory --plain --rows 100000
 
 Draws one demo world and sends it through `mmrag-batch predict --engine scripted`, in whole and cut
 to its first rows: everything but the generator is real, and one row takes 100 times as long as the
-others. With `--plain` the rows are questions alone, 1,000 different ones over and over: a large
-table is quickly made, and what is measured is the run, for the caches (bounded: 16,384 embeddings,
-and the tokenizers' words) are as full after 1,000 rows as in the end. Prints one table in Markdown.
+others. Prints one table in Markdown.
 """
 
-import csv
 import json
 import os
 import subprocess
@@ -33,7 +29,7 @@ def measure(table: Path, rows: int) -> tuple[float, float]:
     """Peak resident memory (MiB) and seconds of a run over the first `rows` of a table."""
     out = table.with_name("out.csv")
     command = [sys.executable, "-m", "mmrag_batch", "predict", str(table), str(out)]
-    command += ["--engine", "scripted", "--device", "cpu", "--limit", str(rows), "--overwrite"]
+    command += ["--engine", "scripted", "--device", "cpu", "--limit", str(rows), "--fresh"]
     command += ["--quiet", "--bundle", str(DEMO_BUNDLE)]
     started = monotonic()
     script = json.dumps({"delay": DELAY, "slow": {"500": 100 * DELAY}})
@@ -46,26 +42,13 @@ def measure(table: Path, rows: int) -> tuple[float, float]:
     return usage.ru_maxrss / 1024, monotonic() - started  # KiB on Linux
 
 
-def write_questions(path: Path, rows: int) -> Path:
-    """A table of questions with two choices each, 1,000 of them different."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(["question_text", "answer_choices"])
-        table.writerows([f"Is {row % 1000} even?", '["yes", "no"]'] for row in range(rows))
-    return path
-
-
 def main(
     rows: Annotated[int, typer.Option(help="Of the long run.")] = 20_000,
     few: Annotated[int, typer.Option(help="Of the short run.")] = 1_000,
-    plain: Annotated[bool, typer.Option("--plain", help="No documents, no images.")] = False,
 ) -> None:
     """Compare the peak memory of a long and a short run."""
     with tempfile.TemporaryDirectory() as folder:
-        if plain:
-            table = write_questions(Path(folder, "questions.csv"), rows)
-        else:
-            table = write_world(Path(folder), rows=rows, seed=9101)
+        table = write_world(Path(folder), rows=rows, seed=9101)
         short, long = measure(table, few), measure(table, rows)
     typer.echo("| rows | peak memory, MiB | seconds |\n|---|---|---|")
     for count, (peak, seconds) in ((few, short), (rows, long)):
