@@ -185,8 +185,6 @@ class _Run:
         if survey.missing and not settings.fresh and not settings.verify_inputs:
             adopt(store, others, survey, statuses_to_ask(settings))
         missing = survey.missing
-        if not missing:
-            return 0, survey.by_status()
         kept = len(rows) - missing - survey.unreadable
         log.info(
             "%s: %s rows, %s of them answered before, %s to ask.",
@@ -195,6 +193,8 @@ class _Run:
             f"{kept:,}",
             f"{missing:,}",
         )
+        if not missing:
+            return 0, survey.by_status()
         start = Start(
             first=rows.start,
             stop=rows.stop,

@@ -60,7 +60,7 @@ class Work:
         """A bit for the beginning of each key that was asked: most are not, which saves a look."""
         self.left = 0
         """Rows that were left to others."""
-        self.failed = 0
+        self.failed = survey.unreadable
         """Rows that this start has no answer for."""
         self.complaint = ""
         """What was wrong with the last of them."""

@@ -134,6 +134,16 @@ def test_a_run_with_too_many_failed_rows_ends_early_and_goes_on(
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 151
 
 
+@pytest.mark.parametrize(("limit", "code"), [("5", 0), ("4", 4)])
+def test_rows_that_cannot_be_read_count_among_those_that_fail(
+    tmp_path: Path, limit: str, code: int
+) -> None:
+    write_answerable(tmp_path, 150, BROKEN)
+    with (tmp_path / "in.csv").open("a", encoding="utf-8") as table:
+        table.write("last,Is it?,not a list,,\n")
+    assert predict(tmp_path, "--max-row-errors", limit, "--quiet") == code
+
+
 def test_status_of_nothing_is_told(tmp_path: Path) -> None:
     code, output = call("status", tmp_path / "out.csv")
     assert (code, "no output of a run" in output) == (66, True)
