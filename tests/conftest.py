@@ -5,8 +5,12 @@ import importlib.util
 import logging
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.faults.commands import Commands
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +40,17 @@ def logging_as_it_was() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     logging.getLogger("mmrag_batch").setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator["Commands"]:
+    """Commands in processes of their own, on a disk that can fail."""
+    from tests.faults.commands import Commands, why_not
+
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with Commands() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

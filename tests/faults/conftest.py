@@ -1,21 +1,10 @@
-"""What tests of faults share: a table, commands, and what a run without faults writes."""
+"""What tests of faults share: a table, and what a run without faults writes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.commands import Commands, why_not
 from tests.faults.harness import predict, write_table
-
-
-@pytest.fixture(scope="session")
-def commands() -> Iterator[Commands]:
-    """Commands in processes of their own, on a disk that can fail."""
-    if (reason := why_not()) is not None:
-        pytest.skip(reason)
-    with Commands() as started:
-        yield started
 
 
 @pytest.fixture(scope="session")

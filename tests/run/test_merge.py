@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,22 +15,13 @@ from PIL import Image
 
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.shards import Shard, shard_paths
-from tests.faults.commands import Commands, Fault, why_not
+from tests.faults.commands import Commands, Fault
 from tests.run.parts import ROWS, Place, call, question, questions, whole
 
-COMMANDS = why_not()
 Kind = Literal["kill", "torn", "power"] | int
 BROKEN = (7, 20, 39)
 """Rows without an answer, in different shards."""
 LINES = tuple(questions(broken=BROKEN))
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    if COMMANDS is not None:
-        pytest.skip(COMMANDS)
-    with Commands() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,18 +22,8 @@ from mmrag_batch.run.shards import (
     shard_paths,
     shard_rows,
 )
-from tests.faults.commands import Commands, Running, why_not
+from tests.faults.commands import Commands, Running
 from tests.run.parts import ROWS, Place, array, call, count, questions, wait_for, whole
-
-COMMANDS = why_not()
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    if COMMANDS is not None:
-        pytest.skip(COMMANDS)
-    with Commands() as started:
-        yield started
 
 
 @pytest.fixture

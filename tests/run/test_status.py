@@ -14,22 +14,13 @@ from typer.testing import Result
 
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.shards import Shard, shard_paths
-from tests.faults.commands import Commands, Running, why_not
+from tests.faults.commands import Commands, Running
 from tests.run.parts import ROWS, Place, call, count, is_alive, questions, wait_for, whole
 
-COMMANDS = why_not()
 FAILED = 4
 """A row that does not fit into memory."""
 STUCK = 8
 """A row that never gets an answer."""
-
-
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    if COMMANDS is not None:
-        pytest.skip(COMMANDS)
-    with Commands() as started:
-        yield started
 
 
 @pytest.fixture
