@@ -18,15 +18,9 @@ from mmrag_batch.run.adopt import adopt
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.job import Job, find_job, note_job, survey_all
 from mmrag_batch.run.lock import Lock, hold_lock, is_held
+from mmrag_batch.run.manifest import Manifest, find_published
 from mmrag_batch.run.mending import mending
-from mmrag_batch.run.publish import (
-    Manifest,
-    Tally,
-    check_failures,
-    find_published,
-    publish,
-    write_answers,
-)
+from mmrag_batch.run.publish import Tally, check_failures, publish, write_answers
 from mmrag_batch.run.shards import Shard, find_shards, shard_rows
 from mmrag_batch.run.signals import StopSignals
 from mmrag_batch.run.store import AnswerStore

@@ -17,8 +17,8 @@ from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.job import NOTE, Job
 from mmrag_batch.run.keys import answer_settings, differences, digest_images
 from mmrag_batch.run.lock import Lock, is_held, read_holder
+from mmrag_batch.run.manifest import Manifest, check_replaceable, find_published
 from mmrag_batch.run.mending import move_aside
-from mmrag_batch.run.publish import Manifest, check_replaceable, find_published
 from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import Accepts

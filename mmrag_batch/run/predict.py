@@ -30,6 +30,7 @@ from mmrag_batch.run.files import Paths
 from mmrag_batch.run.job import Job, note_job
 from mmrag_batch.run.keys import key_maker
 from mmrag_batch.run.lock import Lock, describe_process, hold_lock
+from mmrag_batch.run.manifest import Manifest, find_published
 from mmrag_batch.run.mending import mending
 from mmrag_batch.run.metrics_file import MetricsFile
 from mmrag_batch.run.plan import (
@@ -45,7 +46,7 @@ from mmrag_batch.run.plan import (
     was_begun_anew,
 )
 from mmrag_batch.run.progress import Progress
-from mmrag_batch.run.publish import Manifest, check_failures, find_published, publish
+from mmrag_batch.run.publish import check_failures, publish
 from mmrag_batch.run.shards import Shard, claiming, find_shard, open_folder, shard_paths
 from mmrag_batch.run.signals import StopSignals
 from mmrag_batch.run.store import AnswerStore

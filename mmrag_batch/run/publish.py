@@ -6,133 +6,37 @@ whose manifest is lost, is known by its bytes, and what it left behind is remove
 
 import gzip
 import hashlib
-import json
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
 from mmrag_batch.bundle import sha256
-from mmrag_batch.errors import ConfigError, InternalError, OutputError, PartialError
+from mmrag_batch.errors import InternalError, PartialError
 from mmrag_batch.io.output import RowFormat
 from mmrag_batch.io.table import parse_row, read_records
 from mmrag_batch.records import Answer, Problem, Status
 from mmrag_batch.run import files
 from mmrag_batch.run.answers import STATUSES, to_answer
-from mmrag_batch.run.files import Paths, check_ours
+from mmrag_batch.run.files import Paths
 from mmrag_batch.run.job import Job
+from mmrag_batch.run.manifest import (
+    Manifest,
+    check_replaceable,
+    forget_temporary,
+    name_temporary,
+    note_manifest,
+    write_manifest,
+)
 from mmrag_batch.run.progress import told
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import NO_KEY, Survey
 
 FEW = 5
 """Failed rows that a manifest shows."""
-TEMPORARY = "temporary"
-"""The note that names the file which becomes the output."""
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a finished output is.
-
-    `rows` counts them by status, `failed` shows the first without an answer, `codes` counts all of
-    those by their problem. `input` is the table: its SHA-256, its number of rows, its columns.
-    `asked` and `kept` are the rows that the last run asked and found answered, `revision` the state
-    of the store. `starts` are the processes that gave answers, `seconds` is how long they answered.
-    """
-
-    sha256: str
-    rows: Mapping[Status, int]
-    codes: Mapping[str, int]
-    failed: tuple[str, ...]
-    input: Mapping[str, Any]
-    limit: int | None
-    settings: Mapping[str, object]
-    asked: int
-    kept: int
-    revision: int
-    starts: tuple[Mapping[str, Any], ...]
-    seconds: float
-    finished: float
-    format: int = 1
-
-
-def read_manifest(paths: Paths) -> Manifest | None:
-    """The manifest of an output; None where there is none that is whole."""
-    if not check_ours(paths.manifest):
-        return None
-    try:
-        values = json.loads(paths.manifest.read_bytes())
-        checksum = values.pop("checksum")
-        return Manifest(**values) if checksum == _checksum(values) else None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return None
-
-
-def find_manifest(paths: Paths) -> Manifest | None:
-    """The manifest of an output for who only looks: that of a run which died before it wrote it is
-    in the store."""
-    manifest = read_manifest(paths)
-    if not check_ours(paths.output) or not files.has_bytes(paths.store):
-        return manifest
-    digest = sha256(paths.output)
-    if manifest is None or manifest.sha256 != digest:
-        with suppress(ConfigError, InternalError, OutputError), AnswerStore(paths.store) as store:
-            noted = store.read_note(_note_name(paths))
-            if noted is not None and noted["sha256"] == digest:
-                return Manifest(**noted)
-    return manifest
-
-
-def find_published(paths: Paths, store: AnswerStore, *, overwrite: bool) -> Manifest | None:
-    """What `check_replaceable` finds once that is made good which a run left behind that died while
-    it published, or a manifest that was lost."""
-    if (temporary := store.read_note(TEMPORARY)) is not None:
-        left = paths.store.with_name(temporary)
-        if check_ours(left):
-            left.unlink()
-        store.note(TEMPORARY, None)
-    noted = store.read_note(_note_name(paths))
-    manifest = read_manifest(paths)
-    is_there = check_ours(paths.output)
-    if noted is None and not is_there and manifest is None and check_ours(paths.manifest):
-        raise OutputError(f"{paths.manifest} is no manifest of a run. Move it away.")
-    is_lost = manifest is None or (noted is not None and manifest.sha256 != noted["sha256"])
-    if noted is not None and is_there and is_lost and sha256(paths.output) == noted["sha256"]:
-        temporary_file = _temporary(paths, store)
-        _write_manifest(paths, Manifest(**noted), temporary_file)
-        store.note(TEMPORARY, None)
-    return check_replaceable(paths, overwrite=overwrite)
-
-
-def check_replaceable(paths: Paths, *, overwrite: bool) -> Manifest | None:
-    """The manifest of an output that this run may replace, if there is one.
-
-    Raises OutputError for an output that no run wrote, ConfigError for one that was changed since,
-    unless `overwrite` is set.
-    """
-    manifest = read_manifest(paths)
-    if not check_ours(paths.output):
-        return None
-    check_ours(paths.manifest)
-    if manifest is not None and sha256(paths.output) == manifest.sha256:
-        return manifest
-    if not overwrite:
-        if manifest is None:
-            raise OutputError(
-                f"{paths.output} is there, and no manifest says what it is. Choose another output, "
-                "or add `--overwrite` to replace it."
-            )
-        raise ConfigError(
-            f"{paths.output} was changed since it was written: it is not what "
-            f"{paths.manifest.name} says. Add `--overwrite` to write it anew from its answers, or "
-            "choose another output."
-        )
-    return None
 
 
 def publish(
@@ -143,7 +47,7 @@ def publish(
     Raises InternalError, and publishes nothing, unless each row of the table is written with an
     answer and the table is what it was when its keys were taken; StorageError where the disk fails.
     """
-    temporary = _temporary(paths, store)
+    temporary = name_temporary(paths, store)
     with files.storing(paths.output):
         tally = Tally()
         digest = write_answers(temporary, paths.output.name, survey, store, tally)
@@ -168,10 +72,10 @@ def publish(
         if done is not None and done.sha256 == digest:
             temporary.unlink()
         else:
-            store.note(_note_name(paths), asdict(manifest))
+            note_manifest(paths, store, manifest)
             files.replace(temporary, paths.output)
-        _write_manifest(paths, manifest, temporary)
-    store.note(TEMPORARY, None)
+        write_manifest(paths, manifest, temporary)
+    forget_temporary(store)
     return manifest
 
 
@@ -274,27 +178,3 @@ def _create(path: Path, *, packed: bool) -> Iterator[tuple[IO[bytes], _Digesting
             yield cast(IO[bytes], target), target
         raw.flush()
         os.fsync(raw.fileno())
-
-
-def _temporary(paths: Paths, store: AnswerStore) -> Path:
-    """A new name beside the output, noted so that the next run removes what is left of it."""
-    name = paths.output.name
-    while os.path.lexists(path := paths.output.with_name(f"{name}.{secrets.token_hex(4)}.tmp")):
-        pass
-    store.note(TEMPORARY, os.path.relpath(path, paths.store.parent))
-    return path
-
-
-def _write_manifest(paths: Paths, manifest: Manifest, temporary: Path) -> None:
-    values = json.loads(json.dumps(asdict(manifest)))
-    text = json.dumps({**values, "checksum": _checksum(values)}, indent=2) + "\n"
-    files.write_whole(paths.manifest, text.encode(), by_way_of=temporary)
-
-
-def _checksum(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
-
-
-def _note_name(paths: Paths) -> str:
-    """The note of what appeared; several outputs may share a store."""
-    return "published " + os.path.relpath(paths.output, paths.store.parent)

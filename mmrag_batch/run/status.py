@@ -14,7 +14,7 @@ from mmrag_batch.records import Status
 from mmrag_batch.run.answers import Start
 from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.lock import find_holder
-from mmrag_batch.run.publish import Manifest, check_replaceable, find_manifest
+from mmrag_batch.run.manifest import Manifest, check_replaceable, find_manifest
 from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
 

@@ -31,8 +31,8 @@ from mmrag_batch.records import Answer, Document, Question, Status
 from mmrag_batch.run.database import journal_of
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.keys import key_maker
+from mmrag_batch.run.manifest import read_manifest
 from mmrag_batch.run.plan import find_answer_settings
-from mmrag_batch.run.publish import read_manifest
 from mmrag_batch.run.shards import find_shard
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.stages import image_files
