@@ -20,6 +20,7 @@ from statistics import mean
 from typing import Annotated, TypeVar
 
 import typer
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.faults.commands import Commands
@@ -110,7 +111,9 @@ def main(
 
         def run(step: Callable[[int, int], T], count: int) -> tuple[list[T], float]:
             started = time.monotonic()
-            results = list(pool.map(step, *zip(*batches(count, seed)))) if count else []
+            parts = list(batches(count, seed))
+            played = pool.map(step, *zip(*parts)) if parts else ()
+            results = list(tqdm(played, total=len(parts), unit="batch"))
             return results, (time.monotonic() - started) / 60
 
         played, minutes = run(play_batch, sequences)
