@@ -103,7 +103,7 @@ def test_a03_a_write_that_is_torn_is_made_good_whichever_it_is(
 def test_a04_a_power_cut_at_every_operation_of_the_disk_is_made_good(
     commands: Commands, folder: Path, expected: dict[int, bytes]
 ) -> None:
-    die_everywhere(commands, folder, 200, expected[200], Fault(0, "power"))
+    die_everywhere(commands, folder, 50, expected[50], Fault(0, "power"))
 
 
 def test_a06_a_kill_at_every_operation_of_the_disk_is_made_good(
