@@ -23,9 +23,8 @@ EVERY = 15.0
 class MetricsFile:
     """Writes metrics now and then, and once more in the end; a context manager.
 
-    `exit_code` is what the run ends with unless it raises. Without a path nothing is written, nor
-    where another run writes the output: the file is then that run's. Raises OutputError where the
-    file cannot be written.
+    Without a path nothing is written, nor where another run writes the output: the file is then
+    that run's. Raises OutputError where the file cannot be written or holds something else.
     """
 
     def __init__(self, path: Path | None, output: Path) -> None:
@@ -36,7 +35,6 @@ class MetricsFile:
         self._total = 0
         self._started = time()
         self._written = monotonic()
-        self.exit_code = ExitCode.OK
 
     def _check_ours(self) -> None:
         """Raise OutputError for a file that holds anything but metrics."""
@@ -73,7 +71,7 @@ class MetricsFile:
         if isinstance(error, MmragError):
             self.finish(error.exit_code)
         else:
-            self.finish(self.exit_code if error is None else ExitCode.ERROR)
+            self.finish(ExitCode.OK if error is None else ExitCode.ERROR)
 
     def finish(self, exit_code: ExitCode) -> None:
         """Write what the run ends with."""

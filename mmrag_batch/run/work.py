@@ -16,13 +16,13 @@ from mmrag_batch.errors import (
 )
 from mmrag_batch.io.table import read_rows
 from mmrag_batch.pipeline import run
-from mmrag_batch.records import Question, Row, Status
+from mmrag_batch.records import Row, Status
 from mmrag_batch.run.answers import STATUSES, Start, answer_of, to_kept
 from mmrag_batch.run.database import DamagedError
 from mmrag_batch.run.keys import digest_of
 from mmrag_batch.run.signals import NO_GAIN, StopSignals
 from mmrag_batch.run.store import AnswerStore
-from mmrag_batch.run.survey import MISSING, Survey
+from mmrag_batch.run.survey import MISSING, KeyMaker, Survey
 from mmrag_batch.stages import Stage
 
 IDLE_STARTS = 3
@@ -43,7 +43,7 @@ class Work:
         survey: Survey,
         store: AnswerStore,
         start: Start,
-        key_of: Callable[[Question], bytes],
+        key_of: KeyMaker,
         busy: Collection[range] = (),
     ) -> None:
         self._survey = survey
