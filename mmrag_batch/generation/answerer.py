@@ -87,8 +87,12 @@ class Answerer:
             return row, None
 
     def _request(self, row: Row, question: Question) -> GenerationRequest:
-        loaded = self._load_images(row, question)
-        prompt, token_ids = self._fit(row, question)
+        loaded: dict[str, Image] = {}
+        is_whole = False
+        while not is_whole:
+            evidence, prompt, token_ids = self._fit(question, row.evidence)
+            is_whole = self._load_images(prompt.images, loaded, row, question)
+        row.evidence = evidence
         return GenerationRequest(
             key=row.number,
             token_ids=tuple(token_ids),
@@ -99,42 +103,41 @@ class Answerer:
             ),
         )
 
-    def _load_images(self, row: Row, question: Question) -> dict[str, "Image"]:
-        """Every image of the prompt; documents with a broken one leave `row.evidence`."""
-        loaded: dict[str, Image] = {}
-        while missing := [s for s in self._prompt(row, question).images if s not in loaded]:
-            source = missing[0]
+    def _load_images(
+        self, sources: Iterable[str], loaded: dict[str, "Image"], row: Row, question: Question
+    ) -> bool:
+        """Whether all images are there; documents with a broken one leave `row.evidence`."""
+        is_whole = True
+        for source in sources:
             try:
-                loaded[source] = self._images.load(source)
+                loaded[source] = loaded.get(source) or self._images.load(source)
             except RowError as error:
                 if source == question.image:
                     raise RowError(error.code, f"question_image: {error}") from None
-                self._leave_out(row, source, error)
-        return loaded
+                _leave_out(row, source, error)
+                is_whole = False
+        return is_whole
 
-    def _leave_out(self, row: Row, source: str, error: RowError) -> None:
-        broken = [item for item in row.evidence if item.document.image == source]
-        row.evidence = tuple(item for item in row.evidence if item.document.image != source)
-        row.problems += [
-            Problem(error.code, f"document {item.document.id!r}: {error}") for item in broken
-        ]
-
-    def _fit(self, row: Row, question: Question) -> tuple[Prompt, list[int]]:
-        """The longest prompt that fits, with `row.evidence` cut to it. Raises RowError if none."""
-        row.evidence, prompt, token_ids = fit_prompt(
+    def _fit(
+        self, question: Question, evidence: tuple[Evidence, ...]
+    ) -> tuple[tuple[Evidence, ...], Prompt, list[int]]:
+        return fit_prompt(
             self._renderer,
             question,
-            row.evidence,
+            evidence,
             max_images=self._max_images,
             max_prompt_tokens=self._max_prompt_tokens,
             scoring=self._scoring,
         )
-        return prompt, token_ids
 
-    def _prompt(self, row: Row, question: Question) -> Prompt:
-        return build_prompt(
-            question, row.evidence, max_images=self._max_images, scoring=self._scoring
-        )
+
+def _leave_out(row: Row, source: str, error: RowError) -> None:
+    """Take the documents with a broken image out of a row's evidence, and say so."""
+    broken = [item for item in row.evidence if item.document.image == source]
+    row.evidence = tuple(item for item in row.evidence if item.document.image != source)
+    row.problems += [
+        Problem(error.code, f"document {item.document.id!r}: {error}") for item in broken
+    ]
 
 
 def fit_prompt(

@@ -22,10 +22,15 @@ CREATE TABLE notes (name TEXT PRIMARY KEY, note BLOB NOT NULL) WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {FORMAT}"""
 _COLUMNS = "key, start, status, images, answer, checksum"
-KEEP = f"INSERT OR REPLACE INTO answers ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608
 FIND = f"SELECT {_COLUMNS} FROM answers WHERE place = (SELECT place FROM answers WHERE key = ?)"  # noqa: S608
 """By the key that stands beside the answer, as `SCAN` reads it, and not in the index alone."""
 SCAN = f"SELECT place, {_COLUMNS} FROM answers WHERE place > ? ORDER BY place LIMIT ?"  # noqa: S608
+
+
+def keep(count: int) -> str:
+    """The statement that keeps so many answers: one, as each waits for the interpreter's lock."""
+    places = ", ".join(["(?, ?, ?, ?, ?, ?)"] * count)
+    return f"INSERT OR REPLACE INTO answers ({_COLUMNS}) VALUES {places}"  # noqa: S608
 
 
 class DamagedError(InternalError):

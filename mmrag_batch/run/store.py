@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -166,14 +167,11 @@ class AnswerStore:
         """Put every answer so far on disk, and how far the start is."""
         with self._lock:
             self._raise_failure()
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
             if not self._pending:
                 return
             with self._transaction():
-                rows = ((key, *kept, checksum(key, kept)) for key, kept in self._pending.items())
-                self._sql.executemany(database.KEEP, rows)
+                rows = [(key, *kept, checksum(key, kept)) for key, kept in self._pending.items()]
+                self._sql.execute(database.keep(len(rows)), tuple(chain.from_iterable(rows)))
                 self._has_answers = True
                 self._put("revision", (self.revision or secrets.randbits(48)) + 1)
                 if self.start is not None:
@@ -181,7 +179,8 @@ class AnswerStore:
             self._pending.clear()
 
     def _commit_late(self) -> None:
-        with suppress(MmragError):  # which is raised again for the next one who comes
+        with self._lock, suppress(MmragError):  # which is raised again for the next one who comes
+            self._timer = None
             self.commit()
 
     def _raise_failure(self) -> None:
