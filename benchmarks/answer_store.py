@@ -21,7 +21,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from mmrag_batch.bundle import sha256
-from mmrag_batch.config import DEMO_BUNDLE
+from mmrag_batch.settings import DEMO_BUNDLE
 
 DELAY = 0.01
 """Seconds a question, where questions repeat: what one takes with the demo bundle on two cores."""

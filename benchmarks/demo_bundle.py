@@ -18,18 +18,18 @@ import torch
 import typer
 
 from mmrag_batch.bundle import Bundle, open_bundle
-from mmrag_batch.config import DEMO_BUNDLE
+from mmrag_batch.execute.local import run
 from mmrag_batch.generation.answerer import Answerer
+from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.generation.transformers_engine import TransformersEngine
-from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.io.output import RowFormat
-from mmrag_batch.io.table import read_header, read_rows
-from mmrag_batch.pipeline import run
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Row
 from mmrag_batch.report.metrics import Metrics, evaluate
 from mmrag_batch.retrieval.retriever import open_embedder, open_retriever
 from mmrag_batch.run.answers import answer_of
+from mmrag_batch.settings import DEMO_BUNDLE
+from mmrag_batch.table.output import RowFormat
+from mmrag_batch.table.rows import read_header, read_rows
 from train.data import embed_table
 from train.demo_world import KINDS, write_world
 from train.ranking import rank

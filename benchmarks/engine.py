@@ -24,16 +24,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mmrag_batch.config import DEMO_BUNDLE
 from mmrag_batch.generation.engine import Engine, GenerationRequest
+from mmrag_batch.generation.engines.vllm_limits import GIB, MAX_ROWS, Limits
+from mmrag_batch.generation.engines.vllm_process import VllmProcess, prepare_environment
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.generation.supervisor import Supervisor
-from mmrag_batch.generation.vllm_limits import GIB, MAX_ROWS, Limits
-from mmrag_batch.generation.vllm_process import VllmProcess, prepare_environment
-from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.io.table import read_rows
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import build_prompt
 from mmrag_batch.records import Evidence
+from mmrag_batch.settings import DEMO_BUNDLE
+from mmrag_batch.table.rows import read_rows
 from train.demo_world import write_world
 
 GENERATOR = DEMO_BUNDLE / "generator"
@@ -174,7 +174,7 @@ def main(
     import torch
     from vllm import LLM
 
-    from mmrag_batch.generation.transformers_engine import TransformersEngine
+    from mmrag_batch.generation.engines.transformers import TransformersEngine
 
     torch.set_num_threads(cores)
     settings: dict[str, Any] = {"dtype": "float32", "max_images": 1, "max_new_tokens": USUAL}

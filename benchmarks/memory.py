@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from mmrag_batch.config import DEMO_BUNDLE
+from mmrag_batch.settings import DEMO_BUNDLE
 from train.demo_world import write_world
 
 DELAY = 0.0005

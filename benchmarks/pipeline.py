@@ -23,12 +23,12 @@ from typing import Annotated, Any
 import typer
 
 from mmrag_batch.bundle import open_bundle
-from mmrag_batch.config import DEMO_BUNDLE, PredictSettings
+from mmrag_batch.execute.local import run
 from mmrag_batch.factory import CORES, open_stages
-from mmrag_batch.io.table import read_rows
-from mmrag_batch.pipeline import run
 from mmrag_batch.records import Row
+from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
 from mmrag_batch.stages import Stage
+from mmrag_batch.table.rows import read_rows
 from train.demo_world import write_world
 
 FEW = 60

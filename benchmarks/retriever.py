@@ -23,11 +23,11 @@ import torch
 import typer
 
 from mmrag_batch.bundle import open_bundle, read_retriever_spec, write_retriever_spec
-from mmrag_batch.config import DEMO_BUNDLE
-from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.io.table import read_rows
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.retriever import open_embedder
+from mmrag_batch.settings import DEMO_BUNDLE
+from mmrag_batch.table.rows import read_rows
 from train.data import EmbeddedTable, embed_table
 from train.demo_world import write_world
 from train.fitting import Fit, FitSettings

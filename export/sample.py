@@ -15,9 +15,9 @@ from export.encoders import Encoders
 from export.parity import check_cosine, least_cosine, top_k_agreement
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import InputError, RowError
-from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.io.table import read_rows
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.retrieval.encoder import Encoder
+from mmrag_batch.table.rows import read_rows
 from train.demo_pairs import sentences
 from train.demo_pictures import draw
 from train.demo_world import THINGS

@@ -16,8 +16,8 @@ from safetensors import safe_open
 from export.adapter import Adapter, Update
 from export.checkpoint import BLOCK, Tensor, read_shard, shard_files
 from mmrag_batch.errors import ConfigError, InternalError
-from mmrag_batch.generation.mllama_inputs import collate, load_image_processor
-from mmrag_batch.generation.mllama_model import load_model
+from mmrag_batch.families.mllama.inputs import collate, load_image_processor
+from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import build_prompt
 from mmrag_batch.records import Question

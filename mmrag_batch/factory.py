@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmrag_batch.bundle import Bundle, encoders_key
-from mmrag_batch.config import DeviceName, EngineName, PredictSettings
 from mmrag_batch.errors import ConfigError, UnavailableError
 from mmrag_batch.machine import has_cuda
+from mmrag_batch.settings import DeviceName, EngineName, PredictSettings
 from mmrag_batch.stages import Stage
 
 if TYPE_CHECKING:
     from mmrag_batch.generation.engine import Engine
-    from mmrag_batch.io.images import ImageLoader
+    from mmrag_batch.images.loader import ImageLoader
 
 log = logging.getLogger(__name__)
 SCRIPTED_WINDOW = 32
@@ -46,7 +46,7 @@ def split_hosts(setting: str) -> list[str]:
 
 def open_images(settings: PredictSettings) -> "ImageLoader":
     """Where the images of a run come from."""
-    from mmrag_batch.io.images import ImageLoader
+    from mmrag_batch.images.loader import ImageLoader
 
     root = settings.image_root or settings.input.parent
     return ImageLoader(root, hosts=split_hosts(settings.allow_media_domain))
@@ -119,7 +119,7 @@ def _open_engine(
     if name == "scripted":
         return _open_scripted(settings)
     with requires("cpu"):
-        from mmrag_batch.generation.transformers_engine import TransformersEngine
+        from mmrag_batch.generation.engines.transformers import TransformersEngine
 
         return TransformersEngine(
             bundle.generator_dir,
@@ -132,7 +132,7 @@ def _open_engine(
 
 def _open_vllm(settings: PredictSettings, bundle: Bundle, max_images: int) -> "Engine":
     with requires("gpu"):
-        from mmrag_batch.generation.vllm_engine import open_vllm_engine
+        from mmrag_batch.generation.engines.vllm import open_vllm_engine
 
         return open_vllm_engine(
             bundle.generator_dir,
@@ -153,7 +153,7 @@ def _open_openai(settings: PredictSettings, bundle: Bundle) -> "Engine":
     if settings.endpoint is None:
         raise ConfigError("--engine openai needs --endpoint, as in --endpoint http://host:8000.")
     with requires("openai"):
-        from mmrag_batch.generation.openai_engine import OpenAIEngine
+        from mmrag_batch.generation.engines.server import OpenAIEngine
 
         return OpenAIEngine(
             settings.endpoint,
@@ -166,8 +166,8 @@ def _open_openai(settings: PredictSettings, bundle: Bundle) -> "Engine":
 
 
 def _open_scripted(settings: PredictSettings) -> "Engine":
-    from mmrag_batch.generation import scripted_worker
-    from mmrag_batch.generation.scripted_engine import ScriptedEngine
+    from mmrag_batch.generation.engines import scripted_worker
+    from mmrag_batch.generation.engines.scripted import ScriptedEngine
     from mmrag_batch.generation.supervisor import Supervisor
 
     if (text := os.environ.get(scripted_worker.VARIABLE)) is None:

@@ -84,7 +84,7 @@ def make_adapter(tiny_generator_dir: Path, tmp_path: Path) -> Callable[[float], 
         import torch
         from peft import LoraConfig, get_peft_model
 
-        from mmrag_batch.generation.mllama_model import load_model
+        from mmrag_batch.families.mllama.loading import load_model
 
         torch.manual_seed(0)
         targets = ["q_proj", "v_proj", "gate_proj", "fc1"]  # self, cross and vision layers

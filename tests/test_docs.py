@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from export.bundle import ExportConfig
-from mmrag_batch.config import DEMO_BUNDLE
-from mmrag_batch.io.table import read_rows
+from mmrag_batch.settings import DEMO_BUNDLE
+from mmrag_batch.table.rows import read_rows
 from train.config import load_config
 from train.demo_encoders import EncodersConfig
 from train.demo_vision import VisionConfig
@@ -21,7 +21,7 @@ from train.generator import GeneratorConfig
 from train.retriever import RetrieverConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md")))
 COMMAND = re.compile(r"^    ((?:mmrag-batch|python) .*)$|`((?:mmrag-batch|python) [^`]+)`", re.M)
 PACKAGES = ("mmrag_batch", "train", "export")
 CONFIGS = {
@@ -108,7 +108,7 @@ def test_the_commands_that_train_and_export_name_what_there_is(
         words
         for words in named_commands()
         if words not in on_tables() and "vllm.entrypoints" not in " ".join(words)
-    ]  # vLLM's server is started by tests/mllama/test_server.py
+    ]  # vLLM's server is started by tests/families/vllm_plugin/test_server.py
     assert len(others) >= 5
     for words in others:
         if words[0] == "python" and words[1] == "-m":
@@ -126,7 +126,7 @@ def test_the_commands_that_train_and_export_name_what_there_is(
                 load_config(Path(file), CONFIGS[name])
 
 
-def test_the_readme_has_a_line_for_each_module() -> None:
+def test_the_tree_has_a_line_for_each_module() -> None:
     tree = re.findall(r"^    ( *)(\S+)(?:  |$)", section("What is where"), re.M)
     folders: list[str] = []
     named = set()
@@ -141,8 +141,8 @@ def test_the_readme_has_a_line_for_each_module() -> None:
 
 
 def section(title: str) -> str:
-    """What the README says under a title."""
-    _, _, rest = (ROOT / "README.md").read_text().partition(f"## {title}\n")
+    """What ARCHITECTURE.md says under a title."""
+    _, _, rest = (ROOT / "ARCHITECTURE.md").read_text().partition(f"## {title}\n")
     return rest.partition("\n## ")[0]
 
 

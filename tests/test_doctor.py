@@ -3,7 +3,7 @@ from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from mmrag_batch import doctor, machine
-from mmrag_batch.cli import app
+from mmrag_batch.cli.app import app
 from mmrag_batch.doctor import Check, check, show
 
 ABSENT = Requirement("no-such-thing>=3")

@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from mmrag_batch import factory
-from mmrag_batch.cli import app
-from mmrag_batch.config import DeviceName, EngineName, PredictSettings
+from mmrag_batch.cli.app import app
+from mmrag_batch.settings import DeviceName, EngineName, PredictSettings
 
 SETTINGS = PredictSettings(input=Path("in.csv"), output=Path("out.csv"))
 

@@ -10,7 +10,22 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("mmrag_batch", "train", "export")
-STAGES = ("mmrag_batch.io", "mmrag_batch.retrieval", "mmrag_batch.generation")
+LAYERS = (
+    "__main__",
+    "cli",
+    "run doctor",
+    "factory",
+    "execute report",
+    "retrieval generation",
+    "table",
+    "images families",
+    "bundle settings stages machine",
+    "prompt",
+    "records",
+    "errors",
+    "masking",
+)
+"""Folders and modules of mmrag_batch: each imports from layers below its own alone."""
 HEAVY = {"torch", "onnxruntime", "transformers", "vllm", "pandas", "numpy", "PIL"}
 COMMANDS = [
     [],
@@ -77,14 +92,30 @@ ARROWS = [(module, other) for module, others in IMPORTS.items() for other in oth
 
 def test_the_arrows_are_seen() -> None:
     assert ("mmrag_batch.stages", "mmrag_batch.records") in ARROWS
-    assert ("mmrag_batch.cli_models", "export.bundle") in ARROWS
+    assert ("mmrag_batch.cli.models", "export.bundle") in ARROWS
     assert len(ARROWS) > 100
 
 
-def test_the_stages_do_not_know_each_other() -> None:
+def room_of(module: str) -> str | None:
+    """The folder or module right below mmrag_batch; None for the package itself and others."""
+    package, _, inner = module.partition(".")
+    return inner.partition(".")[0] if package == "mmrag_batch" and inner else None
+
+
+def test_every_room_has_its_layer() -> None:
+    rooms = [room for layer in LAYERS for room in layer.split()]
+    assert len(rooms) == len(set(rooms))
+    assert set(rooms) == {room_of(module) for module in MODULES} - {None}
+
+
+def test_arrows_go_down() -> None:
+    level = {room: -at for at, layer in enumerate(LAYERS) for room in layer.split()}
     for module, other in ARROWS:
-        homes = [[stage for stage in STAGES if is_below(end, stage)] for end in (module, other)]
-        assert not all(homes) or homes[0] == homes[1], f"{module} imports {other}"
+        here, there = room_of(module), room_of(other)
+        if here and there and here != there:
+            assert level[here] > level[there], (
+                f"{module} imports {other}, but {here} is not above {there}"
+            )
 
 
 def test_the_runtime_does_not_know_how_its_models_are_made() -> None:
@@ -93,8 +124,8 @@ def test_the_runtime_does_not_know_how_its_models_are_made() -> None:
         for module, other in ARROWS
         if is_below(module, "mmrag_batch") and not is_below(other, "mmrag_batch")
     ]
-    assert {module for module, _ in makers} == {"mmrag_batch.cli_models"}
-    loaded = set(imports_of(outside_functions(parse("mmrag_batch.cli_models"))))
+    assert {module for module, _ in makers} == {"mmrag_batch.cli.models"}
+    loaded = set(imports_of(outside_functions(parse("mmrag_batch.cli.models"))))
     assert all(is_below(module, "mmrag_batch") for module in loaded)
 
 
@@ -108,15 +139,15 @@ def test_the_leaves_import_nothing_of_ours(leaf: str) -> None:
     assert IMPORTS[f"mmrag_batch.{leaf}"] <= {"mmrag_batch.masking"}
 
 
-@pytest.mark.parametrize("module", ["mmrag_batch.pipeline", "mmrag_batch.stages"])
+@pytest.mark.parametrize("module", ["mmrag_batch.execute.local", "mmrag_batch.stages"])
 def test_the_pipeline_knows_stages_and_records_only(module: str) -> None:
     known = {"mmrag_batch", "mmrag_batch.errors", "mmrag_batch.records", "mmrag_batch.stages"}
     assert IMPORTS[module] <= known
 
 
 def test_configuration_stops_at_the_factory() -> None:
-    users = {module for module, other in ARROWS if other == "mmrag_batch.config"}
-    known = {"cli", "cli_checks", "factory", "run.plan", "run.predict"}
+    users = {module for module, other in ARROWS if other == "mmrag_batch.settings"}
+    known = {"cli.app", "cli.checks", "factory", "run.plan", "run.predict"}
     assert users <= {f"mmrag_batch.{module}" for module in known}
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mmrag_batch.errors import RowError
-from mmrag_batch.io.cells import parse_choices
-from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.masking import MaskingFormatter, mask
+from mmrag_batch.table.cells import parse_choices
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from transformers import MllamaForConditionalGeneration
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from mmrag_batch.generation.mllama_inputs import load_image_processor
-from mmrag_batch.generation.mllama_model import load_model
+from mmrag_batch.families.mllama.inputs import load_image_processor
+from mmrag_batch.families.mllama.loading import load_model
 from train.config import load_config
 from train.demo_pictures import COLOURS, SHAPES, draw
 from train.demo_world import THINGS

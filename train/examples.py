@@ -16,13 +16,13 @@ from torch.utils.data import Dataset, Sampler
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from mmrag_batch.errors import InputError, RowError
+from mmrag_batch.families.mllama.inputs import collate
 from mmrag_batch.generation.answerer import fit_prompt
-from mmrag_batch.generation.mllama_inputs import collate
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.io.table import read_rows
 from mmrag_batch.prompt import Prompt, Scoring, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.stages import ImageStore
+from mmrag_batch.table.rows import read_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image

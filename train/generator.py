@@ -24,9 +24,9 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.errors import ConfigError, UnavailableError
-from mmrag_batch.generation.mllama_inputs import load_image_processor
+from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import Scoring
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_retriever

@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 
 from mmrag_batch.generation.answerer import Answerer
+from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.generation.transformers_engine import TransformersEngine
 from mmrag_batch.prompt import Scoring
 from mmrag_batch.records import Row
 from mmrag_batch.stages import ImageStore

@@ -20,11 +20,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-from mmrag_batch.generation.mllama_model import pass_by_position
+from mmrag_batch.families.mllama.loading import pass_by_position
 from mmrag_batch.generation.rendering import IMAGE_TOKEN
-from mmrag_batch.io.table import read_rows
 from mmrag_batch.prompt import build_prompt
 from mmrag_batch.records import Evidence
+from mmrag_batch.table.rows import read_rows
 
 BOS = "<|begin_of_text|>"
 EOS = "<|eot_id|>"

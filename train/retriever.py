@@ -22,12 +22,12 @@ import torch
 from mmrag_batch.bundle import encoders_key, hash_files, read_retriever_spec, sha256
 from mmrag_batch.errors import ConfigError, InputError
 from mmrag_batch.generation.answerer import Answerer
+from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.generation.transformers_engine import TransformersEngine
-from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.io.table import read_rows
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import Scoring
 from mmrag_batch.retrieval.retriever import open_embedder
+from mmrag_batch.table.rows import read_rows
 from train.data import EmbeddedTable, Supervision, embed_table
 from train.fitting import Fit, FitSettings
 from train.likelihoods import measure_likelihoods

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BitsAndBytesConfig, MllamaForConditionalGeneration
 
-from mmrag_batch.generation.mllama_model import load_model, pass_by_position
+from mmrag_batch.families.mllama.loading import load_model, pass_by_position
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """Every projection of the text model; the vision tower stays as it is."""

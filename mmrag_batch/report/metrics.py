@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 
 from mmrag_batch.errors import ConfigError, InputError, RowError
-from mmrag_batch.io.cells import find_label, parse_choices
-from mmrag_batch.io.literals import is_empty
-from mmrag_batch.io.table import read_header, read_rows
 from mmrag_batch.records import Row
+from mmrag_batch.table.cells import find_label, parse_choices
+from mmrag_batch.table.rows import read_header, read_rows
+from mmrag_batch.table.values import is_empty
 
 MAX_DEPTH = 5
 BINS = 15

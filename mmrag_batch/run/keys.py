@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from mmrag_batch.bundle import Manifest
 from mmrag_batch.errors import RowError
-from mmrag_batch.io.pixels import PIXELS_VERSION
+from mmrag_batch.images.pixels import PIXELS_VERSION
 from mmrag_batch.prompt import TEMPLATE_VERSION
 from mmrag_batch.records import Question
 from mmrag_batch.stages import ImageStore, image_files

@@ -9,9 +9,6 @@ from contextlib import closing
 from pathlib import Path
 
 from mmrag_batch.errors import AbortedError, MissingError, OutputError
-from mmrag_batch.io.output import RowFormat, check_output
-from mmrag_batch.io.table import read_header, read_records
-from mmrag_batch.io.text import check_file
 from mmrag_batch.records import Status
 from mmrag_batch.run import files
 from mmrag_batch.run.adopt import adopt
@@ -25,6 +22,9 @@ from mmrag_batch.run.shards import Shard, find_shards, shard_rows
 from mmrag_batch.run.signals import StopSignals
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import MISSING, Survey
+from mmrag_batch.table.output import RowFormat, check_output
+from mmrag_batch.table.rows import read_header, read_records
+from mmrag_batch.table.text import check_file
 
 log = logging.getLogger(__name__)
 GRACE = 30.0

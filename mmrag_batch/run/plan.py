@@ -7,9 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmrag_batch.bundle import read_manifest, sha256
-from mmrag_batch.config import SETTINGS, PredictSettings
 from mmrag_batch.errors import ConfigError, InternalError, MmragError, OutputError
-from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.masking import mask
 from mmrag_batch.records import Question, Status
 from mmrag_batch.run.answers import STATUSES, Kept
@@ -22,6 +21,7 @@ from mmrag_batch.run.mending import move_aside
 from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import Accepts
+from mmrag_batch.settings import SETTINGS, PredictSettings
 
 log = logging.getLogger(__name__)
 ANEW = (

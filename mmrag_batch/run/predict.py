@@ -17,12 +17,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 from mmrag_batch.bundle import open_bundle
-from mmrag_batch.config import PredictSettings
 from mmrag_batch.errors import AbortedError, ConfigError, ExitCode, LockedError
 from mmrag_batch.factory import open_images, open_stages
-from mmrag_batch.io.output import RowFormat, check_output
-from mmrag_batch.io.table import read_header
-from mmrag_batch.io.text import check_file
 from mmrag_batch.records import Status
 from mmrag_batch.run.adopt import adopt
 from mmrag_batch.run.answers import Start
@@ -53,7 +49,11 @@ from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import Survey, take_survey
 from mmrag_batch.run.versions import find_versions
 from mmrag_batch.run.work import Work, ask_missing, is_gaining, too_many
+from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import Stage
+from mmrag_batch.table.output import RowFormat, check_output
+from mmrag_batch.table.rows import read_header
+from mmrag_batch.table.text import check_file
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,6 @@ from typing import IO, Any, cast
 
 from mmrag_batch.bundle import sha256
 from mmrag_batch.errors import InternalError, PartialError
-from mmrag_batch.io.output import RowFormat
-from mmrag_batch.io.table import parse_row, read_records
 from mmrag_batch.records import Answer, Problem, Status
 from mmrag_batch.run import files
 from mmrag_batch.run.answers import STATUSES, to_answer
@@ -34,6 +32,8 @@ from mmrag_batch.run.manifest import (
 from mmrag_batch.run.progress import told
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import NO_KEY, Survey
+from mmrag_batch.table.output import RowFormat
+from mmrag_batch.table.rows import parse_row, read_records
 
 FEW = 5
 """Failed rows that a manifest shows."""

@@ -10,13 +10,13 @@ from tempfile import TemporaryFile
 from typing import IO, NamedTuple
 
 from mmrag_batch.bundle import sha256
-from mmrag_batch.io.table import parse_row, read_header, scan
 from mmrag_batch.records import Question, Row, Status
 from mmrag_batch.run.answers import STATUSES, Kept
 from mmrag_batch.run.keys import KEY_BYTES
 from mmrag_batch.run.progress import told
 from mmrag_batch.run.shards import Shard, shard_rows
 from mmrag_batch.run.store import AnswerStore
+from mmrag_batch.table.rows import parse_row, read_header, scan
 
 MARK_BYTES = KEY_BYTES + 1
 BUFFER = 2**16

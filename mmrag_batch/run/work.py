@@ -14,8 +14,7 @@ from mmrag_batch.errors import (
     StoppedError,
     StorageError,
 )
-from mmrag_batch.io.table import read_rows
-from mmrag_batch.pipeline import run
+from mmrag_batch.execute.local import run
 from mmrag_batch.records import Row, Status
 from mmrag_batch.run.answers import STATUSES, Start, answer_of, to_kept
 from mmrag_batch.run.database import DamagedError
@@ -24,6 +23,7 @@ from mmrag_batch.run.signals import NO_GAIN, StopSignals
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import MISSING, KeyMaker, Survey
 from mmrag_batch.stages import Stage
+from mmrag_batch.table.rows import read_rows
 
 IDLE_STARTS = 3
 """A run that was stopped so often before it committed a row is not worth another start."""

@@ -18,7 +18,7 @@ def sharded_base(tiny_generator_dir: Path, tmp_path_factory: pytest.TempPathFact
     """The tiny generator in bfloat16, in six shards or so."""
     import torch
 
-    from mmrag_batch.generation.mllama_model import load_model
+    from mmrag_batch.families.mllama.loading import load_model
 
     directory = tmp_path_factory.mktemp("sharded") / "base"
     shutil.copytree(tiny_generator_dir, directory)

@@ -17,7 +17,7 @@ from export.checkpoint import (
     write_rows,
 )
 from mmrag_batch.errors import DeniedError, MissingError
-from mmrag_batch.generation.mllama_model import load_model
+from mmrag_batch.families.mllama.loading import load_model
 
 WEIGHTS = {
     "a": torch.arange(12, dtype=torch.float32).view(4, 3),

@@ -12,7 +12,7 @@ from export.adapter import CONFIG, WEIGHTS
 from export.checkpoint import INDEX, read_shard, shard_files
 from export.merge import merge_adapter, plan_merge, write_generator
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError, MmragError, OutputError
-from mmrag_batch.generation.mllama_model import load_model
+from mmrag_batch.families.mllama.loading import load_model
 
 MakeAdapter = Callable[[float], Path]
 

@@ -33,14 +33,14 @@ NAMES = frozenset("write sync truncate create rename unlink link mkdir rmdir".sp
 Kind = Literal["kill", "torn", "power"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 UP_FRONT = """
-    mmrag_batch.cli numpy onnxruntime tokenizers PIL.Image jinja2 sqlite3 multiprocessing
+    mmrag_batch.cli.app numpy onnxruntime tokenizers PIL.Image jinja2 sqlite3 multiprocessing
 """.split()
 WHEN_CALLED = """
     typer._adapters filelock mmrag_batch.factory mmrag_batch.run.predict mmrag_batch.run.merge
     mmrag_batch.run.status mmrag_batch.generation.answerer
-    mmrag_batch.generation.scripted_engine mmrag_batch.generation.scripted_worker
+    mmrag_batch.generation.engines.scripted mmrag_batch.generation.engines.scripted_worker
     mmrag_batch.retrieval.retriever mmrag_batch.retrieval.sessions mmrag_batch.retrieval.embedder
-    mmrag_batch.io.images jinja2.sandbox jinja2.ext
+    mmrag_batch.images.loader jinja2.sandbox jinja2.ext
 """.split()
 """What commands load when they are called. It saves time to have it, and one that is broken or not
 there is theirs to report."""
@@ -224,7 +224,7 @@ class Commands:
 
         `environ` is added to its environment. `hook`, as `module:function`, is called in its
         process with `hook_argument`, through JSON, before anything is counted; a hook that replaces
-        `mmrag_batch.cli.main` runs in place of the command. With `log` its operations are kept.
+        `mmrag_batch.cli.app.main` runs in place of the command. With `log` its operations are kept.
         """
         fault = fault or Fault(at=-1)
         words = [str(argument) for argument in arguments]
@@ -404,7 +404,7 @@ def _settle(request: _Request, output: int) -> None:
 
 def _call() -> int:
     """The console script: its exit code."""
-    cli = importlib.import_module("mmrag_batch.cli")
+    cli = importlib.import_module("mmrag_batch.cli.app")
     try:
         cli.main()
     except SystemExit as leaving:

@@ -19,14 +19,14 @@ from unittest import mock
 import typer.main
 
 import mmrag_batch.run.predict
-from mmrag_batch import cli
 from mmrag_batch.bundle import Bundle, open_bundle
-from mmrag_batch.config import DEMO_BUNDLE, PredictSettings
+from mmrag_batch.cli import app as cli
 from mmrag_batch.errors import RowError
 from mmrag_batch.factory import open_images
 from mmrag_batch.records import Answer, Evidence, Prediction, Problem, Question, Row, Status
 from mmrag_batch.run import store
 from mmrag_batch.run.versions import find_versions
+from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
 from mmrag_batch.stages import Stage, image_files
 
 HOOK = f"{__name__}:install"

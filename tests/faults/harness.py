@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from typer.testing import CliRunner
 
-from mmrag_batch.cli import app
+from mmrag_batch.cli.app import app
 from tests.faults.commands import Commands, Done, Fault, Running
 
 COLUMNS = ("id", "question_text", "answer_choices", "note")
@@ -26,7 +26,7 @@ LISTENING = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-from mmrag_batch.cli import main
+from mmrag_batch.cli.app import main
 main()
 """
 """The command, which hears signals even where it was started by one that does not, as nohup."""

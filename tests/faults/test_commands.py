@@ -35,7 +35,7 @@ def commands() -> Iterator[Commands]:
 
 def instead(name: str) -> None:
     """The hook: one of the functions below is the command."""
-    mock.patch("mmrag_batch.cli.main", globals()[name]).start()
+    mock.patch("mmrag_batch.cli.app.main", globals()[name]).start()
 
 
 def two_commits() -> None:

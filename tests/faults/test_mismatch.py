@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mmrag_batch.bundle import read_manifest, write_manifest
-from mmrag_batch.config import DEMO_BUNDLE
+from mmrag_batch.settings import DEMO_BUNDLE
 from tests.faults.commands import Commands
 from tests.faults.harness import (
     DONE,

@@ -280,7 +280,7 @@ def test_j08_a_start_that_was_interrupted_while_it_loaded_binds_nobody_to_its_se
         ("mmrag_batch.run.work.Work.keep", 1),
         ("mmrag_batch.run.work.Work.keep", 590),
         ("mmrag_batch.run.predict.publish", 1),
-        ("mmrag_batch.io.output.RowFormat.row", 300),
+        ("mmrag_batch.table.output.RowFormat.row", 300),
         ("mmrag_batch.run.publish._check", 1),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from mmrag_batch.cli import app
+from mmrag_batch.cli.app import app
 from tests.faults.broken import COLUMNS, broken_rows
 
 csv.field_size_limit(64 * 2**20)
@@ -205,7 +205,7 @@ def refuse(event, arguments):
 sys.addaudithook(refuse)
 if sys.argv[1] == "probe":
     socket.create_connection(("example.org", 80))
-from mmrag_batch.cli import main
+from mmrag_batch.cli.app import main
 main()
 """
 

@@ -22,11 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mmrag_batch.config import PredictSettings
 from mmrag_batch.errors import OutputError
-from mmrag_batch.io.formats import Record
-from mmrag_batch.io.output import RowFormat
-from mmrag_batch.io.table import parse_row
 from mmrag_batch.records import Answer, Document, Question, Status
 from mmrag_batch.run.database import journal_of
 from mmrag_batch.run.files import Paths
@@ -35,7 +31,11 @@ from mmrag_batch.run.manifest import read_manifest
 from mmrag_batch.run.plan import find_answer_settings
 from mmrag_batch.run.shards import find_shard
 from mmrag_batch.run.store import AnswerStore
+from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import image_files
+from mmrag_batch.table.formats import Record
+from mmrag_batch.table.output import RowFormat
+from mmrag_batch.table.rows import parse_row
 from tests.faults.commands import Commands, Done, Fault
 from tests.faults.double import COMMIT_ROWS, HOOK, Digests, Script, name_of, reply
 

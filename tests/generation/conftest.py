@@ -4,13 +4,13 @@ from collections.abc import Iterable
 
 import pytest
 
-from mmrag_batch.config import DEMO_BUNDLE
 from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.io.table import read_rows
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import Scoring, answer_texts, build_prompt
 from mmrag_batch.records import Evidence
+from mmrag_batch.settings import DEMO_BUNDLE
+from mmrag_batch.table.rows import read_rows
 
 GENERATOR = DEMO_BUNDLE / "generator"
 MAX_NEW_TOKENS = 12
@@ -48,7 +48,7 @@ def demo_requests(tmp_path_factory: pytest.TempPathFactory) -> list[GenerationRe
 @pytest.fixture(scope="session")
 def reference(demo_requests: list[GenerationRequest]) -> dict[int, GenerationResult]:
     """What the transformers engine answers."""
-    from mmrag_batch.generation.transformers_engine import TransformersEngine
+    from mmrag_batch.generation.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(
         GENERATOR, device="cpu", batch_size=8, max_new_tokens=MAX_NEW_TOKENS, dtype="float32"

@@ -7,8 +7,8 @@ from PIL import Image
 from mmrag_batch.errors import InternalError, RowError
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engine import Engine, GenerationRequest, GenerationResult
+from mmrag_batch.generation.engines.scripted import ScriptedEngine
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.generation.scripted_engine import ScriptedEngine
 from mmrag_batch.records import Document, Evidence, Prediction, Problem, Question, Row
 
 

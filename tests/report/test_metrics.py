@@ -8,9 +8,9 @@ import pytest
 from pytest import approx
 
 from mmrag_batch.errors import ConfigError, InputError
-from mmrag_batch.io.output import OUTPUT_COLUMNS
 from mmrag_batch.report.metrics import calibration_error, evaluate, ndcg, retrieval, wilson
 from mmrag_batch.report.text import as_json, as_text
+from mmrag_batch.table.output import OUTPUT_COLUMNS
 
 COLUMNS = ("kind", "question_text", "answer_choices", "documents", "label", "relevant")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmrag_batch.bundle import RetrieverSpec, encoders_key, hash_files, read_retriever_spec
-from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.retrieval import store as store_module
 from mmrag_batch.retrieval.cache import EmbeddingCache

@@ -16,7 +16,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from mmrag_batch.cli import app
+from mmrag_batch.cli.app import app
 from mmrag_batch.errors import MmragError
 from mmrag_batch.run import merge as merging
 from mmrag_batch.run import plan, survey

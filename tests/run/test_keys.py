@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmrag_batch.bundle import Manifest, read_manifest
-from mmrag_batch.config import DEMO_BUNDLE, SETTINGS, PredictSettings
-from mmrag_batch.io.cells import parse_question
-from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Document, Question
 from mmrag_batch.run.keys import (
     KEY_BYTES,
@@ -24,6 +22,8 @@ from mmrag_batch.run.keys import (
     key_maker,
 )
 from mmrag_batch.run.plan import find_answer_settings
+from mmrag_batch.settings import DEMO_BUNDLE, SETTINGS, PredictSettings
+from mmrag_batch.table.cells import parse_question
 
 TEXT = st.text(min_size=1, max_size=5)
 DOCUMENTS = st.builds(Document, TEXT, st.none() | TEXT, st.none() | TEXT)

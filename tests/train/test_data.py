@@ -7,11 +7,11 @@ import torch
 
 from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.errors import InputError
-from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.io.table import read_rows
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.retriever import open_embedder
+from mmrag_batch.table.rows import read_rows
 from train.data import EmbeddedTable, embed_table
 from train.supervision import by_relevant
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmrag_batch.generation.mllama_inputs import load_image_processor
-from mmrag_batch.generation.mllama_model import load_model
+from mmrag_batch.families.mllama.inputs import load_image_processor
+from mmrag_batch.families.mllama.loading import load_model
 from train.demo_vision import Pictures, Recogniser, VisionConfig, train_vision
 
 

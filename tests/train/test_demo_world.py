@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
-from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.io.table import read_rows
+from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.table.rows import read_rows
 from train import demo_world
 from train.demo_world import FACTS, KINDS, THINGS, Thing, ask_fact, ask_look, make_row, write_world
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from mmrag_batch.errors import InputError
-from mmrag_batch.generation.mllama_inputs import load_image_processor
+from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.generation.rendering import IMAGE_TOKEN, Renderer
-from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import Scoring, build_prompt
 from mmrag_batch.records import Document, Question, Row
 from train.examples import (

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from export.merge import merge_adapter
 from mmrag_batch.errors import ConfigError, UnavailableError
-from mmrag_batch.generation.mllama_inputs import load_image_processor
-from mmrag_batch.generation.mllama_model import load_model
+from mmrag_batch.families.mllama.inputs import load_image_processor
+from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.images.loader import ImageLoader
 from train.examples import labelled_rows
 from train.generator import GeneratorConfig, train_generator, trainable, with_evidence
 

@@ -7,11 +7,11 @@ from tokenizers import Tokenizer
 from transformers import MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
-from mmrag_batch.generation.mllama_inputs import collate, load_image_processor
-from mmrag_batch.generation.mllama_model import load_model
+from mmrag_batch.families.mllama.inputs import collate, load_image_processor
+from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import IMAGE_TOKEN
-from mmrag_batch.io.images import ImageLoader
-from mmrag_batch.io.table import read_rows
+from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.table.rows import read_rows
 from train.mllama import (
     SPECIAL_TOKENS,
     GeneratorSizes,

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from mmrag_batch.generation.answerer import Answerer
+from mmrag_batch.generation.engines.scripted import ScriptedEngine
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.generation.scripted_engine import ScriptedEngine
-from mmrag_batch.io.images import ImageLoader
+from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Document, Question, Row
 from train import supervision
 from train.likelihoods import measure_likelihoods

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmrag_batch.config import DEMO_BUNDLE
 from mmrag_batch.errors import ConfigError, InputError
+from mmrag_batch.settings import DEMO_BUNDLE
 from train import ranking, retriever
 from train.data import EmbeddedTable
 from train.ranking import rank, ranks, recall_gain

@@ -1,0 +1,157 @@
+"""The command line: parse, call, map errors to exit codes.
+
+`_Commands.invoke` is the one place where errors are caught. What a command needs is imported
+inside of it, so that `--help` loads nothing heavy.
+"""
+
+import errno
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from mmrag_batch import __version__
+from mmrag_batch.cli.checks import Table, checks
+from mmrag_batch.cli.models import export, train
+from mmrag_batch.errors import ExitCode, MmragError
+from mmrag_batch.masking import MaskingFormatter, mask
+from mmrag_batch.settings import flags, load_predict_settings
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
+
+
+class _Commands(TyperGroup):
+    """Commands whose expected failures end with a message and an exit code of their own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MmragError as error:
+            _leave(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _leave("Interrupted.", ExitCode.INTERRUPTED)
+        except BrokenPipeError:
+            # Who read our output has left; Python must not fail again when it flushes.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.ERROR) from None
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            _leave(f"{error}. No output was published: make room, then run again.", ExitCode.IOERR)
+
+
+def _leave(message: str, code: ExitCode) -> NoReturn:
+    typer.echo(f"mmrag-batch: {mask(message)}", err=True)
+    raise typer.Exit(code) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="A batch job that answers visual questions with retrieved evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(checks)
+app.add_typer(train, name="train")
+app.add_typer(export, name="export")
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="mmrag-batch")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mmrag-batch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """A batch job that answers visual questions with retrieved evidence."""
+
+
+def _take_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command a flag for each setting, in place of its `**given`."""
+    signature = inspect.signature(command)
+    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    settings = [
+        inspect.Parameter(
+            flag.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[flag.kind, typer.Option(flag.declaration, help=flag.help)],
+        )
+        for flag in flags()
+    ]
+    parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (*own[:-1], *settings, own[-1])]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
+@app.command()
+@_take_settings
+def predict(
+    input_: Table,
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="A .csv, .csv.gz or .jsonl file to write.")
+    ],
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file with any of these under [predict].")
+    ] = None,
+    **given: object,
+) -> None:
+    """Answer every row of INPUT and write OUTPUT, in order.
+
+    The same command again goes on where the last one ended, however it did, and asks no row that
+    has an answer: only what is new or changed in INPUT. Any option can also be a variable, as in
+    MMRAG_TOP_K=3, or stand in the --config file. Exits with 3 if some rows could not be answered.
+    """
+    settings = load_predict_settings(input_, output, given, environ=os.environ, config_file=config)
+    _start_logging(logging.WARNING if settings.quiet else logging.INFO)
+    from mmrag_batch.run.predict import predict as answer
+
+    answer(settings)
+
+
+@app.command()
+def merge(
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="What `predict --shard` was given.")
+    ],
+    input_: Annotated[
+        Path | None, typer.Option("--input", help="The table.  [default: that of the shards]")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an OUTPUT that is not as it was.")
+    ] = False,
+) -> None:
+    """Write OUTPUT from the answers of its shards, however many there were.
+
+    Exits with 4 and lists them if some rows are not answered, with 3 if some have failed.
+    """
+    _start_logging(logging.INFO)
+    from mmrag_batch.run.merge import merge as join
+
+    join(output, input_, overwrite=overwrite)
+
+
+def _start_logging(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(MaskingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], force=True)
+    logging.getLogger("mmrag_batch").setLevel(level)

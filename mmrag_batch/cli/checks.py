@@ -1,0 +1,118 @@
+"""The commands that look and change nothing: at a table, an output, a run, this machine."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mmrag_batch.errors import ExitCode
+from mmrag_batch.settings import load_predict_settings
+
+checks = typer.Typer(rich_markup_mode=None)
+
+
+def _refuse_stdin(table: Path) -> Path:
+    if str(table) == "-":
+        raise typer.BadParameter("a table is read more than once; write it to a file first")
+    return table
+
+
+Table = Annotated[
+    Path,
+    typer.Argument(
+        metavar="INPUT",
+        help="A .csv, .csv.gz, .jsonl or .parquet table.",
+        callback=_refuse_stdin,
+    ),
+]
+ImageRoot = Annotated[
+    Path | None, typer.Option(help="Where image paths start.  [default: the folder of INPUT]")
+]
+MediaDomain = Annotated[
+    str | None, typer.Option(help="Hosts to fetch images from, with commas.  [default: none]")
+]
+
+
+@checks.command()
+def validate(
+    input_: Table, image_root: ImageRoot = None, allow_media_domain: MediaDomain = None
+) -> None:
+    """Show what is wrong with INPUT, by line, before a model is loaded.
+
+    Exits with 3 if some rows could not be answered, with 65 if it cannot be read as a table.
+    """
+    from mmrag_batch.factory import open_images
+    from mmrag_batch.table.check import check_table
+
+    given = {"image_root": image_root, "allow_media_domain": allow_media_domain}
+    settings = load_predict_settings(input_, input_, given, environ=os.environ)
+    problems = 0
+    unanswerable = set()
+    for line, name, problem, fatal in check_table(input_, open_images(settings)):
+        typer.echo(f"{input_}:{line}: {name}: {problem.code}: {problem.message}")
+        problems += 1
+        if fatal:
+            unanswerable.add(line)
+    typer.echo(f"{input_}: {problems} problems; {len(unanswerable)} rows would get no answer.")
+    if unanswerable:
+        raise typer.Exit(ExitCode.PARTIAL)
+
+
+@checks.command()
+def evaluate(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` wrote.")],
+    by: Annotated[list[str] | None, typer.Option(help="Also by this column; repeatable.")] = None,
+    format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
+) -> None:
+    """Accuracy, retrieval and calibration of an OUTPUT whose rows have labels."""
+    from mmrag_batch.factory import requires
+
+    with requires("report"):
+        from mmrag_batch.report.metrics import evaluate as measure
+        from mmrag_batch.report.text import as_json, as_text
+
+    metrics = measure(output, by=by or [])
+    typer.echo(as_json(metrics) if format_ == "json" else as_text(metrics))
+
+
+@checks.command()
+def status(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")],
+    write: Annotated[
+        Path | None, typer.Option(help="Write the rows that are answered so far to this file.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file.")] = False,
+    store: Annotated[
+        Path | None, typer.Option(help="What `predict` was given.  [default: OUTPUT.store]")
+    ] = None,
+) -> None:
+    """Show how far a run is and all of its shards are, how fast, and what failed.
+
+    Exits with 66 if there is no run of this OUTPUT, with 78 if it was changed since it was written.
+    """
+    from mmrag_batch.run.files import Paths
+    from mmrag_batch.run.merge import write_so_far
+    from mmrag_batch.run.status import describe
+
+    if write is not None:
+        rows = write_so_far(Paths.of(output, store), write, overwrite=overwrite)
+        counts = ", ".join(f"{count:,} {name}" for name, count in rows.items())
+        typer.echo(f"{write}: {sum(rows.values()):,} rows are answered so far ({counts}).")
+        return
+    for line in describe(Paths.of(output, store)):
+        typer.echo(line)
+
+
+@checks.command()
+def doctor() -> None:
+    """Show what this machine can run and what is missing, with the line to type.
+
+    Exits with 69 if `predict` cannot run.
+    """
+    from mmrag_batch.doctor import check, describe, show
+
+    found = check()
+    typer.echo("\n".join([*describe(), "", *show(found)]))
+    if not found[0].works:
+        raise typer.Exit(ExitCode.UNAVAILABLE)

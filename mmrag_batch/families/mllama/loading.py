@@ -1,0 +1,49 @@
+"""Loading an Mllama checkpoint: from its own directory, from safetensors, and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MllamaForConditionalGeneration
+from transformers.models.mllama.modeling_mllama import MllamaVisionModel
+from transformers.utils import logging
+
+from mmrag_batch.errors import MissingError
+from mmrag_batch.families.architecture import read_config
+
+
+def load_model(generator_dir: Path, *, dtype: torch.dtype) -> MllamaForConditionalGeneration:
+    """The model of a generator directory, on the CPU and in eval mode.
+
+    No network, no pickle, no remote code. Raises MissingError for a directory without a
+    checkpoint, UnavailableError for one of another architecture.
+    """
+    if not any(generator_dir.glob("*.safetensors")):
+        raise MissingError(f"{generator_dir} holds no *.safetensors; export the generator again.")
+    read_config(generator_dir)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a batch job has its own
+    model: MllamaForConditionalGeneration = MllamaForConditionalGeneration.from_pretrained(
+        generator_dir, dtype=dtype, local_files_only=True, use_safetensors=True
+    )  # from_pretrained leaves it in eval mode
+    pass_by_position(model.model.vision_model)
+    return model
+
+
+def pass_by_position(vision: MllamaVisionModel) -> None:
+    """Hand the vision layers their input by position.
+
+    transformers 5.19 passes it by a keyword that it has deprecated itself and warns on each run.
+    """
+    for layer in [*vision.transformer.layers, *vision.global_transformer.layers]:
+        layer.register_forward_pre_hook(_first_by_position, with_kwargs=True)
+
+
+def _first_by_position(
+    layer: nn.Module,  # noqa: ARG001  # the signature of a hook
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if "hidden_state" in kwargs:
+        return (kwargs.pop("hidden_state"), *args), kwargs
+    return args, kwargs

@@ -1,0 +1,129 @@
+"""Tiles -> encoder outputs: the vision tower, its projector, and the form in which vLLM hands an
+output from the encoder to the decoder.
+
+The tower is transformers' own module, whole on each tensor-parallel rank. It has 0.9 of the 11
+billion weights and runs once a request, and it has exactly the quirks of the reference: padding
+tiles and the padding patches of each tile are only partly masked and do change the result.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from transformers.models.mllama.modeling_mllama import MllamaVisionModel
+
+from mmrag_batch.families.mllama.loading import pass_by_position
+from mmrag_batch.families.mllama.vllm_plugin.config import EncoderDecoderMllamaConfig
+from mmrag_batch.families.mllama.vllm_plugin.shared_images import SharedImages
+
+TOKENS_AT_ONCE = 32_768
+"""Most tokens that go through the tower at once: five images of the 11B keep a large GPU busy, and
+activations stay within what vLLM measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """The encoder output of one request.
+
+    Attention without a mask does not depend on the order of its keys. So the real tiles of all
+    images come first, in the order of the images, and the padding of all images last: what any
+    token attends to is one slice.
+    """
+
+    tiles: Sequence[int]
+    """Real tiles of each image."""
+    states: Tensor
+    """(images * max tiles * tokens, hidden)."""
+
+    def packed(self) -> Tensor:
+        """One tensor, as vLLM wants it: a header row with the tiles, then the states."""
+        header = self.states.new_zeros(1, self.states.shape[1])
+        header[0, : len(self.tiles)] = torch.tensor(
+            self.tiles, dtype=header.dtype, device=header.device
+        )
+        return torch.cat([header, self.states])
+
+    @classmethod
+    def unpacked(cls, packed: Tensor, num_images: int) -> "EncodedImages":
+        """Undo `packed`; the number of images is known from the prompt."""
+        return cls([int(n) for n in packed[0, :num_images].tolist()], packed[1:])
+
+
+class ImageEncoder(nn.Module):
+    """The vision tower and its projection to the text model's width."""
+
+    def __init__(self, config: EncoderDecoderMllamaConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.vision_model = MllamaVisionModel._from_config(config.vision, dtype=dtype)
+        pass_by_position(self.vision_model)
+        self.multi_modal_projector = nn.Linear(
+            config.vision.vision_output_dim, config.text.hidden_size, dtype=dtype
+        )
+        self.max_tiles: int = config.vision.max_num_tiles
+        self.tokens = config.tokens_per_tile
+        self.shared = SharedImages((self.max_tiles, self.tokens, config.text.hidden_size), dtype)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        aspect_ratio_ids: Tensor,
+        num_tiles: Tensor,
+        num_images: Tensor,
+        image_hashes: Tensor,
+    ) -> list[EncodedImages]:
+        """One output a request.
+
+        pixel_values: (tiles, 3, S, S), the real tiles of all images of all requests.
+        aspect_ratio_ids, num_tiles, image_hashes: (images,). num_images: (requests,).
+        """
+        tiles, keys = num_tiles.flatten().tolist(), image_hashes.flatten().tolist()
+        states: dict[int, Tensor] = {}
+        new: dict[int, int] = {}
+        for image, key in enumerate(keys):
+            found = self.shared.get(key)
+            if found is not None:
+                states[key] = found
+            else:
+                new.setdefault(key, image)
+        ends = list(accumulate(tiles, initial=0))
+        at_once = max(1, TOKENS_AT_ONCE // (self.max_tiles * self.tokens))
+        for first in range(0, len(new), at_once):
+            keys_now = list(new)[first : first + at_once]
+            chosen = [new[key] for key in keys_now]
+            pixels = torch.cat([pixel_values[ends[i] : ends[i + 1]] for i in chosen])
+            ids = aspect_ratio_ids.flatten()[chosen]
+            states |= zip(keys_now, self._encode(pixels, ids, [tiles[i] for i in chosen]))
+
+        outputs, start = [], 0
+        for count in num_images.flatten().tolist():
+            mine = slice(start, start + count)
+            outputs.append(_real_tiles_first([states[key] for key in keys[mine]], tiles[mine]))
+            start += count
+        for key in new:  # only now: it may overwrite what the outputs were made of
+            self.shared.put(key, states[key])
+        return outputs
+
+    def _encode(self, pixel_values: Tensor, aspect_ratio_ids: Tensor, tiles: list[int]) -> Tensor:
+        """(images, max tiles, tokens, hidden)."""
+        padded, real = self._padded(pixel_values, tiles)
+        seen = self.vision_model(padded[:, None], aspect_ratio_ids[:, None], real[:, None])
+        return self.multi_modal_projector(seen.last_hidden_state[:, 0])
+
+    def _padded(self, pixel_values: Tensor, tiles: list[int]) -> tuple[Tensor, Tensor]:
+        """All tiles of each image, (images, max tiles, 3, S, S), and which of them are real."""
+        real = torch.zeros(len(tiles), self.max_tiles, dtype=torch.bool)
+        for image, count in enumerate(tiles):
+            real[image, :count] = True
+        real = real.to(pixel_values.device)
+        padded = pixel_values.new_zeros(*real.shape, *pixel_values.shape[1:])
+        padded[real] = pixel_values
+        return padded, real.long()
+
+
+def _real_tiles_first(images: Sequence[Tensor], tiles: list[int]) -> EncodedImages:
+    """images: (max tiles, tokens, hidden) of each image of one request."""
+    real = [image[:count] for image, count in zip(images, tiles)]
+    padding = [image[count:] for image, count in zip(images, tiles)]
+    return EncodedImages(tiles, torch.cat([*real, *padding]).flatten(0, 1))

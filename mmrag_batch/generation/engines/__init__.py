@@ -1,0 +1,1 @@
+"""What generates, one module an engine."""

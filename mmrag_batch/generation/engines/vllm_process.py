@@ -1,0 +1,170 @@
+"""vLLM's engine in a process of its own, asked from threads of ours. All of vLLM that the engine
+touches is touched here."""
+
+import asyncio
+import gc
+import os
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from mmrag_batch.errors import UnavailableError
+from mmrag_batch.generation.choices import Fork, combine, find_forks
+from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.engines.vllm_limits import GPU_SHARE, Limits
+from mmrag_batch.generation.supervisor import EngineDied
+from mmrag_batch.records import Problem
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+def prepare_environment(cores: int) -> None:
+    """Settings that vLLM reads from the environment when it is imported; those given are kept.
+
+    `cores` are the engine's own on a CPU.
+    """
+    for name, value in {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",  # it would call home
+        "VLLM_PLUGINS": "mllama",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would copy our threads' locks
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # it binds each run of a machine to the same cores
+        "OMP_NUM_THREADS": str(cores),
+        "PYTHONWARNINGS": "ignore",  # the engine's process warns of its own dependencies
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "TORCH_LOGS": "-torch._library.triton",  # which it misses on each start
+        "HF_HUB_OFFLINE": "1",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+class VllmProcess:
+    """A started engine; see `supervisor.Worker`. Raises UnavailableError if it does not start."""
+
+    def __init__(
+        self,
+        generator_dir: Path,
+        limits: Limits,
+        *,
+        dtype: Dtype,
+        max_images: int,
+        max_new_tokens: int,
+    ) -> None:
+        from vllm import AsyncEngineArgs, SamplingParams
+        from vllm.platforms import current_platform
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = AsyncEngineArgs(
+            model=str(generator_dir),
+            dtype=dtype,
+            max_model_len=limits.row_tokens,
+            max_num_seqs=limits.rows,
+            max_num_batched_tokens=limits.step_tokens,
+            kv_cache_memory_bytes=limits.kv_cache_bytes,
+            gpu_memory_utilization=GPU_SHARE,
+            limit_mm_per_prompt={"image": max_images},
+            logprobs_mode="raw_logits",
+            # Compiling takes a CPU longer than it saves on most tables.
+            enforce_eager=current_platform.is_cpu(),
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+        )
+        self._tokenizer = Tokenizer.from_file(str(generator_dir / "tokenizer.json"))
+        self._sampling = partial(
+            SamplingParams,
+            temperature=0.0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,
+        )
+        self._max_new_tokens = max_new_tokens
+        self._asked = 0
+        if current_platform.is_cpu():
+            # It has a process of its own all the same. What this spares is one more, for the model,
+            # which vLLM would bind to cores: the two poll each other and take a core from the rest.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        try:
+            self._llm = AsyncLLM.from_engine_args(arguments)
+        except Exception as error:
+            raise UnavailableError(
+                f"vLLM did not start: {error} Its own words, if any, are above; "
+                "VLLM_LOGGING_LEVEL=INFO shows more, --engine transformers does without it."
+            ) from error
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+
+    def ask(self, request: GenerationRequest, /) -> Future[GenerationResult]:
+        """The future of the answer."""
+        return self._submit(self._answer(request))
+
+    def close(self) -> None:
+        """End the engine's process and our thread."""
+        self._submit(self._shutdown()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        del self._llm
+        gc.collect()  # it is in a cycle, and must not wait for a half-gone interpreter
+
+    def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _shutdown(self) -> None:
+        self._llm.shutdown()
+        ours = asyncio.current_task()
+        others = [task for task in asyncio.all_tasks() if task is not ours]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _answer(self, request: GenerationRequest) -> GenerationResult:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            if request.options:
+                return await self._score(request)
+            sampling = self._sampling(max_tokens=self._max_new_tokens)
+            output = await self._generate(request, (), sampling)
+        except EngineDeadError as error:
+            raise EngineDied from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            cause = error.__cause__ or error  # vLLM wraps what is not its own
+            message = f"The engine could not answer: {type(cause).__name__}: {cause}"
+            return GenerationResult(request.key, error=Problem("engine_failed", message))
+        text = self._tokenizer.decode(output.token_ids, skip_special_tokens=True)
+        return GenerationResult(request.key, text=text.strip())
+
+    async def _score(self, request: GenerationRequest) -> GenerationResult:
+        """The probabilities of the options, from one decoding step at each of their forks."""
+        forks = find_forks(request.options)
+        logits = await asyncio.gather(*(self._logits(request, fork) for fork in forks))
+        probabilities = combine(len(request.options), forks, logits)
+        return GenerationResult(request.key, probabilities=probabilities)
+
+    async def _logits(self, request: GenerationRequest, fork: Fork) -> list[float]:
+        sampling = self._sampling(max_tokens=1, logprob_token_ids=list(fork.tokens))
+        output = await self._generate(request, fork.prefix, sampling)
+        [step] = output.logprobs  # with `raw_logits` they are logits
+        return [step[token].logprob for token in fork.tokens]
+
+    async def _generate(
+        self, request: GenerationRequest, prefix: tuple[int, ...], sampling: Any
+    ) -> Any:
+        """vLLM's only output for a prompt that goes on with `prefix`."""
+        prompt: dict[str, Any] = {"prompt_token_ids": [*request.token_ids, *prefix]}
+        if request.images:
+            prompt["multi_modal_data"] = {"image": list(request.images)}
+        [rendered] = await self._llm.renderer.render_cmpl_async([prompt])
+        self._asked += 1
+        async for result in self._llm.generate(rendered, sampling, str(self._asked)):
+            [output] = result.outputs
+        return output

@@ -1,1 +1,0 @@
-"""Tables and images in, the answer table out."""

@@ -1,0 +1,144 @@
+"""What the cells of a row mean: cells in, a `Question` out, or a `RowError` that says which column
+is wrong and what was expected there."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from mmrag_batch.prompt import LETTERS
+from mmrag_batch.records import Document, Question
+from mmrag_batch.table.values import check_characters, expected_error, is_empty, parse_list
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+def parse_question(cells: Mapping[str, object]) -> Question:
+    """The question that a row asks.
+
+    Raises RowError: `bad_row` (characters that no output can hold), `bad_question`, `bad_choices`,
+    `bad_documents`, `bad_relevant`.
+    """
+    for column, cell in cells.items():
+        check_characters("bad_row", column, cell)
+    text = cells.get("question_text")
+    if is_empty(text) or not isinstance(text, str):
+        raise expected_error("bad_question", "question_text", "a question", text)
+    image = cells.get("question_image")
+    if not (is_empty(image) or isinstance(image, str)):
+        raise expected_error("bad_question", "question_image", "an image path or data: URI", image)
+    choices = parse_choices(cells.get("answer_choices"))
+    documents = parse_documents(cells.get("documents"))
+    relevant = parse_relevant(cells.get("relevant"))
+    return Question(
+        text=text,
+        image=None if is_empty(image) else str(image),
+        choices=choices,
+        documents=documents,
+        label=find_label(cells.get("label"), choices),
+        relevant=None if relevant is None else resolve_relevant(relevant, documents)[0],
+    )
+
+
+def parse_choices(cell: object) -> tuple[str, ...]:
+    """The answer choices; none for a free-form question. Raises RowError `bad_choices`."""
+    column = "answer_choices"
+    choices: list[str] = []
+    for number, choice in enumerate(
+        parse_list("bad_choices", column, "a list of texts", cell) or []
+    ):
+        if number == len(LETTERS):
+            raise expected_error("bad_choices", column, f"at most {len(LETTERS)} choices", cell)
+        if not isinstance(choice, str) or not choice.strip():
+            raise expected_error("bad_choices", column, "a text", choice, number)
+        if choice in choices:
+            raise expected_error("bad_choices", column, "each choice once", choice, number)
+        choices.append(choice)
+    return tuple(choices)
+
+
+def parse_documents(cell: object) -> tuple[Document, ...]:
+    """The candidate documents, in order. Raises RowError `bad_documents`."""
+    expected = "a list of texts, image paths or objects with `text` or `image`"
+    items = parse_list("bad_documents", "documents", expected, cell) or []
+    documents = tuple(_parse_document(number, item) for number, item in enumerate(items))
+    seen: set[str] = set()
+    for number, document in enumerate(documents):
+        if document.id in seen:
+            raise expected_error(
+                "bad_documents", "documents", "an id of its own", document.id, number
+            )
+        seen.add(document.id)
+    return documents
+
+
+def find_label(cell: object, choices: Sequence[str]) -> int | None:
+    """The index of the right choice: the cell is its text, else its 0-based index."""
+    if is_empty(cell) and not isinstance(cell, str):
+        return None
+    text = str(cell)
+    if text in choices:
+        return choices.index(text)
+    # An integer column with gaps is written by pandas as 2.0.
+    found = re.fullmatch(r"\s*([0-9]{1,2})(?:\.0)?\s*", text)
+    return int(found[1]) if found and int(found[1]) < len(choices) else None
+
+
+def parse_relevant(cell: object) -> tuple[str | int, ...] | None:
+    """The relevant documents as the cell names them: ids (texts) and 0-based indices (integers).
+
+    None where the cell is empty: nothing is known. Raises RowError `bad_relevant`.
+    """
+    column, expected = "relevant", "a list of document ids or 0-based indices"
+    items = parse_list("bad_relevant", column, expected, cell)
+    if items is None:
+        return None
+    named: list[str | int] = []
+    for number, item in enumerate(items):
+        if isinstance(item, bool) or not isinstance(item, str | int):
+            raise expected_error("bad_relevant", column, "an id or an index", item, number)
+        named.append(item)
+    return tuple(named)
+
+
+def resolve_relevant(
+    items: Sequence[str | int], documents: Sequence[Document]
+) -> tuple[frozenset[str], tuple[str | int, ...]]:
+    """The ids of the documents that are named, and the items that name none."""
+    ids = {document.id for document in documents}
+    known: set[str] = set()
+    unknown: list[str | int] = []
+    for item in items:
+        if isinstance(item, int) and 0 <= item < len(documents):
+            known.add(documents[item].id)
+        elif item in ids:
+            known.add(str(item))
+        else:
+            unknown.append(item)
+    return frozenset(known), tuple(unknown)
+
+
+def _parse_document(number: int, item: object) -> Document:
+    if isinstance(item, str):
+        if _is_image(item):
+            return Document(id=str(number), text=None, image=item)
+        return Document(id=str(number), text=item, image=None)
+    if not isinstance(item, dict):
+        raise expected_error("bad_documents", "documents", "a text or an object", item, number)
+    values = {}
+    for key in ("id", "text", "image"):
+        value = item.get(key)
+        if not isinstance(value, str | None):
+            raise expected_error("bad_documents", "documents", f"a text as `{key}`", value, number)
+        values[key] = value
+    text, image = values["text"], values["image"] or None
+    if text is None and image is None:
+        raise expected_error("bad_documents", "documents", "a `text` or an `image`", item, number)
+    if image is not None:
+        text = text or None
+    return Document(id=values["id"] or str(number), text=text, image=image)
+
+
+def _is_image(text: str) -> bool:
+    """Whether a plain string in a list of documents is an image; an object says so outright."""
+    if text.startswith("data:image/"):
+        return True
+    return text.lower().endswith(IMAGE_SUFFIXES) and len(text.splitlines()) == 1

@@ -1,0 +1,75 @@
+"""What is wrong with a table and its images, by line, found before a GPU is touched."""
+
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from mmrag_batch.errors import RowError
+from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.records import Problem, Question, Row
+from mmrag_batch.table.cells import find_label, parse_relevant, resolve_relevant
+from mmrag_batch.table.rows import read_header, read_rows, scan
+from mmrag_batch.table.values import is_empty
+
+REMEMBERED = 100_000
+"""Digests of good images that are kept, so that an image of many rows is decoded once."""
+
+
+class Finding(NamedTuple):
+    """A problem of the row that starts at `line`. A fatal one leaves the row without an answer."""
+
+    line: int
+    id: str
+    problem: Problem
+    fatal: bool
+
+
+def check_table(path: Path, images: ImageLoader) -> Iterator[Finding]:
+    """Every problem of a table, in the order of its lines.
+
+    Raises what `read_header` and `scan` raise for a file that cannot be read as a table.
+    """
+    read_header(path)
+    deque(scan(path), maxlen=0)
+    good: set[str] = set()
+    for row in read_rows(path):
+        if row.error is not None:
+            yield Finding(row.line, row.id, row.error, fatal=True)
+        elif row.question is not None:
+            for problem, fatal in _check_question(row, row.question, images, good):
+                yield Finding(row.line, row.id, problem, fatal)
+
+
+def _check_question(
+    row: Row, question: Question, images: ImageLoader, good: set[str]
+) -> Iterator[tuple[Problem, bool]]:
+    if question.image is not None and (problem := _check_image(question.image, images, good)):
+        yield problem, True
+    for document in question.documents:
+        if document.image is not None and (problem := _check_image(document.image, images, good)):
+            yield Problem(problem.code, f"document {document.id!r}: {problem.message}"), False
+    yield from ((problem, False) for problem in _check_truth(row, question))
+
+
+def _check_truth(row: Row, question: Question) -> Iterator[Problem]:
+    """Problems of `label` and `relevant`, which no answer needs but every evaluation does."""
+    label = row.cells.get("label")
+    if question.choices and not is_empty(label) and find_label(label, question.choices) is None:
+        yield Problem("bad_label", f"label {label!r} is no choice and no index of one")
+    relevant = parse_relevant(row.cells.get("relevant"))
+    for item in resolve_relevant(relevant or (), question.documents)[1]:
+        yield Problem("bad_relevant", f"relevant names {item!r}, which is no document of the row")
+
+
+def _check_image(source: str, images: ImageLoader, good: set[str]) -> Problem | None:
+    try:
+        digest = images.digest(source)
+        if digest not in good:
+            images.load(source)
+    except RowError as error:
+        return Problem(error.code, str(error))
+    if len(good) >= REMEMBERED:
+        good.clear()
+    good.add(digest)
+    return None

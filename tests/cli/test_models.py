@@ -1,0 +1,104 @@
+"""The commands that make models, as a user types them."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from mmrag_batch.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture
+def adapter(make_adapter: Callable[[float], Path]) -> Path:
+    return make_adapter(0.05)
+
+
+def test_a_generator_is_exported_alone(
+    tiny_generator_dir: Path, adapter: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "merged"
+    options = ("--base", tiny_generator_dir, "--adapter", adapter, "--out", out)
+    done = call("export", "generator", *options)
+    assert done.exit_code == 0, done.stderr
+    assert "weights merged" in done.stdout
+    assert "merged_logits: differs by at most" in done.stdout
+    assert (out / "README.md").is_file()
+    again = call("export", "generator", *options)
+    assert again.exit_code == 73
+    assert "--overwrite" in again.stderr
+
+
+def test_an_adapter_that_changes_nothing_exits_with_78(
+    tiny_generator_dir: Path, make_adapter: Callable[[float], Path], tmp_path: Path
+) -> None:
+    options = ("--base", tiny_generator_dir, "--adapter", make_adapter(0.0))
+    done = call("export", "generator", *options, "--out", tmp_path / "merged")
+    assert done.exit_code == 78
+    assert "changes nothing; was it trained?" in done.stderr
+
+
+def test_a_dry_run_says_what_an_export_would_do(
+    tiny_encoders_dir: Path,
+    tiny_towers_dir: Path,
+    tiny_generator_dir: Path,
+    adapter: Path,
+    tmp_path: Path,
+) -> None:
+    parts = {
+        "encoders": tiny_encoders_dir,
+        "towers": tiny_towers_dir,
+        "base": tiny_generator_dir,
+        "adapter": adapter,
+        "out": tmp_path / "bundle",
+    }
+    asked = {"scoring": "text", "top_k": 3, "max_images": 1, "max_prompt_tokens": 64}
+    config = {**{name: str(path) for name, path in parts.items()}, **asked}
+    file = tmp_path / "export.yaml"
+    file.write_text(yaml.safe_dump({**config, "licence": "MIT", "trained_on": "nothing"}))
+    done = call("export", "--config", file, "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:5]] == [
+        "encoders",
+        "towers",
+        "generator",
+        "manifest",
+    ]
+    assert "Nothing was written." in done.stdout
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_merge_needs_little_more_memory_than_what_it_imports(tmp_path: Path) -> None:
+    """The benchmark on a small checkpoint, too large for its logits to be compared. Held in whole,
+    it would take 0.57 GiB; in float32, twice that."""
+    command = [sys.executable, "-m", "benchmarks.merge", "--gigabytes", "0.7", "--shards", "3"]
+    command += ["--folder", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")[1:-1]]
+    assert cells[1] == "3"
+    imports, peak = (float(cell.removesuffix(" GiB")) for cell in cells[3:5])
+    assert peak - imports <= 0.45, done.stdout
+
+
+@pytest.mark.parametrize("model", ["generator"])
+def test_a_bad_training_config_exits_with_78_and_lists_every_problem(
+    tmp_path: Path, model: str
+) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text("{stepz: 3, batch_size: many}")
+    done = call("train", model, config)
+    assert done.exit_code == 78
+    assert "unknown key 'stepz'" in done.stderr
+    assert "'batch_size' should be int" in done.stderr

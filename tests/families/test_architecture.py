@@ -1,0 +1,37 @@
+"""A checkpoint that no engine here can run is refused by its config, before a weight is loaded."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmrag_batch.errors import MissingError, UnavailableError
+from mmrag_batch.families.architecture import read_config
+from mmrag_batch.families.mllama.loading import load_model
+from mmrag_batch.generation.engines.vllm_limits import read_shape
+
+
+def load(directory: Path) -> object:
+    return load_model(directory, dtype=torch.float32)
+
+
+def measure(directory: Path) -> object:
+    return read_shape(directory, "float32")
+
+
+@pytest.mark.parametrize("open_", [load, measure], ids=["transformers", "vllm"])
+@pytest.mark.parametrize("architectures", [["LlavaForConditionalGeneration"], [], None])
+def test_h05_another_architecture_is_refused_before_a_weight_is_loaded(
+    tmp_path: Path, architectures: list[str] | None, open_: Callable[[Path], object]
+) -> None:
+    (tmp_path / "model.safetensors").touch()  # no engine could read it
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures}))
+    with pytest.raises(UnavailableError, match=r"Llama 3\.2 Vision"):
+        open_(tmp_path)
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"config\.json"):
+        read_config(tmp_path)

@@ -1,0 +1,87 @@
+"""One eager engine: answers equal to transformers', and bad requests that it survives."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from tests.families.vllm_plugin.conftest import Answer
+
+pytestmark = pytest.mark.vllm
+CASES = [
+    "text only",
+    "1 tile",
+    "2 tiles",
+    "3 tiles",
+    "4 tiles",
+    "two apart",
+    "two adjacent",
+    "one, then two",
+    "two, then one",
+    "late",
+    "first token",
+    "last token",
+]
+
+
+@pytest.fixture(scope="module")
+def engine(start_engine: Callable[..., Any]) -> Any:
+    return start_engine(enforce_eager=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_answer_is_that_of_transformers(
+    engine: Any, check: Callable[..., None], case: str
+) -> None:
+    check(engine, [case])
+
+
+def test_a_mixed_batch_has_the_answers_of_each_alone(
+    engine: Any, check: Callable[..., None]
+) -> None:
+    check(engine, [*CASES, *CASES[::2]])
+
+
+def test_the_images_matter(reference: "dict[str, Answer]") -> None:
+    same_text = ["1 tile", "2 tiles", "3 tiles", "4 tiles"]
+    assert len({tuple(reference[case].token_ids[:10]) for case in same_text}) == 4
+
+
+def test_log_probabilities_of_a_prompt_with_images_are_finite(
+    engine: Any, prompt: Callable[[str], Any]
+) -> None:
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    output = engine.generate(prompt("two adjacent"), params, use_tqdm=False)[0]
+    image = max(output.prompt_token_ids)
+    for token, place in zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:]):
+        assert (place[token].logprob == -float("inf")) == (token == image)
+
+
+BAD = {
+    "an image token without an image": ("text only", None, "no image comes with it"),
+    "more images than tokens": ("1 tile", 2, "1 image tokens but 2 images"),
+    "fewer images than tokens": ("two apart", 1, "2 image tokens but 1 images"),
+    "more images than the limit": ("one, then two", 4, "At most 3 image"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_request_is_refused_and_the_next_is_answered(
+    engine: Any, prompt: Callable[[str], Any], check: Callable[..., None], bad: str
+) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    case, images, message = BAD[bad]
+    request = dict(prompt(case))
+    if images is None:
+        image_token = max(prompt("1 tile")["prompt_token_ids"])
+        request["prompt_token_ids"] = [image_token, *request["prompt_token_ids"]]
+    else:
+        request["multi_modal_data"] = {"image": [Image.new("RGB", (30, 30))] * images}
+    with pytest.raises(VLLMValidationError, match=message):
+        engine.generate(request, use_tqdm=False)
+    check(engine, ["two apart", "text only"], tokens=5)

@@ -1,0 +1,159 @@
+"""The openai engine against a real vLLM server on this machine."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from mmrag_batch.errors import DeniedError, UnavailableError
+from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.engines.server import OpenAIEngine
+from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key
+
+pytestmark = pytest.mark.vllm
+ROOT = Path(__file__).parents[3]
+KEY = "secret-key"
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enable-scale-out"]
+    command += ["--model", str(GENERATOR), "--served-model-name", "first", "second"]
+    command += ["--dtype", "float32", "--max-model-len", "1280", "--max-num-seqs", "8"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--api-key", KEY]
+    environment = {
+        **os.environ,
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=stream, env=environment, start_new_session=True
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(address, process, log)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    for _ in range(300):
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            if httpx2.get(f"{address}/health").is_success:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def connect(endpoint: str, *, key: str | None = KEY, model: str | None = None) -> OpenAIEngine:
+    return OpenAIEngine(
+        endpoint,
+        GENERATOR,
+        model=model,
+        key=key,
+        concurrency=8,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(endpoint: str) -> Iterator[OpenAIEngine]:
+    engine = connect(f"{endpoint}/v1")
+    yield engine
+    engine.close()
+
+
+def test_answers_are_those_of_the_transformers_engine(
+    engine: OpenAIEngine,
+    demo_requests: list[GenerationRequest],
+    reference: dict[int, GenerationResult],
+) -> None:
+    results = by_key(engine.generate(demo_requests))
+    assert results.keys() == reference.keys()
+    for key, expected in reference.items():
+        assert results[key].error is None
+        assert results[key].text == expected.text
+        assert results[key].probabilities == pytest.approx(expected.probabilities, abs=1e-3)
+
+
+def test_the_command_of_the_docs_runs_as_it_is_written(endpoint: str, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "engines.md").read_text()
+    [command] = re.findall(r"^    mmrag-batch (predict .* --engine openai .*)$", page, re.M)
+    shutil.copy(ROOT / "examples" / "demo" / "questions.csv", tmp_path / "in.csv")
+    shutil.copytree(ROOT / "examples" / "demo" / "images", tmp_path / "images")
+    words = command.replace("http://localhost:8000", endpoint).split()
+    done = subprocess.run(
+        [sys.executable, "-m", "mmrag_batch", *words],
+        cwd=tmp_path,
+        env={**os.environ, "OPENAI_API_KEY": KEY},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "60 rows" in done.stderr
+    assert KEY not in done.stderr
+
+
+def test_more_options_than_a_server_counts_at_once_are_asked_in_parts(
+    engine: OpenAIEngine, demo_requests: list[GenerationRequest]
+) -> None:
+    options = tuple((token, 772) for token in range(100, 126))
+    few = replace(demo_requests[1], options=options[:13])
+    many = replace(demo_requests[1], options=options)
+    [part], [whole] = list(engine.generate([few])), list(engine.generate([many]))
+    assert sum(whole.probabilities) == pytest.approx(1)
+    ratio = sum(whole.probabilities[:13])
+    assert whole.probabilities[:13] == pytest.approx([p * ratio for p in part.probabilities])
+
+
+def test_a_request_that_the_server_refuses_is_one_error(
+    engine: OpenAIEngine, demo_requests: list[GenerationRequest]
+) -> None:
+    picture = next(one for one in demo_requests if one.images)
+    bad = [
+        replace(picture, key=100, token_ids=(768, 1_000_000)),
+        replace(picture, key=101, token_ids=picture.token_ids + (5,) * 2000),
+        replace(picture, key=102, images=picture.images * 20),
+    ]
+    results = by_key(engine.generate([*demo_requests[:8], *bad, *demo_requests[8:16]]))
+    assert len(results) == 19
+    for key, result in results.items():
+        assert (result.error is not None) == (key >= 100), result
+        assert result.error is None or result.error.code == "engine_failed"
+
+
+def test_a_model_is_the_first_or_one_that_is_served(endpoint: str) -> None:
+    for name in (None, "second"):
+        engine = connect(endpoint, model=name)
+        assert engine._model == (name or "first")
+        engine.close()
+    with pytest.raises(UnavailableError, match="serves first, second, not third"):
+        connect(endpoint, model="third")
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_without_the_right_key_nothing_is_asked(endpoint: str, key: str | None) -> None:
+    with pytest.raises(DeniedError, match=re.escape("Set OPENAI_API_KEY")):
+        connect(endpoint, key=key)

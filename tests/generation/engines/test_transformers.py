@@ -1,0 +1,240 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, MllamaProcessor
+
+from mmrag_batch.errors import MissingError, UnavailableError
+from mmrag_batch.families.mllama.inputs import collate, load_image_processor
+from mmrag_batch.families.mllama.loading import load_model
+from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.engines.transformers import LOOKAHEAD, TransformersEngine, batched
+from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.prompt import answer_texts, build_prompt
+from mmrag_batch.records import Question
+
+PICTURES = [
+    Image.linear_gradient("L").resize((90, 20)).convert("RGB"),
+    Image.radial_gradient("L").resize((30, 30)).convert("RGB"),
+    Image.new("RGB", (64, 64), "red"),
+]
+QUESTION = "What does it cost?"
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_generator_dir: Path) -> Iterator[TransformersEngine]:
+    engine = open_engine(tiny_generator_dir)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_generator_dir: Path) -> Renderer:
+    return Renderer(tiny_generator_dir)
+
+
+def open_engine(directory: Path, *, batch_size: int = 4) -> TransformersEngine:
+    return TransformersEngine(
+        directory, device="cpu", batch_size=batch_size, max_new_tokens=5, dtype="auto"
+    )
+
+
+def request(
+    renderer: Renderer,
+    key: int,
+    text: str = QUESTION,
+    *,
+    image: int | None = None,
+    choices: int = 0,
+) -> GenerationRequest:
+    picture = () if image is None else (PICTURES[image],)
+    source = None if image is None else f"{image}.png"
+    options = tuple(str(number) for number in range(choices))
+    question = Question(text, source, options, (), None, None)
+    prompt = build_prompt(question, [], max_images=1, scoring="letter")
+    answers = tuple(renderer.answer_ids(letter) for letter in answer_texts(question, "letter"))
+    return GenerationRequest(key, tuple(renderer.render(prompt.messages)), picture, answers)
+
+
+@pytest.fixture
+def mixed(renderer: Renderer) -> list[GenerationRequest]:
+    """Rows of every kind and many lengths: with and without images and choices."""
+    return [
+        request(
+            renderer,
+            key,
+            "word " * (key % 7) + "?",
+            image=None if key % 3 == 0 else key % 2,
+            choices=0 if key % 5 == 0 else 2 + key % 3,
+        )
+        for key in range(15)
+    ]
+
+
+def by_key(results: Iterator[GenerationResult]) -> dict[int, GenerationResult]:
+    return {result.key: result for result in results}
+
+
+@torch.inference_mode()
+def test_probabilities_are_those_of_transformers_own_processor(
+    engine: TransformersEngine, renderer: Renderer, tiny_generator_dir: Path
+) -> None:
+    result = next(engine.generate([request(renderer, 0, image=0, choices=3)]))
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_generator_dir)
+    image_processor = load_image_processor(tiny_generator_dir)
+    processor = MllamaProcessor(image_processor, tokenizer)  # type: ignore[no-untyped-call]
+    prompt = (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<|image|>"
+        f"Question: {QUESTION}\n\nA. 0\nB. 1\nC. 2\n\nAnswer with the letter."
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    inputs = processor(images=[[PICTURES[0]]], text=[prompt], return_tensors="pt")
+    logits = load_model(tiny_generator_dir, dtype=torch.float32)(**inputs).logits[0, -1]
+    letters = [tokenizer.convert_tokens_to_ids(letter) for letter in "ABC"]
+    assert result.probabilities == pytest.approx(logits[letters].softmax(-1).tolist(), abs=1e-6)
+    assert sum(result.probabilities) == pytest.approx(1, abs=1e-12)
+
+
+@torch.inference_mode()
+def test_texts_are_scored_as_decoding_restricted_to_them_would(
+    engine: TransformersEngine, renderer: Renderer, tiny_generator_dir: Path
+) -> None:
+    one = replace(request(renderer, 0, image=0), options=((5, 6, 1), (5, 7, 1), (8, 1)))
+    alone = replace(request(renderer, 1, image=0), options=((5, 6, 1),))
+    results = by_key(engine.generate([one, alone]))
+
+    processor = load_image_processor(tiny_generator_dir)
+    model = load_model(tiny_generator_dir, dtype=torch.float32)
+    image_id = model.config.image_token_index
+
+    def shares(prefix: tuple[int, ...], tokens: list[int]) -> list[float]:
+        inputs = collate([(*one.token_ids, *prefix)], [one.images], processor, 0, image_id)
+        return list(model(**inputs).logits[0, -1, tokens].softmax(-1).tolist())
+
+    (fives, eight), (six, seven) = shares((), [5, 8]), shares((5,), [6, 7])
+    expected = (fives * six, fives * seven, eight)
+    assert results[0].probabilities == pytest.approx(expected, abs=1e-6)
+    assert results[1].probabilities == (1.0,)
+
+
+def test_answers_do_not_depend_on_neighbours_or_order(
+    engine: TransformersEngine, mixed: list[GenerationRequest]
+) -> None:
+    together = by_key(engine.generate(mixed))
+    backwards = by_key(engine.generate(reversed(mixed)))
+    assert together.keys() == backwards.keys() == {one.key for one in mixed}
+    for one in mixed:
+        alone = next(engine.generate([one]))
+        for other in (together[one.key], backwards[one.key]):
+            assert other.error is None
+            assert other.text == alone.text
+            assert other.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+    assert len({result.probabilities for result in together.values()}) > 10
+
+
+def test_a12_a_row_that_does_not_fit_into_memory_does_not_take_its_batch_with_it(
+    engine: TransformersEngine, mixed: list[GenerationRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that runs out of memory cannot be had on demand: the batches with one row do."""
+    forward = engine._forward
+    large = mixed[3].key
+
+    def out_of_memory(batch: list[GenerationRequest], inputs: Any) -> list[GenerationResult]:
+        if any(one.key == large for one in batch):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(batch, inputs)
+
+    monkeypatch.setattr(engine, "_forward", out_of_memory)
+    results = by_key(engine.generate(mixed))
+    errors = {key: result.error.code for key, result in results.items() if result.error}
+    assert errors == {large: "engine_oom"}
+
+
+def test_a_failing_row_does_not_take_its_batch_with_it(
+    engine: TransformersEngine, mixed: list[GenerationRequest], renderer: Renderer
+) -> None:
+    unknown_token = replace(request(renderer, 100, choices=2), token_ids=(0, 1_000_000))
+    lost_image = replace(request(renderer, 101, image=0, choices=2), images=())
+    results = by_key(engine.generate([*mixed, unknown_token, lost_image]))
+    failed = {key for key, result in results.items() if result.error is not None}
+    assert failed == {100, 101}
+    problem = results[100].error
+    assert problem is not None
+    assert problem.code == "engine_failed"
+    assert "index out of range" in problem.message
+    assert len(results) == len(mixed) + 2
+
+
+def test_a_model_that_gives_no_number_answers_nothing(
+    tiny_generator_dir: Path, renderer: Renderer
+) -> None:
+    engine = open_engine(tiny_generator_dir)
+    with torch.no_grad():
+        engine._model.lm_head.weight.fill_(float("nan"))
+    result = next(engine.generate([request(renderer, 0, choices=2)]))
+    assert result.error is not None
+    assert "finite" in result.error.message
+
+
+def test_free_form_answers_are_greedy_and_end_at_the_end_token(
+    tiny_generator_dir: Path, renderer: Renderer
+) -> None:
+    engine = open_engine(tiny_generator_dir)
+    one = request(renderer, 0)
+    text = next(engine.generate([one])).text
+    assert text
+    head = engine._model.lm_head.weight
+    first = int(engine._model(input_ids=torch.tensor([one.token_ids])).logits[0, -1].argmax())
+    with torch.no_grad():  # the end token now scores twice what the best token did
+        head[engine._generation.eos_token_id] = 2 * head[first]
+    assert next(engine.generate([one])).text == ""
+
+
+def test_batches_hold_rows_of_one_kind_and_similar_length(
+    mixed: list[GenerationRequest],
+) -> None:
+    batches = list(batched(mixed, 4))
+    assert sorted(one.key for batch in batches for one in batch) == list(range(15))
+    for batch in batches:
+        assert 1 <= len(batch) <= 4
+        assert len({(len(one.images), bool(one.options)) for one in batch}) == 1
+        assert [len(one.token_ids) for one in batch] == sorted(len(one.token_ids) for one in batch)
+
+
+def test_no_more_than_the_window_is_read_ahead(
+    tiny_generator_dir: Path, renderer: Renderer
+) -> None:
+    engine = open_engine(tiny_generator_dir, batch_size=1)
+    asked: list[int] = []
+
+    def requests() -> Iterator[GenerationRequest]:
+        for key in range(3 * LOOKAHEAD):
+            asked.append(key)
+            yield request(renderer, key, choices=2)
+
+    ahead = 0
+    for answered, _ in enumerate(engine.generate(requests())):
+        ahead = max(ahead, len(asked) - answered)
+    assert LOOKAHEAD <= ahead <= engine.window
+    assert len(asked) == answered + 1
+
+
+def test_h06_a_missing_gpu_is_named(
+    tiny_generator_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnavailableError, match="--device cpu"):
+        TransformersEngine(
+            tiny_generator_dir, device="cuda", batch_size=1, max_new_tokens=1, dtype="auto"
+        )
+
+
+def test_h01_a_directory_without_safetensors_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(MissingError, match="safetensors"):
+        open_engine(tmp_path)

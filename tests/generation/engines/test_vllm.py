@@ -1,0 +1,195 @@
+"""The vLLM engine as it is: a real engine process, asked, misused and killed."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmrag_batch.errors import UnavailableError
+from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.engines.vllm import open_vllm_engine
+from mmrag_batch.generation.engines.vllm_process import VllmProcess
+from mmrag_batch.generation.supervisor import Supervisor
+from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key
+
+pytestmark = pytest.mark.vllm
+ROWS = 8
+PROMPT_TOKENS = 1024
+
+
+def open_engine(directory: Path = GENERATOR) -> Supervisor:
+    return open_vllm_engine(
+        directory,
+        device="cpu",
+        dtype="auto",
+        max_images=1,
+        max_prompt_tokens=PROMPT_TOKENS,
+        max_new_tokens=MAX_NEW_TOKENS,
+        rows=ROWS,
+        cores=1,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    """What the engine sets for its process is not for the tests that follow."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def engine(environment: None) -> Iterator[Supervisor]:
+    engine = open_engine()
+    yield engine
+    engine.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """An engine that did not start leaves sockets; collected here, they warn no later test."""
+    yield
+    gc.collect()
+
+
+def assert_same(
+    results: dict[int, GenerationResult], reference: dict[int, GenerationResult]
+) -> None:
+    assert results.keys() == reference.keys()
+    for key, expected in reference.items():
+        assert results[key].error is None
+        assert results[key].text == expected.text
+        assert results[key].probabilities == pytest.approx(expected.probabilities, abs=1e-3)
+
+
+def kill_engine() -> None:
+    [core] = multiprocessing.active_children()
+    assert core.pid is not None
+    os.kill(core.pid, signal.SIGKILL)
+
+
+def test_answers_are_those_of_the_transformers_engine(
+    engine: Supervisor,
+    demo_requests: list[GenerationRequest],
+    reference: dict[int, GenerationResult],
+) -> None:
+    assert_same(by_key(engine.generate(demo_requests)), reference)
+    assert len({result.text for result in reference.values()}) > 4
+    assert sum(len(one.images) for one in demo_requests) > 20
+    assert max(len(one.probabilities) for one in reference.values()) > 2
+
+
+def test_a_request_that_cannot_be_answered_is_one_error(
+    engine: Supervisor, demo_requests: list[GenerationRequest]
+) -> None:
+    [picture] = [one for one in demo_requests if one.images][:1]
+    bad = [
+        replace(picture, key=100, images=()),
+        replace(picture, key=101, token_ids=(768, 1_000_000)),
+        replace(picture, key=102, token_ids=picture.token_ids + (5,) * 2000),
+        replace(picture, key=103, images=picture.images * 2),
+        replace(picture, key=104, token_ids=()),
+    ]
+    results = by_key(engine.generate([*demo_requests[:10], *bad, *demo_requests[10:20]]))
+    assert len(results) == 25
+    for key, result in results.items():
+        assert (result.error is not None) == (key >= 100), result
+        assert result.error is None or result.error.code == "engine_failed"
+
+
+def test_a_single_option_needs_no_model(
+    engine: Supervisor, demo_requests: list[GenerationRequest]
+) -> None:
+    one = replace(demo_requests[0], options=((5, 772),))
+    assert next(engine.generate([one])).probabilities == (1.0,)
+
+
+def test_requests_are_fed_as_others_finish(
+    engine: Supervisor, demo_requests: list[GenerationRequest]
+) -> None:
+    taken: list[int] = []
+
+    def source() -> Iterator[GenerationRequest]:
+        for request in demo_requests:
+            taken.append(request.key)
+            yield request
+
+    ahead = [len(taken) - given for given, _ in enumerate(engine.generate(source()))]
+    assert max(ahead) == 2 * ROWS
+    # Never in chunks: as long as there are more, one is taken for each that is answered.
+    assert all(n == 2 * ROWS for n in ahead[: len(demo_requests) - 2 * ROWS])
+
+
+def test_an_engine_that_is_killed_is_replaced_and_no_row_suffers(
+    engine: Supervisor,
+    demo_requests: list[GenerationRequest],
+    reference: dict[int, GenerationResult],
+) -> None:
+    results = []
+    for result in engine.generate(demo_requests):
+        results.append(result)
+        if len(results) == 20:
+            kill_engine()
+    assert_same(by_key(results), reference)
+
+
+def test_a_row_that_kills_the_engine_is_one_error(
+    engine: Supervisor,
+    demo_requests: list[GenerationRequest],
+    reference: dict[int, GenerationResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    poison, ask = demo_requests[30].key, VllmProcess.ask
+
+    def ask_or_kill(
+        process: VllmProcess, request: GenerationRequest, /
+    ) -> Future[GenerationResult]:
+        if request.key == poison:
+            kill_engine()
+        return ask(process, request)
+
+    monkeypatch.setattr(VllmProcess, "ask", ask_or_kill)
+    results = by_key(engine.generate(demo_requests))
+    error = results.pop(poison).error
+    assert error is not None
+    assert error.code == "engine_crashed"
+    assert_same(results, {key: one for key, one in reference.items() if key != poison})
+
+
+def test_what_is_not_finished_is_given_up_on_closing(
+    engine: Supervisor, demo_requests: list[GenerationRequest]
+) -> None:
+    results = engine.generate(demo_requests)
+    next(results)
+    started = time.monotonic()
+    engine.close()
+    assert time.monotonic() - started < 30
+    assert not multiprocessing.active_children()
+
+
+def test_a_device_that_vllm_has_not_is_named() -> None:
+    with pytest.raises(UnavailableError, match="runs on cpu here, not on cuda"):
+        open_vllm_engine(
+            GENERATOR,
+            device="cuda",
+            dtype="auto",
+            max_images=1,
+            max_prompt_tokens=1,
+            max_new_tokens=1,
+        )
+
+
+def test_a_checkpoint_that_vllm_cannot_load_is_an_error_of_ours(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).symlink_to(GENERATOR / name)
+    with pytest.raises(UnavailableError, match="vLLM did not start"):
+        open_engine(tmp_path)

@@ -1,0 +1,105 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmrag_batch.errors import MissingError
+from mmrag_batch.generation.engines.vllm_limits import GIB, Limits, Shape, choose_limits, read_shape
+from tests.generation.conftest import GENERATOR
+
+LLAMA_11B = Shape(
+    weights=21 * GIB,
+    self_attention_bytes=131_072,
+    cross_attention_bytes=32_768,
+    encoder_tokens=6_404,
+    longest=131_072,
+)
+
+
+def limits(shape: Shape = LLAMA_11B, device: str = "cuda", gib: int = 80, **given: Any) -> Limits:
+    settings = {
+        "max_images": 1,
+        "max_prompt_tokens": 1024,
+        "max_new_tokens": 32,
+        "rows": None,
+        "step_tokens": None,
+        "kv_cache_gib": None,
+    }
+    return choose_limits(shape, device=device, memory=gib * GIB, **{**settings, **given})
+
+
+def test_the_shape_is_read_from_the_checkpoint(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["MllamaForConditionalGeneration"],
+        "text_config": {
+            "hidden_size": 4096,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "num_hidden_layers": 40,
+            "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38],
+            "max_position_embeddings": 131_072,
+            "dtype": "bfloat16",
+        },
+        "vision_config": {"image_size": 560, "patch_size": 14, "max_num_tiles": 4},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    assert read_shape(tmp_path, "bfloat16") == replace(LLAMA_11B, weights=1000)
+    assert read_shape(tmp_path, "float32") == replace(
+        LLAMA_11B, weights=2000, self_attention_bytes=262_144, cross_attention_bytes=65_536
+    )
+
+
+def test_a_gpu_holds_as_many_rows_as_its_memory_has_room_for() -> None:
+    chosen = limits()
+    assert chosen.row_tokens == 1280
+    assert 100 < chosen.rows < 140
+    held = chosen.rows * (1280 * 131_072 + 6_404 * 32_768)
+    assert held + LLAMA_11B.weights < 80 * GIB * 0.85
+    assert chosen.step_tokens == 4 * 6_404
+    assert chosen.kv_cache_bytes is None
+
+
+def test_more_images_are_fewer_rows_and_longer_steps() -> None:
+    few, many = limits(), limits(max_images=4)
+    assert many.rows < few.rows / 2
+    assert many.step_tokens == 4 * few.step_tokens
+
+
+def test_one_row_is_tried_even_where_there_seems_no_room() -> None:
+    chosen = limits(gib=16)
+    assert chosen.rows == 1
+    assert chosen.step_tokens == 8192
+
+
+def test_a_row_is_never_longer_than_the_model_reads() -> None:
+    assert limits(max_prompt_tokens=200_000).row_tokens == 131_072
+
+
+def test_a_cpu_gets_a_cache_for_its_rows() -> None:
+    demo = read_shape(GENERATOR, "float32")
+    row_bytes = 1280 * demo.self_attention_bytes + 40 * demo.cross_attention_bytes
+    assert limits(demo, device="cpu", gib=8) == Limits(64, 1280, 2048, 2 * 64 * row_bytes)
+    assert limits(demo, device="cpu", gib=8, rows=32).kv_cache_bytes == GIB // 4
+    large = limits(device="cpu", gib=64)
+    assert large.kv_cache_bytes is not None
+    assert large.kv_cache_bytes <= 64 * GIB // 4
+    assert 1 < large.rows < 32
+
+
+def test_what_is_given_is_taken() -> None:
+    chosen = limits(rows=7, step_tokens=10_000, kv_cache_gib=3)
+    assert chosen == Limits(7, 1280, 10_000, 3 * GIB)
+    assert limits(kv_cache_gib=3).rows == 3 * GIB // (1280 * 131_072 + 6_404 * 32_768)
+
+
+def test_a_step_is_never_too_small_for_one_row() -> None:
+    assert limits(step_tokens=100).step_tokens == 6_404
+    assert limits(step_tokens=100, max_prompt_tokens=9000).step_tokens == 9256
+
+
+def test_a_directory_without_a_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"config\.json"):
+        read_shape(tmp_path, "float32")
