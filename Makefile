@@ -51,13 +51,13 @@ demo-bundle: $(DEMO)/bundle/bundle.json  ## Train, export and package the demo b
 	cp -R $(DEMO)/bundle mmrag_batch/demo_bundle
 
 $(DEMO)/world/questions.csv: | $(READY)
-	$(BIN)/python -m train.demo_world $(@D) --rows 14000 --seed 1
+	$(BIN)/python -m mmrag_batch.train.demo_world $(@D) --rows 14000 --seed 1
 
 $(DEMO)/tuning/questions.csv: | $(READY)
-	$(BIN)/python -m train.demo_world $(@D) --rows 8000 --seed 2
+	$(BIN)/python -m mmrag_batch.train.demo_world $(@D) --rows 8000 --seed 2
 
 $(DEMO)/encoders/model/model.safetensors: train/configs/demo_encoders.yaml | $(READY)
-	$(BIN)/python -m train.demo_encoders $<
+	$(BIN)/python -m mmrag_batch.train.demo_encoders $<
 
 $(DEMO)/graphs/text_encoder.onnx: $(DEMO)/encoders/model/model.safetensors
 	$(BIN)/mmrag-batch export encoders --encoders $(<D) --out $(@D)
@@ -67,10 +67,10 @@ $(DEMO)/graphs/question_tower.onnx: train/configs/demo_retriever.yaml $(DEMO)/gr
 	$(BIN)/mmrag-batch export towers --towers $(DEMO)/retriever/model --out $(@D)
 
 $(DEMO)/untrained/model.safetensors: $(DEMO)/world/questions.csv
-	$(BIN)/python -m train.mllama $(@D) --table $<
+	$(BIN)/python -m mmrag_batch.train.mllama $(@D) --table $<
 
 $(DEMO)/sighted/model/model.safetensors: train/configs/demo_vision.yaml $(DEMO)/untrained/model.safetensors
-	$(BIN)/python -m train.demo_vision $<
+	$(BIN)/python -m mmrag_batch.train.demo_vision $<
 
 $(DEMO)/base/model/model.safetensors: train/configs/demo_base.yaml $(DEMO)/sighted/model/model.safetensors
 	$(BIN)/mmrag-batch train generator $<

@@ -30,11 +30,11 @@ from mmrag_batch.run.answers import answer_of
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.output import RowFormat
 from mmrag_batch.table.rows import read_header, read_rows
-from train.data import embed_table
-from train.demo_world import KINDS, write_world
-from train.ranking import rank
-from train.supervision import by_relevant
-from train.towers import Towers, TowersConfig
+from mmrag_batch.train.data import embed_table
+from mmrag_batch.train.demo_world import KINDS, write_world
+from mmrag_batch.train.ranking import rank
+from mmrag_batch.train.supervision import by_relevant
+from mmrag_batch.train.towers import Towers, TowersConfig
 
 Cells = dict[str, str]
 

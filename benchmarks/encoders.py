@@ -24,10 +24,10 @@ import torch
 import typer
 from torch.nn import functional as F
 
-from export.encoders import open_encoders
-from export.imagebind import find_vocabulary
-from export.sample import read_sample
 from mmrag_batch.bundle import read_retriever_spec
+from mmrag_batch.export.encoders import open_encoders
+from mmrag_batch.export.imagebind import find_vocabulary
+from mmrag_batch.export.sample import read_sample
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.sessions import open_session, run_session
 from tests.export.conftest import import_published

@@ -34,7 +34,7 @@ from mmrag_batch.prompt import build_prompt
 from mmrag_batch.records import Evidence
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.rows import read_rows
-from train.demo_world import write_world
+from mmrag_batch.train.demo_world import write_world
 
 GENERATOR = DEMO_BUNDLE / "generator"
 COUNTS = (64, 256, 1024)

@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from mmrag_batch.settings import DEMO_BUNDLE
-from train.demo_world import write_world
+from mmrag_batch.train.demo_world import write_world
 
 DELAY = 0.0005
 """Seconds a row."""

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import MllamaForConditionalGeneration
 
-from export.checkpoint import INDEX, module_name
-from train.mllama import GeneratorSizes, build_generator, model_config
-from train.tuning import LORA_TARGETS
+from mmrag_batch.export.checkpoint import INDEX, module_name
+from mmrag_batch.train.mllama import GeneratorSizes, build_generator, model_config
+from mmrag_batch.train.tuning import LORA_TARGETS
 
 GIB = 2**30
 
@@ -133,7 +133,7 @@ def main(
         base, adapter, out = (Path(name) / part for part in ("base", "adapter", "merged"))
         write_adapter(adapter, write_base(base, gigabytes, shards))
         sizes = [file.stat().st_size for file in base.glob("*.safetensors")]
-        imports, _ = peak_of("-c", "import export.merge")
+        imports, _ = peak_of("-c", "import mmrag_batch.export.merge")
         peak, seconds = peak_of(
             *("-m", "mmrag_batch", "export", "generator"),
             *("--base", str(base), "--adapter", str(adapter), "--out", str(out)),

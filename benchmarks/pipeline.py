@@ -29,7 +29,7 @@ from mmrag_batch.records import Row
 from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
 from mmrag_batch.stages import Stage
 from mmrag_batch.table.rows import read_rows
-from train.demo_world import write_world
+from mmrag_batch.train.demo_world import write_world
 
 FEW = 60
 """Rows of a repetition that the loop answers."""

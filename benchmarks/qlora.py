@@ -18,13 +18,13 @@ from typing import Annotated
 import typer
 
 from benchmarks.demo_bundle import answer
-from export.merge import write_generator
 from mmrag_batch.bundle import Bundle, open_bundle, write_retriever_spec
+from mmrag_batch.export.merge import write_generator
 from mmrag_batch.report.metrics import Accuracy
 from mmrag_batch.settings import DEMO_BUNDLE
-from train.demo_world import write_world
-from train.generator import GeneratorConfig, train_generator
-from train.run import log_to_stderr
+from mmrag_batch.train.demo_world import write_world
+from mmrag_batch.train.generator import GeneratorConfig, train_generator
+from mmrag_batch.train.run import log_to_stderr
 
 GERMAN = {
     "red": "rot",

@@ -28,14 +28,14 @@ from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.retriever import open_embedder
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.rows import read_rows
-from train.data import EmbeddedTable, embed_table
-from train.demo_world import write_world
-from train.fitting import Fit, FitSettings
-from train.ranking import ranks, recall_gain, summary
-from train.retriever import RetrieverConfig, train_retriever
-from train.run import log_to_stderr
-from train.supervision import SupervisionName, by_relevant
-from train.towers import Towers, TowersConfig, load_towers
+from mmrag_batch.train.data import EmbeddedTable, embed_table
+from mmrag_batch.train.demo_world import write_world
+from mmrag_batch.train.fitting import Fit, FitSettings
+from mmrag_batch.train.ranking import ranks, recall_gain, summary
+from mmrag_batch.train.retriever import RetrieverConfig, train_retriever
+from mmrag_batch.train.run import log_to_stderr
+from mmrag_batch.train.supervision import SupervisionName, by_relevant
+from mmrag_batch.train.towers import Towers, TowersConfig, load_towers
 
 EPOCHS = 5
 """That are timed; the first is left out."""

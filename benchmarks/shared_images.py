@@ -53,7 +53,7 @@ def main() -> None:
 
 def generator(folder: Path) -> Path:
     """A random checkpoint."""
-    from train.mllama import GeneratorSizes, build_generator
+    from mmrag_batch.train.mllama import GeneratorSizes, build_generator
 
     sizes = GeneratorSizes(
         hidden_size=512,

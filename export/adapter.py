@@ -16,9 +16,9 @@ import torch
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 
-from export.checkpoint import DTYPES, Tensor, module_name, read_json
 from mmrag_batch.bundle import PICKLES
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError
+from mmrag_batch.export.checkpoint import DTYPES, Tensor, module_name, read_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

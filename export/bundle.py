@@ -5,11 +5,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.merge import merge_adapter
-from export.onnx_retriever import export_encoders, export_towers
-from export.parity import PARITY
-from export.plan import Step, is_exported, plan_export
-from export.staging import check_out, staged
 from mmrag_batch.bundle import (
     MANIFEST,
     RETRIEVER_SPEC,
@@ -20,6 +15,11 @@ from mmrag_batch.bundle import (
     read_retriever_spec,
     write_manifest,
 )
+from mmrag_batch.export.merge import merge_adapter
+from mmrag_batch.export.onnx_retriever import export_encoders, export_towers
+from mmrag_batch.export.parity import PARITY
+from mmrag_batch.export.plan import Step, is_exported, plan_export
+from mmrag_batch.export.staging import check_out, staged
 from mmrag_batch.prompt import Scoring
 
 

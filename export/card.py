@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from export.adapter import WEIGHTS, Adapter
-from export.verify import MergeReport
 from mmrag_batch import __version__
 from mmrag_batch.bundle import sha256
+from mmrag_batch.export.adapter import WEIGHTS, Adapter
+from mmrag_batch.export.verify import MergeReport
 
 CARD = """\
 ---

@@ -7,11 +7,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from export.clip import open_clip
-from export.imagebind import find_vocabulary, load_published, published_tokenizer
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import MissingError
-from train.imagebind import ImageBind, ImageBindConfig, load_encoders
+from mmrag_batch.export.clip import open_clip
+from mmrag_batch.export.imagebind import find_vocabulary, load_published, published_tokenizer
+from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, load_encoders
 
 TOKENIZER = "tokenizer.json"
 
@@ -55,7 +55,7 @@ class Encoders:
 
 def open_encoders(path: Path, vocabulary: Path | None = None) -> Encoders:
     """The encoders at `path`: ImageBind's published checkpoint (a file; `vocabulary` names its list
-    of merges), a CLIP or SigLIP 2 checkpoint of transformers, or what `train.demo_encoders` wrote.
+    of merges), a CLIP or SigLIP 2 checkpoint of transformers, or encoders trained here.
 
     Raises MissingError, ConfigError and DeniedError as the loaders of each do.
     """

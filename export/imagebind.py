@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from torch import Tensor
 
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError
-from train.imagebind import ImageBind, ImageBindConfig
+from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig
 
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 UNNEEDED = frozenset({"audio", "depth", "thermal", "imu"})

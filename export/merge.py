@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.adapter import Adapter, Update, check_fits, read_adapter
-from export.card import write_card
-from export.checkpoint import (
+from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.export.adapter import Adapter, Update, check_fits, read_adapter
+from mmrag_batch.export.card import write_card
+from mmrag_batch.export.checkpoint import (
     INDEX,
     Tensor,
     check_unquantised,
@@ -23,9 +24,14 @@ from export.checkpoint import (
     shard_files,
     write_rows,
 )
-from export.staging import check_out, check_space, staged
-from export.verify import MergeReport, changed_tensors, check_changes, check_logits, check_samples
-from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.export.staging import check_out, check_space, staged
+from mmrag_batch.export.verify import (
+    MergeReport,
+    changed_tensors,
+    check_changes,
+    check_logits,
+    check_samples,
+)
 from mmrag_batch.generation.rendering import TEMPLATE, chat_template
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")

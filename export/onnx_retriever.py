@@ -9,10 +9,6 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from export.encoders import TOKENIZER, open_encoders
-from export.graphs import Sample, write_graph
-from export.parity import PARITY, check_parity
-from export.sample import compare, read_sample
 from mmrag_batch.bundle import (
     Precision,
     RetrieverSpec,
@@ -20,7 +16,11 @@ from mmrag_batch.bundle import (
     write_retriever_spec,
 )
 from mmrag_batch.errors import InternalError
-from train.towers import load_towers
+from mmrag_batch.export.encoders import TOKENIZER, open_encoders
+from mmrag_batch.export.graphs import Sample, write_graph
+from mmrag_batch.export.parity import PARITY, check_parity
+from mmrag_batch.export.sample import compare, read_sample
+from mmrag_batch.train.towers import load_towers
 
 
 def export_encoders(

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.merge import plan_merge
-from export.staging import check_space
 from mmrag_batch.bundle import RETRIEVER_SPEC, Precision
 from mmrag_batch.errors import MissingError
+from mmrag_batch.export.merge import plan_merge
+from mmrag_batch.export.staging import check_space
 
 GIB = 2**30
 IMPORTS = GIB

@@ -11,16 +11,16 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from export.encoders import Encoders
-from export.parity import check_cosine, least_cosine, top_k_agreement
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import InputError, RowError
+from mmrag_batch.export.encoders import Encoders
+from mmrag_batch.export.parity import check_cosine, least_cosine, top_k_agreement
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.table.rows import read_rows
-from train.demo_pairs import sentences
-from train.demo_pictures import draw
-from train.demo_world import THINGS
+from mmrag_batch.train.demo_pairs import sentences
+from mmrag_batch.train.demo_pictures import draw
+from mmrag_batch.train.demo_world import THINGS
 
 PICTURES, TEXTS = 24, 96
 """Most that are compared: the torch side takes a second or two a picture at full size."""

@@ -13,9 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from PIL import Image
 from safetensors import safe_open
 
-from export.adapter import Adapter, Update
-from export.checkpoint import BLOCK, Tensor, read_shard, shard_files
 from mmrag_batch.errors import ConfigError, InternalError
+from mmrag_batch.export.adapter import Adapter, Update
+from mmrag_batch.export.checkpoint import BLOCK, Tensor, read_shard, shard_files
 from mmrag_batch.families.mllama.inputs import collate, load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer

@@ -56,7 +56,7 @@ def commands() -> Iterator["Commands"]:
 @pytest.fixture(scope="session")
 def tiny_generator_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained Mllama of 0.1 M weights with its tokenizer and processor files."""
-    from train.mllama import GeneratorSizes, build_generator
+    from mmrag_batch.train.mllama import GeneratorSizes, build_generator
 
     sizes = GeneratorSizes(
         vocabulary=320,
@@ -105,8 +105,8 @@ def tiny_encoders_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained ImageBind encoders of 0.1 M weights with their tokenizer."""
     import torch
 
-    from train.demo_encoders import train_tokenizer
-    from train.imagebind import ImageBind, ImageBindConfig, save_encoders
+    from mmrag_batch.train.demo_encoders import train_tokenizer
+    from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, save_encoders
 
     tokenizer = train_tokenizer(["a red cube", "What does the red cube cost?"], 16)
     config = ImageBindConfig(
@@ -136,7 +136,7 @@ def tiny_towers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained towers for the embeddings of the tiny encoders."""
     import torch
 
-    from train.towers import Towers, TowersConfig, save_towers
+    from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
 
     directory = tmp_path_factory.mktemp("towers")
     torch.manual_seed(0)
@@ -149,7 +149,7 @@ def tiny_retriever_dir(
     tiny_encoders_dir: Path, tiny_towers_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The tiny encoders and towers as ONNX graphs."""
-    from export.onnx_retriever import export_encoders, export_towers
+    from mmrag_batch.export.onnx_retriever import export_encoders, export_towers
 
     directory = tmp_path_factory.mktemp("retriever")
     export_encoders(tiny_encoders_dir, directory)

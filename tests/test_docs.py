@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle import ExportConfig
+from mmrag_batch.export.bundle import ExportConfig
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.rows import read_rows
-from train.config import load_config
-from train.demo_encoders import EncodersConfig
-from train.demo_vision import VisionConfig
-from train.generator import GeneratorConfig
-from train.retriever import RetrieverConfig
+from mmrag_batch.train.config import load_config
+from mmrag_batch.train.demo_encoders import EncodersConfig
+from mmrag_batch.train.demo_vision import VisionConfig
+from mmrag_batch.train.generator import GeneratorConfig
+from mmrag_batch.train.retriever import RetrieverConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md")))
 COMMAND = re.compile(r"^    ((?:mmrag-batch|python) .*)$|`((?:mmrag-batch|python) [^`]+)`", re.M)
 PACKAGES = ("mmrag_batch", "train", "export")
 CONFIGS = {
-    "train.demo_encoders": EncodersConfig,
-    "train.demo_vision": VisionConfig,
+    "mmrag_batch.train.demo_encoders": EncodersConfig,
+    "mmrag_batch.train.demo_vision": VisionConfig,
     "train retriever": RetrieverConfig,
     "train generator": GeneratorConfig,
     "export": ExportConfig,

@@ -9,9 +9,9 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from mmrag_batch.records import Row
-from train.examples import weighted_loss
-from train.held_out import Score
-from train.run import Run
+from mmrag_batch.train.examples import weighted_loss
+from mmrag_batch.train.held_out import Score
+from mmrag_batch.train.run import Run
 
 SHOWN = ("loss", "learning_rate", "grad_norm", "eval_accuracy", "eval_loss", "eval_rows")
 

@@ -1,6 +1,6 @@
 """Train small image and text encoders of ImageBind's architecture on the demo world.
 
-    python -m train.demo_encoders train/configs/demo_encoders.yaml
+    python -m mmrag_batch.train.demo_encoders train/configs/demo_encoders.yaml
 
 They take the place of ImageBind's own in the demo bundle: same layers, same preprocessing, same
 tensor names, a thousandth of the size. Writes `model/` and the files of `run.py`.
@@ -21,13 +21,13 @@ from torch import Tensor
 from tqdm import trange
 
 from mmrag_batch.retrieval.preprocess import preprocess_image, tokenize
-from train.config import load_config
-from train.demo_pairs import Pair, captioned, paraphrased, sentences
-from train.demo_pictures import draw
-from train.demo_world import THINGS
-from train.imagebind import ImageBind, ImageBindConfig, save_encoders
-from train.losses import contrastive_loss
-from train.run import Run, log_to_stderr
+from mmrag_batch.train.config import load_config
+from mmrag_batch.train.demo_pairs import Pair, captioned, paraphrased, sentences
+from mmrag_batch.train.demo_pictures import draw
+from mmrag_batch.train.demo_world import THINGS
+from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, save_encoders
+from mmrag_batch.train.losses import contrastive_loss
+from mmrag_batch.train.run import Run, log_to_stderr
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -9,8 +9,8 @@ from random import Random
 
 from PIL.Image import Image
 
-from train import demo_world as world
-from train.demo_pictures import draw
+from mmrag_batch.train import demo_world as world
+from mmrag_batch.train.demo_pictures import draw
 
 CAPTIONS = (
     "a {colour} {shape}",

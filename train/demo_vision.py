@@ -1,6 +1,6 @@
 """Teach the vision tower of a small untrained generator to see the things of the demo world.
 
-    python -m train.demo_vision train/configs/demo_vision.yaml
+    python -m mmrag_batch.train.demo_vision train/configs/demo_vision.yaml
 
 Llama 3.2's vision tower was trained on images before it was joined to the language model; so is
 this one, to name the colour and the shape of what a picture shows. Writes `model/`, the generator
@@ -23,11 +23,11 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 
 from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
-from train.config import load_config
-from train.demo_pictures import COLOURS, SHAPES, draw
-from train.demo_world import THINGS
-from train.run import Run, log_to_stderr
-from train.tuning import save_model
+from mmrag_batch.train.config import load_config
+from mmrag_batch.train.demo_pictures import COLOURS, SHAPES, draw
+from mmrag_batch.train.demo_world import THINGS
+from mmrag_batch.train.run import Run, log_to_stderr
+from mmrag_batch.train.tuning import save_model
 
 Inputs = dict[str, Tensor]
 

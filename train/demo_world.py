@@ -1,6 +1,6 @@
 """A toy world with real evidence: coloured shapes, and facts about them dealt anew for every row.
 
-    python -m train.demo_world DIR --rows 300 --seed 9001
+    python -m mmrag_batch.train.demo_world DIR --rows 300 --seed 9001
 
 writes `DIR/questions.csv` and its images. Nothing can be learnt by heart: what a red star costs is
 drawn again for each row, so only the row's own documents tell. Row i of a seed is the same whatever
@@ -23,7 +23,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from train.demo_pictures import COLOURS, SHAPES, draw
+from mmrag_batch.train.demo_pictures import COLOURS, SHAPES, draw
 
 NAMES = (
     "Ada Ben Cleo Dora Emil Finn Gita Hugo Ines Jonas Kira Leo Mona Nils Olga Paul "

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.data import EmbeddedTable
-from train.losses import candidate_loss, distillation_loss
-from train.negatives import mine
-from train.ranking import rank, vectors
-from train.towers import Towers
+from mmrag_batch.train.data import EmbeddedTable
+from mmrag_batch.train.losses import candidate_loss, distillation_loss
+from mmrag_batch.train.negatives import mine
+from mmrag_batch.train.ranking import rank, vectors
+from mmrag_batch.train.towers import Towers
 
 log = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from mmrag_batch.prompt import Scoring
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_retriever
 from mmrag_batch.stages import ImageStore
-from train.answer_trainer import AnswerTrainer
-from train.checkpoints import last_checkpoint
-from train.examples import (
+from mmrag_batch.train.answer_trainer import AnswerTrainer
+from mmrag_batch.train.checkpoints import last_checkpoint
+from mmrag_batch.train.examples import (
     Collator,
     Examples,
     SameImageCount,
@@ -41,9 +41,9 @@ from train.examples import (
     labelled_rows,
     relevant_evidence,
 )
-from train.held_out import Scorer, split_rows
-from train.run import Run, changes
-from train.tuning import add_lora, load_base, processes, save_model
+from mmrag_batch.train.held_out import Scorer, split_rows
+from mmrag_batch.train.run import Run, changes
+from mmrag_batch.train.tuning import add_lora, load_base, processes, save_model
 
 log = logging.getLogger(__name__)
 

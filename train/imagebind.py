@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrag_batch.errors import MissingError
-from train.transformer import EPS, Trunk
+from mmrag_batch.train.transformer import EPS, Trunk
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

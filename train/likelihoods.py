@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.records import Evidence, Row
-from train.held_out import LEAST
-from train.supervision import Likelihoods, needs_likelihood
+from mmrag_batch.train.held_out import LEAST
+from mmrag_batch.train.supervision import Likelihoods, needs_likelihood
 
 
 @dataclass(slots=True)

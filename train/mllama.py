@@ -3,7 +3,7 @@
 Real in everything but size: four self-attention layers to one gated cross-attention layer, grouped
 keys and values, tiled images, a byte-level BPE tokenizer with Llama 3's special tokens.
 
-    python -m train.mllama DIR --table questions.csv
+    python -m mmrag_batch.train.mllama DIR --table questions.csv
 
 writes one whose tokenizer is trained on the prompts of a table.
 """

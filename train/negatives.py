@@ -7,9 +7,9 @@ said so; so those within `MARGIN` of it are passed over (NV-Retriever, arXiv:240
 import torch
 from torch import Tensor
 
-from train.data import EmbeddedTable
-from train.ranking import CHUNK
-from train.towers import Towers
+from mmrag_batch.train.data import EmbeddedTable
+from mmrag_batch.train.ranking import CHUNK
+from mmrag_batch.train.towers import Towers
 
 MARGIN = 0.05
 """Of cosines."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from train.data import EmbeddedTable
-from train.towers import Towers
+from mmrag_batch.train.data import EmbeddedTable
+from mmrag_batch.train.towers import Towers
 
 CHUNK = 512
 """Questions ranked at once."""

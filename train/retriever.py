@@ -28,13 +28,19 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import Scoring
 from mmrag_batch.retrieval.retriever import open_embedder
 from mmrag_batch.table.rows import read_rows
-from train.data import EmbeddedTable, Supervision, embed_table
-from train.fitting import Fit, FitSettings
-from train.likelihoods import measure_likelihoods
-from train.ranking import ranks, recall_gain, summary
-from train.run import Run, changes
-from train.supervision import ByAnswer, SupervisionName, by_likelihood, by_relevant, texts_of
-from train.towers import Towers, TowersConfig, save_towers
+from mmrag_batch.train.data import EmbeddedTable, Supervision, embed_table
+from mmrag_batch.train.fitting import Fit, FitSettings
+from mmrag_batch.train.likelihoods import measure_likelihoods
+from mmrag_batch.train.ranking import ranks, recall_gain, summary
+from mmrag_batch.train.run import Run, changes
+from mmrag_batch.train.supervision import (
+    ByAnswer,
+    SupervisionName,
+    by_likelihood,
+    by_relevant,
+    texts_of,
+)
+from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
 
 CHECKPOINT = "checkpoint.pt"
 LIKELIHOODS = "likelihoods.jsonl"

@@ -22,7 +22,7 @@ import yaml
 from mmrag_batch import __version__
 from mmrag_batch.bundle import sha256
 
-log = logging.getLogger("train")
+log = logging.getLogger("mmrag_batch.train")
 
 
 class Run:

@@ -20,8 +20,8 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see
 def _train_retriever(config: Config) -> None:
     """Train the towers on frozen embeddings; started again, it goes on."""
     with _training_imports():
-        from train.config import load_config
-        from train.retriever import RetrieverConfig, train_retriever
+        from mmrag_batch.train.config import load_config
+        from mmrag_batch.train.retriever import RetrieverConfig, train_retriever
 
     typer.echo(train_retriever(load_config(config, RetrieverConfig)))
 
@@ -30,8 +30,8 @@ def _train_retriever(config: Config) -> None:
 def _train_generator(config: Config) -> None:
     """Tune a Llama 3.2 Vision on a table of questions; started again, it goes on."""
     with _training_imports():
-        from train.config import load_config
-        from train.generator import GeneratorConfig, train_generator
+        from mmrag_batch.train.config import load_config
+        from mmrag_batch.train.generator import GeneratorConfig, train_generator
 
     typer.echo(train_generator(load_config(config, GeneratorConfig)))
 
@@ -53,9 +53,9 @@ def _export_bundle(
     if config is None:
         raise typer.BadParameter("--config is needed, as in --config export/configs/demo.yaml")
     with _training_imports():
-        from export.bundle import ExportConfig, plan_bundle, write_bundle
-        from export.plan import show
-        from train.config import load_config
+        from mmrag_batch.export.bundle import ExportConfig, plan_bundle, write_bundle
+        from mmrag_batch.export.plan import show
+        from mmrag_batch.train.config import load_config
 
     parts = load_config(config, ExportConfig)
     if dry_run:
@@ -95,7 +95,7 @@ def _export_encoders(
     licences of their own.
     """
     with _training_imports():
-        from export.onnx_retriever import export_encoders
+        from mmrag_batch.export.onnx_retriever import export_encoders
 
     figures = export_encoders(
         encoders, out, precision=precision, sample=sample, vocabulary=vocabulary
@@ -110,7 +110,7 @@ def _export_towers(
 ) -> None:
     """Write the graphs of the question and the document tower beside the encoders."""
     with _training_imports():
-        from export.onnx_retriever import export_towers
+        from mmrag_batch.export.onnx_retriever import export_towers
 
     _show_parity(export_towers(towers, out))
 
@@ -127,7 +127,7 @@ def _export_generator(
 ) -> None:
     """Merge an adapter into its base, shard by shard, and prove that it did."""
     with _training_imports():
-        from export.merge import write_generator
+        from mmrag_batch.export.merge import write_generator
 
     done = write_generator(base, adapter, out, logits=logits, overwrite=overwrite)
     typer.echo(f"{out}: {done.merged} weights merged, {done.kept} tensors as in {base}.")

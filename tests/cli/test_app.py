@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from export.bundle import ExportConfig
 from mmrag_batch import __version__
 from mmrag_batch.bundle import (
     RETRIEVER_SPEC,
@@ -26,6 +25,7 @@ from mmrag_batch.bundle import (
     write_manifest,
 )
 from mmrag_batch.cli.app import app
+from mmrag_batch.export.bundle import ExportConfig
 from mmrag_batch.table.output import OUTPUT_COLUMNS
 
 COLUMNS = ("question_text", "question_image", "answer_choices", "documents", "label", "kind")
@@ -290,7 +290,7 @@ def test_towers_are_exported_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert (source, out) == (tmp_path, tmp_path / "out")
         return {"graph": 3e-6}
 
-    monkeypatch.setattr("export.onnx_retriever.export_towers", export)
+    monkeypatch.setattr("mmrag_batch.export.onnx_retriever.export_towers", export)
     done = call("export", "towers", "--towers", tmp_path, "--out", tmp_path / "out")
     assert (done.exit_code, done.stdout) == (0, "graph: differs by at most 3.0e-06\n")
 
@@ -304,7 +304,7 @@ def test_encoders_are_exported_alone_whatever_they_are(
         assert settings == {"precision": "int8", "sample": tmp_path / "in", "vocabulary": None}
         return {"image_cosine": 0.99987, "image_encoder_attentions": 32}
 
-    monkeypatch.setattr("export.onnx_retriever.export_encoders", export)
+    monkeypatch.setattr("mmrag_batch.export.onnx_retriever.export_encoders", export)
     options = ["--out", tmp_path / "out", "--precision", "int8", "--sample", tmp_path / "in"]
     done = call("export", "encoders", flag, tmp_path, *options)
     assert (done.exit_code, done.stdout) == (
@@ -340,7 +340,7 @@ def test_export_takes_a_config_file(
         "{encoders: e, towers: t, base: b, adapter: a, out: o, licence: MIT, scoring: text, "
         "top_k: 3, max_images: 1, max_prompt_tokens: 64, trained_on: a world}"
     )
-    monkeypatch.setattr("export.bundle.write_bundle", write_bundle)
+    monkeypatch.setattr("mmrag_batch.export.bundle.write_bundle", write_bundle)
     done = call("export", "--config", config, "--overwrite")
     assert done.exit_code == 0, done.stderr
     assert "graph: 1e-07" in done.stdout

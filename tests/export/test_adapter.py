@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.adapter import CONFIG, WEIGHTS, read_adapter
 from mmrag_batch.errors import ConfigError
+from mmrag_batch.export.adapter import CONFIG, WEIGHTS, read_adapter
 
 SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 6}
 PARTS = {"lora_A.weight": torch.ones(2, 3), "lora_B.weight": torch.ones(5, 2)}

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import yaml
 
-from export.adapter import read_adapter
-from export.card import write_card
-from export.verify import MergeReport
+from mmrag_batch.export.adapter import read_adapter
+from mmrag_batch.export.card import write_card
+from mmrag_batch.export.verify import MergeReport
 
 REPORT = MergeReport(merged=35, kept=82, weights=0.5, logits=None)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import export.checkpoint
-from export.checkpoint import (
+import mmrag_batch.export.checkpoint
+from mmrag_batch.errors import DeniedError, MissingError
+from mmrag_batch.export.checkpoint import (
     INDEX,
     WHOLE,
     module_name,
@@ -16,7 +17,6 @@ from export.checkpoint import (
     shard_files,
     write_rows,
 )
-from mmrag_batch.errors import DeniedError, MissingError
 from mmrag_batch.families.mllama.loading import load_model
 
 WEIGHTS = {
@@ -60,7 +60,7 @@ def test_rows_are_replaced_in_their_place(shard: Path) -> None:
 def test_blocks_cover_all_rows_once(
     shard: Path, monkeypatch: pytest.MonkeyPatch, block: int, blocks: int
 ) -> None:
-    monkeypatch.setattr(export.checkpoint, "BLOCK", block)
+    monkeypatch.setattr(mmrag_batch.export.checkpoint, "BLOCK", block)
     tensor = next(tensor for tensor in read_shard(shard) if tensor.name == "a")
     found = list(tensor.blocks())
     assert [row for start, stop in found for row in range(start, stop)] == [0, 1, 2, 3]

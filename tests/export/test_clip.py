@@ -21,9 +21,9 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from export.onnx_retriever import export_encoders
 from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.export.onnx_retriever import export_encoders
 from mmrag_batch.retrieval.encoder import Encoder
 
 TEXTS = ["A red cube.", "", "what does the RED cube cost? " * 9, "a"]

@@ -14,10 +14,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export.imagebind import VOCABULARY, find_vocabulary, load_published, published_tokenizer
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError
+from mmrag_batch.export.imagebind import (
+    VOCABULARY,
+    find_vocabulary,
+    load_published,
+    published_tokenizer,
+)
 from mmrag_batch.retrieval.preprocess import open_tokenizer, preprocess_image, tokenize
-from train.imagebind import ImageBind, ImageBindConfig
+from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig
 
 SMALL = ImageBindConfig(
     image_width=48,
@@ -249,7 +254,7 @@ def test_the_vocabulary_beside_the_checkpoint_comes_first(tmp_path: Path) -> Non
 
 
 def test_a_missing_vocabulary_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.imagebind.find_spec", lambda name: None)
+    monkeypatch.setattr("mmrag_batch.export.imagebind.find_spec", lambda name: None)
     with pytest.raises(MissingError, match="--vocabulary"):
         find_vocabulary(tmp_path / "imagebind.pth")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from export.adapter import CONFIG, WEIGHTS
-from export.checkpoint import INDEX, read_shard, shard_files
-from export.merge import merge_adapter, plan_merge, write_generator
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError, MmragError, OutputError
+from mmrag_batch.export.adapter import CONFIG, WEIGHTS
+from mmrag_batch.export.checkpoint import INDEX, read_shard, shard_files
+from mmrag_batch.export.merge import merge_adapter, plan_merge, write_generator
 from mmrag_batch.families.mllama.loading import load_model
 
 MakeAdapter = Callable[[float], Path]

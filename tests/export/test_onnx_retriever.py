@@ -5,14 +5,14 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from export import graphs, onnx_retriever, parity
-from export.onnx_retriever import export_encoders, export_towers
-from export.parity import LEAST_COSINE, TOLERANCE, check_parity
 from mmrag_batch.bundle import Precision, read_retriever_spec
 from mmrag_batch.errors import InternalError, MissingError
+from mmrag_batch.export import graphs, onnx_retriever, parity
+from mmrag_batch.export.onnx_retriever import export_encoders, export_towers
+from mmrag_batch.export.parity import LEAST_COSINE, TOLERANCE, check_parity
 from mmrag_batch.retrieval.sessions import open_session
-from train.imagebind import load_encoders
-from train.towers import Towers, TowersConfig, load_towers, save_towers
+from mmrag_batch.train.imagebind import load_encoders
+from mmrag_batch.train.towers import Towers, TowersConfig, load_towers, save_towers
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from export.encoders import open_encoders
-from export.sample import PICTURES, TEXTS, Contents, compare, read_sample
 from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.errors import InputError
+from mmrag_batch.export.encoders import open_encoders
+from mmrag_batch.export.sample import PICTURES, TEXTS, Contents, compare, read_sample
 
 CUBE = Image.new("RGB", (40, 30), "red")
 

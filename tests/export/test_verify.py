@@ -4,10 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from export.adapter import Update
-from export.checkpoint import read_shard
-from export.verify import changed_tensors, check_changes, check_samples, steps_apart
 from mmrag_batch.errors import ConfigError, InternalError
+from mmrag_batch.export.adapter import Update
+from mmrag_batch.export.checkpoint import read_shard
+from mmrag_batch.export.verify import changed_tensors, check_changes, check_samples, steps_apart
 
 ALL = slice(None)
 

@@ -22,7 +22,7 @@ def demo_requests(tmp_path_factory: pytest.TempPathFactory) -> list[GenerationRe
 
     Most have choices, scored as texts or as letters; every eighth is answered freely.
     """
-    from train.demo_world import write_world
+    from mmrag_batch.train.demo_world import write_world
 
     table = write_world(tmp_path_factory.mktemp("world"), rows=64, seed=9201)
     images, renderer = ImageLoader(table.parent), Renderer(GENERATOR)

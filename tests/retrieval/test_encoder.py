@@ -14,7 +14,7 @@ from mmrag_batch.retrieval import encoder as encoder_module
 from mmrag_batch.retrieval.encoder import IMAGE_BATCH, Encoder
 from mmrag_batch.retrieval.preprocess import Floats, open_tokenizer, tokenize
 from mmrag_batch.retrieval.sessions import run_session
-from train.imagebind import load_encoders
+from mmrag_batch.train.imagebind import load_encoders
 
 TEXTS = ["a red cube", "", "what does the red cube cost? " * 9, "a", "ein Würfel 🎲", "a red cube"]
 

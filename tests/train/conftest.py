@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from train.demo_world import write_world
+from mmrag_batch.train.demo_world import write_world
 
 
 @pytest.fixture(scope="session")

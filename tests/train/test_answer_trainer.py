@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from train.answer_trainer import needed_logits
-from train.examples import weighted_loss
+from mmrag_batch.train.answer_trainer import needed_logits
+from mmrag_batch.train.examples import weighted_loss
 
 
 @pytest.mark.parametrize(

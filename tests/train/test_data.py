@@ -12,8 +12,8 @@ from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.retriever import open_embedder
 from mmrag_batch.table.rows import read_rows
-from train.data import EmbeddedTable, embed_table
-from train.supervision import by_relevant
+from mmrag_batch.train.data import EmbeddedTable, embed_table
+from mmrag_batch.train.supervision import by_relevant
 
 
 @pytest.fixture(scope="module")

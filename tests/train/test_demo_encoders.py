@@ -7,9 +7,15 @@ import torch
 from tokenizers import Tokenizer
 
 from mmrag_batch.retrieval.preprocess import open_tokenizer
-from train.demo_encoders import END, START, EncodersConfig, train_encoders, train_tokenizer
-from train.demo_pairs import sentences
-from train.imagebind import load_encoders
+from mmrag_batch.train.demo_encoders import (
+    END,
+    START,
+    EncodersConfig,
+    train_encoders,
+    train_tokenizer,
+)
+from mmrag_batch.train.demo_pairs import sentences
+from mmrag_batch.train.imagebind import load_encoders
 
 
 @pytest.fixture(scope="module")

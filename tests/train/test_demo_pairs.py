@@ -5,8 +5,8 @@ from random import Random
 import pytest
 from PIL.Image import Image
 
-from train import demo_world as world
-from train.demo_pairs import CAPTIONS, Pair, captioned, paraphrased, sentences
+from mmrag_batch.train import demo_world as world
+from mmrag_batch.train.demo_pairs import CAPTIONS, Pair, captioned, paraphrased, sentences
 
 
 def matched(text: str, templates: Iterable[str]) -> Iterator[dict[str, str]]:

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.demo_pictures import COLOURS, SHAPES, draw
+from mmrag_batch.train.demo_pictures import COLOURS, SHAPES, draw
 
 Floats = NDArray[np.float64]
 

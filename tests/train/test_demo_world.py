@@ -6,8 +6,17 @@ import pytest
 
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.table.rows import read_rows
-from train import demo_world
-from train.demo_world import FACTS, KINDS, THINGS, Thing, ask_fact, ask_look, make_row, write_world
+from mmrag_batch.train import demo_world
+from mmrag_batch.train.demo_world import (
+    FACTS,
+    KINDS,
+    THINGS,
+    Thing,
+    ask_fact,
+    ask_look,
+    make_row,
+    write_world,
+)
 
 Rows = list[dict[str, str]]
 

@@ -13,7 +13,7 @@ from mmrag_batch.generation.rendering import IMAGE_TOKEN, Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import Scoring, build_prompt
 from mmrag_batch.records import Document, Question, Row
-from train.examples import (
+from mmrag_batch.train.examples import (
     IGNORED,
     Collator,
     Example,
@@ -23,7 +23,7 @@ from train.examples import (
     relevant_evidence,
     weighted_loss,
 )
-from train.mllama import EOS, PAD
+from mmrag_batch.train.mllama import EOS, PAD
 
 
 @pytest.fixture(scope="module")

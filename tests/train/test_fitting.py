@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from train import fitting, negatives
-from train.data import EmbeddedTable
-from train.fitting import Fit, FitSettings
-from train.negatives import mine
-from train.ranking import Ranking, rank, vectors
-from train.retriever import split
-from train.towers import Towers, TowersConfig
+from mmrag_batch.train import fitting, negatives
+from mmrag_batch.train.data import EmbeddedTable
+from mmrag_batch.train.fitting import Fit, FitSettings
+from mmrag_batch.train.negatives import mine
+from mmrag_batch.train.ranking import Ranking, rank, vectors
+from mmrag_batch.train.retriever import split
+from mmrag_batch.train.towers import Towers, TowersConfig
 
 MARGIN = 0.7
 SETTINGS: dict[str, Any] = {

@@ -11,14 +11,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from export.merge import merge_adapter
 from mmrag_batch.errors import ConfigError, UnavailableError
+from mmrag_batch.export.merge import merge_adapter
 from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
-from train.examples import labelled_rows
-from train.generator import GeneratorConfig, train_generator, trainable, with_evidence
+from mmrag_batch.train.examples import labelled_rows
+from mmrag_batch.train.generator import GeneratorConfig, train_generator, trainable, with_evidence
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -147,7 +147,7 @@ def test_what_is_not_installed_is_said_before_anything_is_loaded(
 ) -> None:
     with pytest.raises(ConfigError, match="report_to: 'paper' is not installed; here are: none"):
         train_generator(replace(full, report_to="paper"))
-    monkeypatch.setattr("train.generator.find_spec", lambda _: None)
+    monkeypatch.setattr("mmrag_batch.train.generator.find_spec", lambda _: None)
     with pytest.raises(UnavailableError, match=r"mmrag-batch\[train-4bit\]"):
         train_generator(replace(full, lora_rank=2, four_bits=True))
 

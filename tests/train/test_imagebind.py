@@ -5,7 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from mmrag_batch.errors import MissingError
-from train.imagebind import ImageBind, ImageBindConfig, LogitScale, load_encoders, save_encoders
+from mmrag_batch.train.imagebind import (
+    ImageBind,
+    ImageBindConfig,
+    LogitScale,
+    load_encoders,
+    save_encoders,
+)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from train.losses import candidate_loss, contrastive_loss, distillation_loss
+from mmrag_batch.train.losses import candidate_loss, contrastive_loss, distillation_loss
 
 SCALE = torch.tensor(10.0)
 

@@ -12,7 +12,7 @@ from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import IMAGE_TOKEN
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.table.rows import read_rows
-from train.mllama import (
+from mmrag_batch.train.mllama import (
     SPECIAL_TOKENS,
     GeneratorSizes,
     build_generator,

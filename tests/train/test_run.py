@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import yaml
 
-from train.run import Run
+from mmrag_batch.train.run import Run
 
 
 @dataclass(frozen=True)

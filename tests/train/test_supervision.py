@@ -8,9 +8,15 @@ from mmrag_batch.generation.engines.scripted import ScriptedEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Document, Question, Row
-from train import supervision
-from train.likelihoods import measure_likelihoods
-from train.supervision import ByAnswer, by_likelihood, by_relevant, needs_likelihood, texts_of
+from mmrag_batch.train import supervision
+from mmrag_batch.train.likelihoods import measure_likelihoods
+from mmrag_batch.train.supervision import (
+    ByAnswer,
+    by_likelihood,
+    by_relevant,
+    needs_likelihood,
+    texts_of,
+)
 
 CHOICES = ("12 coins", "red", "2")
 by_answer = ByAnswer(["Nothing.", "Red.", *map("Word {}.".format, range(100))])

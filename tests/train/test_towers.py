@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmrag_batch.errors import MissingError
-from train.towers import Tower, Towers, TowersConfig, load_towers, save_towers
+from mmrag_batch.train.towers import Tower, Towers, TowersConfig, load_towers, save_towers
 
 CONFIG = TowersConfig(embedding_size=8, hidden_size=16)
 

@@ -5,10 +5,10 @@ from typing import Literal
 import pytest
 
 from mmrag_batch.errors import ConfigError
-from train.config import load_config
-from train.demo_encoders import EncodersConfig
-from train.generator import GeneratorConfig
-from train.retriever import RetrieverConfig
+from mmrag_batch.train.config import load_config
+from mmrag_batch.train.demo_encoders import EncodersConfig
+from mmrag_batch.train.generator import GeneratorConfig
+from mmrag_batch.train.retriever import RetrieverConfig
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 

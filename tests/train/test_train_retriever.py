@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from mmrag_batch.errors import ConfigError, InputError
 from mmrag_batch.settings import DEMO_BUNDLE
-from train import ranking, retriever
-from train.data import EmbeddedTable
-from train.ranking import rank, ranks, recall_gain
-from train.retriever import RetrieverConfig, split, train_retriever
-from train.towers import Towers, TowersConfig, load_towers
+from mmrag_batch.train import ranking, retriever
+from mmrag_batch.train.data import EmbeddedTable
+from mmrag_batch.train.ranking import rank, ranks, recall_gain
+from mmrag_batch.train.retriever import RetrieverConfig, split, train_retriever
+from mmrag_batch.train.towers import Towers, TowersConfig, load_towers
 
 
 def texts_only(

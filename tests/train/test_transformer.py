@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from train.transformer import Attention, Block
+from mmrag_batch.train.transformer import Attention, Block
 
 
 @pytest.mark.parametrize("causal", [False, True])

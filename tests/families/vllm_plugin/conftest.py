@@ -56,7 +56,7 @@ def random_generator_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     initialisation's would make all answers alike.
     """
     from mmrag_batch.families.mllama.loading import load_model
-    from train.mllama import GeneratorSizes, build_generator
+    from mmrag_batch.train.mllama import GeneratorSizes, build_generator
 
     directory = tmp_path_factory.mktemp("random") / "generator"
     sizes = GeneratorSizes(

@@ -31,7 +31,7 @@ def adapter(random_generator_dir: Path, tmp_path: Path) -> Callable[..., tuple[P
         from peft import LoraConfig, get_peft_model
 
         from mmrag_batch.families.mllama.loading import load_model
-        from train.tuning import save_model
+        from mmrag_batch.train.tuning import save_model
 
         torch.manual_seed(seed)
         directory = tmp_path / str(seed)
@@ -58,8 +58,8 @@ def test_a_merged_checkpoint_answers_as_base_and_adapter(
 ) -> None:
     from vllm import SamplingParams
 
-    from export.merge import write_generator
-    from train.tuning import LORA_TARGETS
+    from mmrag_batch.export.merge import write_generator
+    from mmrag_batch.train.tuning import LORA_TARGETS
 
     directory, merged_by_peft = adapter(LORA_TARGETS)
     out = directory / "exported"
