@@ -8,7 +8,7 @@ DEMO := build/demo
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test check demo-bundle clean
+.PHONY: help demo test check quick demo-bundle clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,11 +38,21 @@ demo: $(READY)  ## Answer the questions of examples/demo with the packaged demo 
 
 test: check  ## Lint, type-check and test, after setting up
 
-check: $(READY) $(VLLM)  ## What CI runs: ruff, mypy strict, tests
+check: $(READY) $(VLLM)  ## What CI runs: ruff, mypy strict, tests and what they cover
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(BIN)/mypy
-	$(BIN)/pytest --quiet
+	$(BIN)/pytest --quiet --cov --cov-report=term
+
+# What loads no torch, no vLLM and no Slurm; mypy is left to `check`. The same .venv serves both: one
+# without torch would need pins of its own, and be no faster.
+QUICK := $(addprefix tests/,execute images report run table) $(filter-out \
+	tests/test_docs.py tests/test_doctor.py tests/test_factory.py,$(wildcard tests/test_*.py))
+
+quick: $(READY)  ## Lint and the tests that load no model: a minute or so
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --quiet --check
+	$(BIN)/pytest --quiet --numprocesses 2 --dist loadfile -m "not (slow or slurm or vllm)" $(QUICK)
 
 # The demo bundle from nothing. Each step is a file that the next one needs, so an interrupted build
 # goes on where it stopped. See docs/demo-bundle.md.
@@ -51,13 +61,13 @@ demo-bundle: $(DEMO)/bundle/bundle.json  ## Train, export and package the demo b
 	cp -R $(DEMO)/bundle mmrag_batch/demo_bundle
 
 $(DEMO)/world/questions.csv: | $(READY)
-	$(BIN)/python -m mmrag_batch.train.demo_world $(@D) --rows 14000 --seed 1
+	$(BIN)/mmrag-batch demo world $(@D) --rows 14000 --seed 1
 
 $(DEMO)/tuning/questions.csv: | $(READY)
-	$(BIN)/python -m mmrag_batch.train.demo_world $(@D) --rows 8000 --seed 2
+	$(BIN)/mmrag-batch demo world $(@D) --rows 8000 --seed 2
 
 $(DEMO)/encoders/model/model.safetensors: train/configs/demo_encoders.yaml | $(READY)
-	$(BIN)/python -m mmrag_batch.train.demo_encoders $<
+	$(BIN)/mmrag-batch demo encoders $<
 
 $(DEMO)/graphs/text_encoder.onnx: $(DEMO)/encoders/model/model.safetensors
 	$(BIN)/mmrag-batch export encoders --encoders $(<D) --out $(@D)
@@ -67,10 +77,10 @@ $(DEMO)/graphs/question_tower.onnx: train/configs/demo_retriever.yaml $(DEMO)/gr
 	$(BIN)/mmrag-batch export towers --towers $(DEMO)/retriever/model --out $(@D)
 
 $(DEMO)/untrained/model.safetensors: $(DEMO)/world/questions.csv
-	$(BIN)/python -m mmrag_batch.train.mllama $(@D) --table $<
+	$(BIN)/mmrag-batch demo generator $(@D) --table $<
 
 $(DEMO)/sighted/model/model.safetensors: train/configs/demo_vision.yaml $(DEMO)/untrained/model.safetensors
-	$(BIN)/python -m mmrag_batch.train.demo_vision $<
+	$(BIN)/mmrag-batch demo vision $<
 
 $(DEMO)/base/model/model.safetensors: train/configs/demo_base.yaml $(DEMO)/sighted/model/model.safetensors
 	$(BIN)/mmrag-batch train generator $<

@@ -23,6 +23,7 @@ from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
 from mmrag_batch.report.metrics import Metrics, evaluate
 from mmrag_batch.retrieval.retriever import open_embedder, open_retriever
@@ -52,14 +53,9 @@ def answer(bundle: Bundle, generator: Path, table: Path) -> Metrics:
     engine = TransformersEngine(
         generator, device="cpu", batch_size=16, max_new_tokens=16, dtype="float32"
     )
-    answerer = Answerer(
-        Renderer(generator),
-        engine,
-        images,
-        max_images=manifest.generator.max_images,
-        max_prompt_tokens=manifest.generator.max_prompt_tokens,
-        scoring=manifest.generator.scoring,
-    )
+    said = manifest.generator
+    spec = PromptSpec(said.max_images, said.max_prompt_tokens, said.scoring)
+    answerer = Answerer(Renderer(generator), engine, images, spec)
     out = table.with_suffix(".out.csv")
     row_format = RowFormat(out, read_header(table))
     lines: dict[int, bytes] = {}

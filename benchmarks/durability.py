@@ -22,7 +22,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from mmrag_batch.factory import SCRIPTED_WINDOW
+from mmrag_batch.generation.engines.scripted import WINDOW
 from mmrag_batch.run.store import COMMIT_ROWS
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -39,7 +39,7 @@ from tests.faults.harness import (
     write_table,
 )
 
-BOUND = COMMIT_ROWS + SCRIPTED_WINDOW
+BOUND = COMMIT_ROWS + WINDOW
 """Questions that a kill may cost: those since the last commit, and those in the engine's hands."""
 ROWS = 2000
 FAST = 0.001

@@ -24,7 +24,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mmrag_batch.generation.engine import Engine, GenerationRequest
+from mmrag_batch.families.family import open_family
+from mmrag_batch.generation.engine import Engine, Request
 from mmrag_batch.generation.engines.vllm_limits import GIB, MAX_ROWS, Limits
 from mmrag_batch.generation.engines.vllm_process import VllmProcess, prepare_environment
 from mmrag_batch.generation.rendering import Renderer
@@ -56,7 +57,7 @@ LIMITS = Limits(rows=MAX_ROWS["cpu"], row_tokens=1280, step_tokens=2048, kv_cach
 class Question:
     """One prompt as our engine takes it and as `LLM.chat` does; tokens of a long answer."""
 
-    request: GenerationRequest
+    request: Request
     messages: list[dict[str, Any]]
     length: int
 
@@ -66,11 +67,11 @@ class Process(VllmProcess):
 
     lengths: dict[int, int] | None = None
 
-    async def _generate(self, request: GenerationRequest, prefix: Any, sampling: Any) -> Any:
+    async def _generate(self, request: Request, sampling: Any) -> Any:
         if self.lengths is not None:
-            length = self.lengths[request.key]
+            length = self.lengths[request.key[0]]
             sampling = self._sampling(max_tokens=length, min_tokens=length)
-        return await super()._generate(request, prefix, sampling)
+        return await super()._generate(request, sampling)
 
     def forget(self) -> None:
         """Empty vLLM's cache of preprocessed images."""
@@ -89,7 +90,7 @@ def questions_of(folder: Path, count: int) -> list[Question]:
         prompt = build_prompt(row.question, evidence, max_images=1, scoring="text")
         loaded = [images.load(source) for source in prompt.images]
         token_ids = tuple(renderer.render(prompt.messages))
-        request = GenerationRequest(row.number, token_ids, tuple(loaded), ())
+        request = Request((row.number, 0), token_ids, tuple(loaded))
         messages = as_chat(prompt.messages, loaded)
         questions.append(Question(request, messages, random.randint(1, LONGEST)))
     return questions
@@ -177,7 +178,8 @@ def main(
     from mmrag_batch.generation.engines.transformers import TransformersEngine
 
     torch.set_num_threads(cores)
-    settings: dict[str, Any] = {"dtype": "float32", "max_images": 1, "max_new_tokens": USUAL}
+    settings: dict[str, Any] = {"dtype": "float32", "max_new_tokens": USUAL}
+    settings["arguments"] = open_family(GENERATOR).vllm_arguments(1)
     process = Process(GENERATOR, LIMITS, **settings)
     engine = Supervisor(lambda: process, window=2 * LIMITS.rows)
     del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]  # set for ours; vLLM has its own default
@@ -218,14 +220,14 @@ def main(
     counts = [count for count in COUNTS if count <= most]
     medians = [compare("`LLM.chat`", count, partial(chat, llm)) for count in counts]
 
-    process.lengths = {one.request.key: one.length for one in questions}
+    process.lengths = {one.request.key[0]: one.length for one in questions}
     name = f"`LLM.chat`, {CHUNK} rows a call, 1 to {LONGEST} tokens"
     compare(name, VARIED, partial(chat_in_chunks, llm))
 
     process.lengths = None
     compare("transformers, a row at a time", FEW, partial(ask, alone))
 
-    process.lengths = {one.request.key: LONG for one in questions}
+    process.lengths = {one.request.key[0]: LONG for one in questions}
     alone._generation.min_new_tokens = alone._generation.max_new_tokens = LONG
     compare(f"the same, {LONG} tokens each", FEW, partial(ask, alone))
 

@@ -24,7 +24,8 @@ import typer
 
 from mmrag_batch.bundle import open_bundle
 from mmrag_batch.execute.local import run
-from mmrag_batch.factory import CORES, open_stages
+from mmrag_batch.factory import open_stages
+from mmrag_batch.machine import cores
 from mmrag_batch.records import Row
 from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
 from mmrag_batch.stages import Stage
@@ -89,7 +90,7 @@ def main(
             parts = [timed(list, stage(others)) / rows for stage in ours]
             summed.append(sum(parts))
             slower.append(max(parts))
-            torch.set_num_threads(CORES)
+            torch.set_num_threads(cores())
             loop.append(timed(answer_each, plain, few) / FEW)
             torch.set_num_threads(share)
             written.sort(key=lambda row: row.number)

@@ -19,12 +19,13 @@ import typer
 
 from benchmarks.demo_bundle import answer
 from mmrag_batch.bundle import Bundle, open_bundle, write_retriever_spec
+from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.export.merge import write_generator
 from mmrag_batch.report.metrics import Accuracy
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train.demo_world import write_world
-from mmrag_batch.train.generator import GeneratorConfig, train_generator
-from mmrag_batch.train.run import log_to_stderr
+from mmrag_batch.train.generator import train_generator
+from mmrag_batch.train.settings import GeneratorConfig
 
 GERMAN = {
     "red": "rot",
@@ -101,7 +102,7 @@ def main(
     asked: Annotated[int, typer.Option(help="Rows of the world to answer, likewise.")] = 1000,
 ) -> None:
     """Measure a generator before and after QLoRA."""
-    log_to_stderr()
+    start_logging()
     bundle = open_bundle(DEMO_BUNDLE)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

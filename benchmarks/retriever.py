@@ -23,6 +23,7 @@ import torch
 import typer
 
 from mmrag_batch.bundle import open_bundle, read_retriever_spec, write_retriever_spec
+from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.retriever import open_embedder
@@ -32,8 +33,8 @@ from mmrag_batch.train.data import EmbeddedTable, embed_table
 from mmrag_batch.train.demo_world import write_world
 from mmrag_batch.train.fitting import Fit, FitSettings
 from mmrag_batch.train.ranking import ranks, recall_gain, summary
-from mmrag_batch.train.retriever import RetrieverConfig, train_retriever
-from mmrag_batch.train.run import log_to_stderr
+from mmrag_batch.train.retriever import train_retriever
+from mmrag_batch.train.settings import RetrieverConfig
 from mmrag_batch.train.supervision import SupervisionName, by_relevant
 from mmrag_batch.train.towers import Towers, TowersConfig, load_towers
 
@@ -110,7 +111,7 @@ def main(
     graphs: Annotated[Path | None, typer.Option(help="Exported encoders to time, too.")] = None,
 ) -> None:
     """Train by each supervision and compare; time an epoch."""
-    log_to_stderr()
+    start_logging()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         packaged = encoders(folder / "graphs")

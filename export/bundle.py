@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from mmrag_batch.bundle import (
@@ -10,7 +9,6 @@ from mmrag_batch.bundle import (
     RETRIEVER_SPEC,
     GeneratorSpec,
     Manifest,
-    Precision,
     hash_files,
     read_retriever_spec,
     write_manifest,
@@ -19,36 +17,8 @@ from mmrag_batch.export.merge import merge_adapter
 from mmrag_batch.export.onnx_retriever import export_encoders, export_towers
 from mmrag_batch.export.parity import PARITY
 from mmrag_batch.export.plan import Step, is_exported, plan_export
+from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.export.staging import check_out, staged
-from mmrag_batch.prompt import Scoring
-
-
-@dataclass(frozen=True, slots=True)
-class ExportConfig:
-    """The parts of a bundle, and how its generator was trained to be asked."""
-
-    encoders: Path
-    """What `mmrag-batch export encoders` takes, or the graphs that it wrote."""
-    towers: Path
-    base: Path
-    """The generator that was tuned."""
-    adapter: Path
-    out: Path
-    licence: str
-    """Of the generator."""
-    scoring: Scoring
-    top_k: int
-    max_images: int
-    max_prompt_tokens: int
-    trained_on: str
-    notice: str = ""
-    """Shown at the start of every run."""
-    precision: Precision = "fp32"
-    """Of the encoders; graphs keep theirs."""
-    vocabulary: Path | None = None
-    """ImageBind's list of merges; None: the one beside its weights."""
-    sample: Path | None = None
-    """A table or pictures to compare the encoders' graphs on; None: drawn ones."""
 
 
 def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:

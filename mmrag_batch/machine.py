@@ -38,6 +38,11 @@ def cores() -> int:
     return os.cpu_count() or 1  # macOS has no affinity
 
 
+def retrieval_cores() -> int:
+    """What retrieval may use beside an engine that computes on the others."""
+    return max(1, cores() // 4)
+
+
 def cpu_flags() -> frozenset[str]:
     """What the processor can do, by the kernel's names; empty where the kernel does not say."""
     try:

@@ -23,6 +23,15 @@ is scored as its answer."""
 
 
 @dataclass(frozen=True, slots=True)
+class PromptSpec:
+    """How prompts are made: at most so many images and tokens, and how choices are put."""
+
+    max_images: int
+    max_prompt_tokens: int
+    scoring: Scoring
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """What one question asks of a generator.
 

@@ -10,23 +10,29 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_group
 
-from mmrag_batch.export.bundle import ExportConfig
+from mmrag_batch.cli.demo import demo
+from mmrag_batch.cli.models import train
+from mmrag_batch.declare import load_config
+from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.rows import read_rows
-from mmrag_batch.train.config import load_config
-from mmrag_batch.train.demo_encoders import EncodersConfig
-from mmrag_batch.train.demo_vision import VisionConfig
-from mmrag_batch.train.generator import GeneratorConfig
-from mmrag_batch.train.retriever import RetrieverConfig
+from mmrag_batch.train.settings import (
+    EncodersConfig,
+    GeneratorConfig,
+    RetrieverConfig,
+    VisionConfig,
+)
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md")))
 COMMAND = re.compile(r"^    ((?:mmrag-batch|python) .*)$|`((?:mmrag-batch|python) [^`]+)`", re.M)
+GROUPS = {"train": train, "demo": demo}
 PACKAGES = ("mmrag_batch", "train", "export")
 CONFIGS = {
-    "mmrag_batch.train.demo_encoders": EncodersConfig,
-    "mmrag_batch.train.demo_vision": VisionConfig,
+    "demo encoders": EncodersConfig,
+    "demo vision": VisionConfig,
     "train retriever": RetrieverConfig,
     "train generator": GeneratorConfig,
     "export": ExportConfig,
@@ -117,13 +123,29 @@ def test_the_commands_that_train_and_export_name_what_there_is(
         elif words[0] == "python":
             assert Path(words[1]).is_file(), words
             continue
-        elif words[1] == "train":
+        elif words[1] in {"train", "demo"}:
             name, arguments = " ".join(words[1:3]), words[3:]
+            assert words[2] in get_group(GROUPS[words[1]]).commands, words
         else:
             name, arguments = words[1], words[2:]
         for file in arguments:
             if file.endswith(".yaml"):
                 load_config(Path(file), CONFIGS[name])
+
+
+def test_the_readme_is_read_in_one_sitting() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+LINKING = (*PAGES, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG")))
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    """Those of prose; tests/faults/table.py makes and checks the tables of cases."""
+    prose = page.read_text().partition("<!-- made by")[0]
+    assert not [link for link in LINK.findall(prose) if not (page.parent / link).exists()]
 
 
 def test_the_tree_has_a_line_for_each_module() -> None:
@@ -149,7 +171,7 @@ def section(title: str) -> str:
 @pytest.mark.parametrize("file", sorted((ROOT / "train" / "configs").glob("*.yaml")), ids=str)
 def test_a_config_begins_with_the_command_that_runs_it(file: Path) -> None:
     first = file.read_text().splitlines()[0]
-    name, _, config = re.sub("^# (python -m|mmrag-batch) ", "", first).rpartition(" ")
+    name, _, config = first.removeprefix("# mmrag-batch ").rpartition(" ")
     assert ROOT / config == file
     load_config(file, CONFIGS[name])
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mmrag_batch import factory
+from mmrag_batch import factory, machine
 from mmrag_batch.cli.app import app
-from mmrag_batch.settings import DeviceName, EngineName, PredictSettings
+from mmrag_batch.retrieval import sessions
+from mmrag_batch.settings import DeviceName, PredictSettings
 
 SETTINGS = PredictSettings(input=Path("in.csv"), output=Path("out.csv"))
 
@@ -30,11 +31,11 @@ SETTINGS = PredictSettings(input=Path("in.csv"), output=Path("out.csv"))
     ],
 )
 def test_auto_is_vllm_where_there_is_a_gpu_for_it(
-    engine: EngineName,
+    engine: str,
     device: DeviceName,
     installed: bool,
     gpu: bool,
-    expected: EngineName,
+    expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(factory, "find_spec", lambda _: "vllm" if installed else None)
@@ -84,7 +85,7 @@ def test_m03_retrieval_is_on_a_gpu_where_one_is_there(
     monkeypatch.setattr(ctypes, "CDLL", open_library)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     with caplog.at_level("INFO", "mmrag_batch"):
-        assert factory._retriever_device(asked) == device
+        assert sessions.find_device(asked) == device
     fell_back = asked == "auto" and device == "cpu" and len(providers) > 1
     assert caplog.messages == ["There is no GPU here: retrieval runs on the CPU."] * fell_back
 
@@ -94,7 +95,7 @@ def test_m03_auto_works_on_a_login_node_that_has_the_gpu_extra(
 ) -> None:
     providers = [*onnxruntime.get_available_providers(), "CUDAExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-    monkeypatch.setattr(factory, "has_cuda", lambda: False)
+    monkeypatch.setattr(sessions, "has_cuda", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     table, output = tmp_path / "in.csv", tmp_path / "out.csv"
     table.write_text('question_text,answer_choices\nWhat is red?,"[""a cube"", ""a ball""]"\n')
@@ -105,4 +106,4 @@ def test_m03_auto_works_on_a_login_node_that_has_the_gpu_extra(
 
 
 def test_cores_are_parted_between_retrieval_and_the_engine() -> None:
-    assert 1 <= factory.RETRIEVAL_CORES <= max(1, factory.CORES // 2)
+    assert 1 <= machine.retrieval_cores() <= max(1, machine.cores() // 2)

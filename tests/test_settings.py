@@ -1,12 +1,14 @@
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mmrag_batch.declare import NUMBER, SWITCH, setting, settings_of
 from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.run.plan import find_answer_settings, options_of
 from mmrag_batch.settings import (
     DEMO_BUNDLE,
-    SETTINGS,
     PredictSettings,
     flags,
     load_predict_settings,
@@ -72,7 +74,7 @@ def test_an_empty_variable_and_those_of_others_are_not_given() -> None:
 
 def test_every_problem_is_reported_at_once_with_its_origin(file: Path) -> None:
     file.write_text(
-        'stray = 1\n[predict]\nbatchsize = 4\nbatch_size = "4"\nlimit = true\nengine = "vlm"\n'
+        'stray = 1\n[predict]\nbatchsize = 4\nbatch_size = "4"\nlimit = true\ndevice = "gpu"\n'
     )
     environ = {"MMRAG_TOP_K": "many", "MMRAG_QUIET": "maybe", "MMRAG_BATCHSIZE": "4"}
     with pytest.raises(ConfigError) as caught:
@@ -84,7 +86,7 @@ def test_every_problem_is_reported_at_once_with_its_origin(file: Path) -> None:
         (f"{file}, [predict] batchsize", "did you mean 'batch_size'?"),
         (f"{file}, [predict] batch_size", "not '4'"),
         (f"{file}, [predict] limit", "not True"),
-        (f"{file}, [predict] engine", "transformers, openai, scripted, not 'vlm'"),
+        (f"{file}, [predict] device", "one of auto, cpu, cuda, not 'gpu'"),
         ("MMRAG_TOP_K", "a whole number from 0 to 100, not 'many'"),
         ("MMRAG_QUIET", "true or false, not 'maybe'"),
         ("MMRAG_BATCHSIZE", "did you mean 'batch_size'?"),
@@ -109,6 +111,7 @@ def test_a_wrong_value_is_reported_even_where_a_flag_overrides_it() -> None:
         ("limit", 0),
         ("limit", 2.0),
         ("device", "gpu"),
+        ("engine", "vllm, please"),
         ("dtype", "int8"),
         ("engine_rows", 0),
         ("engine_tokens", 1),
@@ -142,10 +145,66 @@ def test_a_number_of_errors_may_stand_in_a_file_as_one(file: Path, text: str, ke
 
 
 def test_every_setting_is_a_flag_with_its_help_and_what_its_default_stands_for() -> None:
-    known = {flag.name: flag for flag in flags()}
-    assert known.keys() == SETTINGS.keys()
+    known = {flag.name: flag for flag in flags(PredictSettings)}
+    assert known.keys() == settings_of(PredictSettings).keys()
     assert known["top_k"].declaration == "--top-k"
     assert known["quiet"].declaration == "--quiet/--no-quiet"
     assert known["top_k"].help == "Documents kept a question.  [default: the bundle's]"
     assert known["grace"].help.endswith("[default: 30]")
     assert known["limit"].help == "Answer only the first rows."
+    words = "auto, vllm, transformers, server"
+    assert words in known["engine"].help
+
+
+@dataclass(frozen=True, slots=True)
+class Toy(PredictSettings):
+    """What somebody adds to the settings of `predict`."""
+
+    shout: bool = setting(SWITCH, False, "In capitals.", changes_answers=True)
+    volume: float = setting(NUMBER, 0.5, "How loud.", repeated=True)
+
+
+def load_toy(
+    flags: dict[str, object] | None = None,
+    environ: dict[str, str] | None = None,
+    config_file: Path | None = None,
+) -> Toy:
+    files = (Path("in.csv"), Path("out.csv"))
+    found = load_predict_settings(
+        *files, flags or {}, environ=environ or {}, config_file=config_file, kind=Toy
+    )
+    assert isinstance(found, Toy)
+    return found
+
+
+def test_one_declaration_is_a_flag_a_variable_and_a_line_of_a_file(file: Path) -> None:
+    assert [flag.declaration for flag in flags(Toy)][-2:] == ["--shout/--no-shout", "--volume"]
+    assert load_toy({"shout": True}).shout is True
+    assert load_toy(environ={"MMRAG_SHOUT": "yes", "MMRAG_VOLUME": "0.25"}).volume == 0.25
+    file.write_text("[predict]\nshout = true\ntop_k = 2\n")
+    found = load_toy({"top_k": 3}, config_file=file)
+    assert (found.shout, found.top_k, found.volume) == (True, 3, 0.5)
+    with pytest.raises(ConfigError, match="MMRAG_SHOUT: expected true or false, not 'loudly'"):
+        load_toy(environ={"MMRAG_SHOUT": "loudly"})
+    with pytest.raises(ConfigError, match="no such setting"):
+        load({"shout": True})
+
+
+def test_a_declaration_that_changes_answers_enters_their_key_and_the_next_command() -> None:
+    loud = load_toy({"shout": True})
+    assert find_answer_settings(loud) == {**find_answer_settings(load()), "shout": True}
+    assert options_of(loud) == ("--shout",)
+    assert options_of(load_toy({"volume": 1, "quiet": True, "top_k": 2})) == (
+        *("--top-k", "2"),
+        *("--volume", "1.0"),
+    )
+    assert options_of(load_toy()) == ()
+
+
+def test_the_next_command_repeats_what_holds_for_the_whole_of_an_output() -> None:
+    once = {name for name, one in settings_of(PredictSettings).items() if not one.repeated}
+    assert once == {
+        *("shard", "store", "overwrite", "fresh", "quiet", "if_locked", "metrics_file"),
+        *("retry_errors", "retry_degraded", "verify_inputs"),
+        *("max_row_errors", "max_runtime", "row_timeout", "grace"),
+    }

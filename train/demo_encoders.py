@@ -1,59 +1,32 @@
 """Train small image and text encoders of ImageBind's architecture on the demo world.
 
-    python -m mmrag_batch.train.demo_encoders train/configs/demo_encoders.yaml
+    mmrag-batch demo encoders train/configs/demo_encoders.yaml
 
 They take the place of ImageBind's own in the demo bundle: same layers, same preprocessing, same
 tensor names, a thousandth of the size. Writes `model/` and the files of `run.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated
 
 import numpy as np
 import torch
-import typer
 from PIL.Image import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from tqdm import trange
 
 from mmrag_batch.retrieval.preprocess import preprocess_image, tokenize
-from mmrag_batch.train.config import load_config
 from mmrag_batch.train.demo_pairs import Pair, captioned, paraphrased, sentences
 from mmrag_batch.train.demo_pictures import draw
 from mmrag_batch.train.demo_world import THINGS
 from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, save_encoders
 from mmrag_batch.train.losses import contrastive_loss
-from mmrag_batch.train.run import Run, log_to_stderr
+from mmrag_batch.train.run import Run
+from mmrag_batch.train.settings import EncodersConfig
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-
-
-@dataclass(frozen=True, slots=True)
-class EncodersConfig:
-    """Settings of one training run of the demo encoders."""
-
-    out: Path
-    steps: int
-    picture_batch: int
-    """Pictures with captions a step."""
-    text_batch: int
-    """Pairs of paraphrases a step."""
-    learning_rate: float
-    pictures: int
-    """How many pictures are drawn; they are used again and again, with new captions."""
-    seed: int = 0
-    image_size: int = 48
-    patch_size: int = 8
-    width: int = 128
-    image_blocks: int = 4
-    text_blocks: int = 2
-    heads: int = 4
-    context_length: int = 40
-    embedding_size: int = 128
 
 
 def train_tokenizer(texts: Sequence[str], context_length: int) -> Tokenizer:
@@ -187,13 +160,3 @@ def zero_shot_accuracy(model: ImageBind, pairs: Pairs, pictures: int = 960) -> f
     nearest = (model.encode_image(pixels) @ captions.T).argmax(dim=1).tolist()
     right = sum(bool(THINGS[index] == thing) for index, thing in zip(nearest, shown))
     return right / pictures
-
-
-def main(config: Annotated[Path, typer.Argument(help="A YAML file, see train/configs.")]) -> None:
-    """Train the demo world's encoders as CONFIG says."""
-    log_to_stderr()
-    typer.echo(train_encoders(load_config(config, EncodersConfig)))
-
-
-if __name__ == "__main__":
-    typer.run(main)

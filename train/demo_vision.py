@@ -1,6 +1,6 @@
 """Teach the vision tower of a small untrained generator to see the things of the demo world.
 
-    python -m mmrag_batch.train.demo_vision train/configs/demo_vision.yaml
+    mmrag-batch demo vision train/configs/demo_vision.yaml
 
 Llama 3.2's vision tower was trained on images before it was joined to the language model; so is
 this one, to name the colour and the shape of what a picture shows. Writes `model/`, the generator
@@ -8,13 +8,11 @@ with its new tower, and the files of `run.py`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from PIL.Image import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -23,28 +21,13 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 
 from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
-from mmrag_batch.train.config import load_config
 from mmrag_batch.train.demo_pictures import COLOURS, SHAPES, draw
 from mmrag_batch.train.demo_world import THINGS
-from mmrag_batch.train.run import Run, log_to_stderr
+from mmrag_batch.train.run import Run
+from mmrag_batch.train.settings import VisionConfig
 from mmrag_batch.train.tuning import save_model
 
 Inputs = dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class VisionConfig:
-    """Settings of one training run of the demo generator's vision tower."""
-
-    base: Path
-    """A generator in Hugging Face layout."""
-    out: Path
-    steps: int
-    batch_size: int
-    learning_rate: float
-    pictures: int
-    """How many pictures are drawn; they are used again and again."""
-    seed: int = 0
 
 
 class Recogniser(nn.Module):
@@ -136,13 +119,3 @@ def accuracy(recogniser: Recogniser, pictures: Pictures) -> dict[str, float]:
     named = torch.stack([logits.argmax(dim=1) for logits in recogniser(inputs)], dim=1)
     colours, shapes = (named == shown).float().mean(dim=0).tolist()
     return {"colour_accuracy": colours, "shape_accuracy": shapes}
-
-
-def main(config: Annotated[Path, typer.Argument(help="A YAML file, see train/configs.")]) -> None:
-    """Train the demo generator's vision tower as CONFIG says."""
-    log_to_stderr()
-    typer.echo(train_vision(load_config(config, VisionConfig)))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,6 +1,6 @@
 """A toy world with real evidence: coloured shapes, and facts about them dealt anew for every row.
 
-    python -m mmrag_batch.train.demo_world DIR --rows 300 --seed 9001
+    mmrag-batch demo world DIR --rows 300 --seed 9001
 
 writes `DIR/questions.csv` and its images. Nothing can be learnt by heart: what a red star costs is
 drawn again for each row, so only the row's own documents tell. Row i of a seed is the same whatever
@@ -18,9 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Annotated
 
-import typer
 from tqdm import tqdm
 
 from mmrag_batch.train.demo_pictures import COLOURS, SHAPES, draw
@@ -263,16 +261,3 @@ def write_world(directory: Path, *, rows: int, seed: int) -> Path:
                 writer.writeheader()
             writer.writerow(row)
     return table
-
-
-def main(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
-    rows: Annotated[int, typer.Option(min=1, help="How many questions.")] = 300,
-    seed: Annotated[int, typer.Option(help="Which world.")] = 1,
-) -> None:
-    """Write a demo world: DIR/questions.csv and its images."""
-    typer.echo(write_world(directory, rows=rows, seed=seed))
-
-
-if __name__ == "__main__":
-    typer.run(main)

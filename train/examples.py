@@ -19,7 +19,7 @@ from mmrag_batch.errors import InputError, RowError
 from mmrag_batch.families.mllama.inputs import collate
 from mmrag_batch.generation.answerer import fit_prompt
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.prompt import Prompt, Scoring, answer_texts, build_prompt
+from mmrag_batch.prompt import Prompt, PromptSpec, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.stages import ImageStore
 from mmrag_batch.table.rows import read_rows
@@ -80,23 +80,13 @@ def _readable(images: ImageStore, source: str) -> bool:
 def fitting_rows(
     rows: Iterable[Row],
     renderer: Renderer,
-    *,
-    max_images: int,
-    max_prompt_tokens: int,
-    scoring: Scoring,
+    spec: PromptSpec,
 ) -> list[Row]:
     """Rows with their evidence cut to what fits, as in `predict`; without those that never do."""
     found = []
     for row in rows:
         with suppress(RowError):
-            evidence, _, _ = fit_prompt(
-                renderer,
-                _question(row),
-                row.evidence,
-                max_images=max_images,
-                max_prompt_tokens=max_prompt_tokens,
-                scoring=scoring,
-            )
+            evidence, _, _ = fit_prompt(renderer, _question(row), row.evidence, spec)
             found.append(replace(row, evidence=evidence))
     return found
 
@@ -113,16 +103,14 @@ class Examples(Dataset[Example]):
         rows: Sequence[Row],
         renderer: Renderer,
         images: ImageStore,
+        spec: PromptSpec,
         *,
-        max_images: int,
-        scoring: Scoring,
         seed: int,
     ) -> None:
         self._rows = rows
         self._renderer = renderer
         self._images = images
-        self._max_images = max_images
-        self._scoring: Scoring = scoring
+        self._spec = spec
         self._seed = seed
         self._epoch = 0
 
@@ -138,7 +126,7 @@ class Examples(Dataset[Example]):
         question = _shuffled(_question(row), Random(f"{self._seed} {self._epoch} {index}"))
         assert question.label is not None  # labelled rows have one
         prompt = self._prompt(question, row)
-        right = answer_texts(question, self._scoring)[question.label]
+        right = answer_texts(question, self._spec.scoring)[question.label]
         return Example(
             prompt=self._renderer.render(prompt.messages),
             answer=self._renderer.answer_ids(right),
@@ -152,7 +140,7 @@ class Examples(Dataset[Example]):
 
     def _prompt(self, question: Question, row: Row) -> Prompt:
         return build_prompt(
-            question, row.evidence, max_images=self._max_images, scoring=self._scoring
+            question, row.evidence, max_images=self._spec.max_images, scoring=self._spec.scoring
         )
 
 

@@ -13,7 +13,6 @@ killed again, and it goes on from its last checkpoint. On four GPUs:
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from mmrag_batch.errors import ConfigError, UnavailableError
 from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.prompt import Scoring
+from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_retriever
 from mmrag_batch.stages import ImageStore
@@ -43,51 +42,10 @@ from mmrag_batch.train.examples import (
 )
 from mmrag_batch.train.held_out import Scorer, split_rows
 from mmrag_batch.train.run import Run, changes
+from mmrag_batch.train.settings import GeneratorConfig
 from mmrag_batch.train.tuning import add_lora, load_base, processes, save_model
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratorConfig:
-    """Settings of one generator training run."""
-
-    base: Path
-    """A checkpoint in Hugging Face layout."""
-    table: Path
-    out: Path
-    steps: int
-    batch_size: int
-    """Rows at once, on each GPU."""
-    learning_rate: float
-    top_k: int
-    max_images: int
-    scoring: Scoring
-    retriever: Path | None = None
-    """Graphs that choose the evidence; without them it is the relevant documents, then others."""
-    accumulate: int = 1
-    """Batches a step."""
-    max_prompt_tokens: int = 4096
-    """Evidence is cut to fit into it, the lowest ranked first."""
-    lora_rank: int = 0
-    """0 trains every weight."""
-    lora_alpha: int = 32
-    four_bits: bool = False
-    """Keep the base in 4 bits while LoRA learns (QLoRA)."""
-    gradient_checkpointing: bool = False
-    """Less memory, a third more time."""
-    freeze_vision: bool = False
-    """Leave the vision tower as it is; LoRA always does."""
-    prompt_loss: float = 0.0
-    """Weight of the loss on prompt tokens, beside 1 on the answer."""
-    held_out: int = 0
-    """Rows of the table, at random, that are scored as `predict` would at each checkpoint; the
-    checkpoint that is best at them is the result."""
-    save_every: int = 500
-    """Steps between checkpoints."""
-    report_to: str = "none"
-    """Where figures go besides `metrics.jsonl`: tensorboard, wandb, ..."""
-    seed: int = 0
 
 
 def train_generator(config: GeneratorConfig) -> Path:
@@ -129,23 +87,10 @@ def train_generator(config: GeneratorConfig) -> Path:
 def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> AnswerTrainer:
     """The trainer of a run, with its rows, their evidence, and the model."""
     images, renderer = ImageLoader(config.table.parent), Renderer(config.base)
-    limits: dict[str, Any] = {
-        "max_images": config.max_images,
-        "max_prompt_tokens": config.max_prompt_tokens,
-        "scoring": config.scoring,
-    }
+    spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
     found = with_evidence(labelled_rows(config.table), images, config)
-    rows, held_out = split_rows(
-        fitting_rows(found, renderer, **limits), config.held_out, config.seed
-    )
-    examples = Examples(
-        rows,
-        renderer,
-        images,
-        max_images=config.max_images,
-        scoring=config.scoring,
-        seed=config.seed,
-    )
+    rows, held_out = split_rows(fitting_rows(found, renderer, spec), config.held_out, config.seed)
+    examples = Examples(rows, renderer, images, spec, seed=config.seed)
     model = trainable(config)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.report(
@@ -154,7 +99,7 @@ def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> Answe
         trained_parameters=trained,
         processes=processes().num_processes,
     )
-    scorer = Scorer(config.base, images, batch_size=config.batch_size, **limits)
+    scorer = Scorer(config.base, images, spec, batch_size=config.batch_size)
     return AnswerTrainer(
         sampler=SameImageCount(examples, config.batch_size, config.seed),
         score=scorer.score,

@@ -10,7 +10,7 @@ from typing import Any
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.prompt import Scoring
+from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
 from mmrag_batch.stages import ImageStore
 
@@ -43,18 +43,14 @@ class Scorer:
         self,
         generator_dir: Path,
         images: ImageStore,
+        spec: PromptSpec,
         *,
         batch_size: int,
-        max_images: int,
-        max_prompt_tokens: int,
-        scoring: Scoring,
     ) -> None:
         self._generator_dir = generator_dir
         self._images = images
         self._batch_size = batch_size
-        self._max_images = max_images
-        self._max_prompt_tokens = max_prompt_tokens
-        self._scoring: Scoring = scoring
+        self._spec = spec
 
     def score(self, model: Any, rows: Sequence[Row]) -> Score:
         """Answer `rows`, which have evidence and a label. The model is left in its mode."""
@@ -65,9 +61,7 @@ class Scorer:
             Renderer(self._generator_dir),
             engine,
             self._images,
-            max_images=self._max_images,
-            max_prompt_tokens=self._max_prompt_tokens,
-            scoring=self._scoring,
+            self._spec,
         )
         training = model.training
         model.eval()

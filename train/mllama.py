@@ -3,7 +3,7 @@
 Real in everything but size: four self-attention layers to one gated cross-attention layer, grouped
 keys and values, tiled images, a byte-level BPE tokenizer with Llama 3's special tokens.
 
-    python -m mmrag_batch.train.mllama DIR --table questions.csv
+    mmrag-batch demo generator DIR --table questions.csv
 
 writes one whose tokenizer is trained on the prompts of a table.
 """
@@ -12,10 +12,8 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
@@ -211,17 +209,3 @@ def prompt_texts(table: Path) -> Iterator[str]:
             evidence = [Evidence(document, 0.0) for document in row.question.documents]
             prompt = build_prompt(row.question, evidence, max_images=1, scoring="letter")
             yield from (part["text"] for part in prompt.messages[0]["content"] if "text" in part)
-
-
-def main(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
-    table: Annotated[Path, typer.Option(help="A table of questions.")],
-    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
-) -> None:
-    """Write a small untrained generator to DIR."""
-    build_generator(directory, prompt_texts(table), seed=seed)
-    typer.echo(directory)
-
-
-if __name__ == "__main__":
-    typer.run(main)

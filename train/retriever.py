@@ -13,7 +13,6 @@ goes on after its last epoch.
 
 import hashlib
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.prompt import Scoring
+from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.retrieval.retriever import open_embedder
 from mmrag_batch.table.rows import read_rows
 from mmrag_batch.train.data import EmbeddedTable, Supervision, embed_table
@@ -33,9 +32,9 @@ from mmrag_batch.train.fitting import Fit, FitSettings
 from mmrag_batch.train.likelihoods import measure_likelihoods
 from mmrag_batch.train.ranking import ranks, recall_gain, summary
 from mmrag_batch.train.run import Run, changes
+from mmrag_batch.train.settings import RetrieverConfig
 from mmrag_batch.train.supervision import (
     ByAnswer,
-    SupervisionName,
     by_likelihood,
     by_relevant,
     texts_of,
@@ -44,39 +43,6 @@ from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
 
 CHECKPOINT = "checkpoint.pt"
 LIKELIHOODS = "likelihoods.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class RetrieverConfig:
-    """Settings of one training run of the towers."""
-
-    encoders: Path
-    """A folder of exported encoders."""
-    table: Path
-    out: Path
-    epochs: int
-    batch_size: int
-    """Questions a step."""
-    learning_rate: float
-    hidden_size: int
-    supervision: SupervisionName = "relevant"
-    generator: Path | None = None
-    """For `likelihood`: a checkpoint in Hugging Face layout, and how it is asked."""
-    scoring: Scoring = "letter"
-    max_images: int = 2
-    max_prompt_tokens: int = 4096
-    generator_batch: int = 16
-    """Prompts at once."""
-    hard_negatives: int = 0
-    """Documents of other rows that each question is trained against, found anew for every epoch. A
-    row's own other documents always are."""
-    embedding_cache: Path | None = None
-    """As in `predict`; default: a folder in `out`."""
-    held_out: float = 0.1
-    """Share of the questions that choose the best epoch."""
-    patience: int = 5
-    """Epochs without a better one before training stops."""
-    seed: int = 0
 
 
 def train_retriever(config: RetrieverConfig) -> Path:
@@ -158,9 +124,7 @@ def _supervision(config: RetrieverConfig, images: ImageLoader) -> Supervision:
             Renderer(config.generator),
             engine,
             images,
-            max_images=config.max_images,
-            max_prompt_tokens=config.max_prompt_tokens,
-            scoring=config.scoring,
+            PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring),
         )
         rows = read_rows(config.table)
         found = measure_likelihoods(rows, answerer, config.out / LIKELIHOODS, _subject(config))

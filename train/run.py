@@ -96,8 +96,3 @@ def _settings(config: Any) -> dict[str, Any]:
 
 def _hashes(inputs: Sequence[Path]) -> dict[str, str]:
     return {str(file): sha256(file) for file in inputs}
-
-
-def log_to_stderr() -> None:
-    """Show the progress of a training command."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -18,10 +18,12 @@ from typer.core import TyperGroup
 
 from mmrag_batch import __version__
 from mmrag_batch.cli.checks import Table, checks
+from mmrag_batch.cli.demo import demo
+from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.cli.models import export, train
 from mmrag_batch.errors import ExitCode, MmragError
-from mmrag_batch.masking import MaskingFormatter, mask
-from mmrag_batch.settings import flags, load_predict_settings
+from mmrag_batch.masking import mask
+from mmrag_batch.settings import PredictSettings, flags, load_predict_settings
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 
@@ -62,6 +64,7 @@ app = typer.Typer(
 app.add_typer(checks)
 app.add_typer(train, name="train")
 app.add_typer(export, name="export")
+app.add_typer(demo, name="demo")
 
 
 def main() -> None:
@@ -95,7 +98,7 @@ def _take_settings(command: Callable[..., None]) -> Callable[..., None]:
             default=None,
             annotation=Annotated[flag.kind, typer.Option(flag.declaration, help=flag.help)],
         )
-        for flag in flags()
+        for flag in flags(PredictSettings)
     ]
     parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (*own[:-1], *settings, own[-1])]
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -122,7 +125,7 @@ def predict(
     MMRAG_TOP_K=3, or stand in the --config file. Exits with 3 if some rows could not be answered.
     """
     settings = load_predict_settings(input_, output, given, environ=os.environ, config_file=config)
-    _start_logging(logging.WARNING if settings.quiet else logging.INFO)
+    start_logging(logging.WARNING if settings.quiet else logging.INFO)
     from mmrag_batch.run.predict import predict as answer
 
     answer(settings)
@@ -144,14 +147,7 @@ def merge(
 
     Exits with 4 and lists them if some rows are not answered, with 3 if some have failed.
     """
-    _start_logging(logging.INFO)
+    start_logging()
     from mmrag_batch.run.merge import merge as join
 
     join(output, input_, overwrite=overwrite)
-
-
-def _start_logging(level: int) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(MaskingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    logging.basicConfig(handlers=[handler], force=True)
-    logging.getLogger("mmrag_batch").setLevel(level)

@@ -66,7 +66,7 @@ def evaluate(
     format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
 ) -> None:
     """Accuracy, retrieval and calibration of an OUTPUT whose rows have labels."""
-    from mmrag_batch.factory import requires
+    from mmrag_batch.extras import requires
 
     with requires("report"):
         from mmrag_batch.report.metrics import evaluate as measure

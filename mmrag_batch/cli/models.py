@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from mmrag_batch.bundle import Precision
+from mmrag_batch.cli.logs import start_logging
+from mmrag_batch.declare import load_config
 
 train = typer.Typer(rich_markup_mode=None, help="Train a model, as a YAML file says.")
 export = typer.Typer(rich_markup_mode=None)
@@ -19,21 +21,25 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see
 @train.command("retriever")
 def _train_retriever(config: Config) -> None:
     """Train the towers on frozen embeddings; started again, it goes on."""
-    with _training_imports():
-        from mmrag_batch.train.config import load_config
-        from mmrag_batch.train.retriever import RetrieverConfig, train_retriever
+    from mmrag_batch.train.settings import RetrieverConfig
 
-    typer.echo(train_retriever(load_config(config, RetrieverConfig)))
+    settings = load_config(config, RetrieverConfig)
+    with training_imports():
+        from mmrag_batch.train.retriever import train_retriever
+
+    typer.echo(train_retriever(settings))
 
 
 @train.command("generator")
 def _train_generator(config: Config) -> None:
     """Tune a Llama 3.2 Vision on a table of questions; started again, it goes on."""
-    with _training_imports():
-        from mmrag_batch.train.config import load_config
-        from mmrag_batch.train.generator import GeneratorConfig, train_generator
+    from mmrag_batch.train.settings import GeneratorConfig
 
-    typer.echo(train_generator(load_config(config, GeneratorConfig)))
+    settings = load_config(config, GeneratorConfig)
+    with training_imports():
+        from mmrag_batch.train.generator import train_generator
+
+    typer.echo(train_generator(settings))
 
 
 @export.callback(invoke_without_command=True)
@@ -52,12 +58,13 @@ def _export_bundle(
         return
     if config is None:
         raise typer.BadParameter("--config is needed, as in --config export/configs/demo.yaml")
-    with _training_imports():
-        from mmrag_batch.export.bundle import ExportConfig, plan_bundle, write_bundle
-        from mmrag_batch.export.plan import show
-        from mmrag_batch.train.config import load_config
+    from mmrag_batch.export.settings import ExportConfig
 
     parts = load_config(config, ExportConfig)
+    with training_imports():
+        from mmrag_batch.export.bundle import plan_bundle, write_bundle
+        from mmrag_batch.export.plan import show
+
     if dry_run:
         typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))
         return
@@ -94,7 +101,7 @@ def _export_encoders(
     ImageBind's weights may not be used commercially (CC BY-NC-SA 4.0); CLIP and SigLIP 2 have
     licences of their own.
     """
-    with _training_imports():
+    with training_imports():
         from mmrag_batch.export.onnx_retriever import export_encoders
 
     figures = export_encoders(
@@ -109,7 +116,7 @@ def _export_towers(
     out: Annotated[Path, typer.Option(help="A retriever directory that has its encoders.")],
 ) -> None:
     """Write the graphs of the question and the document tower beside the encoders."""
-    with _training_imports():
+    with training_imports():
         from mmrag_batch.export.onnx_retriever import export_towers
 
     _show_parity(export_towers(towers, out))
@@ -126,7 +133,7 @@ def _export_generator(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint.")] = False,
 ) -> None:
     """Merge an adapter into its base, shard by shard, and prove that it did."""
-    with _training_imports():
+    with training_imports():
         from mmrag_batch.export.merge import write_generator
 
     done = write_generator(base, adapter, out, logits=logits, overwrite=overwrite)
@@ -137,13 +144,11 @@ def _export_generator(
 
 
 @contextmanager
-def _training_imports() -> Iterator[None]:
+def training_imports() -> Iterator[None]:
     """Around imports of train and export: shows what they log, or says what to install."""
-    from mmrag_batch.factory import requires
+    from mmrag_batch.extras import requires
 
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for package in ("train", "export"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    start_logging()
     # It advises a package that would load code from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with requires("train"):

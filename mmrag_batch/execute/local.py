@@ -27,8 +27,8 @@ def run(
     When `is_stopped` says so, no stage is given another row: those in its hands are finished and
     kept, the others are not.
 
-    At most `in_flight(stages)` rows are between reading and keeping. What a stage, `rows` or `keep`
-    raises ends the run and is raised here, when every thread of the run has ended. Raises
+    At most `rows_in_flight(stages)` rows are between reading and keeping. What a stage, `rows` or
+    `keep` raises ends the run and is raised here, when every thread of the run has ended. Raises
     InternalError if a stage drops, doubles or invents a row.
     """
     inside: set[int] = set()  # numbers of rows that have not come out of the last stage
@@ -53,7 +53,7 @@ def run(
         raise
 
 
-def in_flight(stages: Sequence[Stage]) -> int:
+def rows_in_flight(stages: Sequence[Stage]) -> int:
     """The most rows that a run holds: those that stages hold back, and those in front of them (with
     one in the hands of the thread on either side)."""
     return max(1, sum(stage.window + READ_AHEAD + 2 for stage in stages))

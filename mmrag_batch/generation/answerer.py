@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from mmrag_batch.errors import InternalError, RowError
+from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
 from mmrag_batch.generation.choices import choose
-from mmrag_batch.generation.engine import Engine, GenerationRequest, GenerationResult
+from mmrag_batch.generation.engine import Engine
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.prompt import Prompt, Scoring, answer_texts, build_prompt
+from mmrag_batch.prompt import Prompt, PromptSpec, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Prediction, Problem, Question, Row
 from mmrag_batch.stages import ImageStore, prefetch
 
@@ -24,7 +25,7 @@ class Answerer:
 
     `row.evidence` is cut to what the generator saw: a document whose image cannot be loaded is left
     out and noted in `row.problems`, and the lowest-ranked are dropped where the prompt would exceed
-    `max_prompt_tokens`.
+    the spec's `max_prompt_tokens`.
     """
 
     def __init__(
@@ -32,17 +33,12 @@ class Answerer:
         renderer: Renderer,
         engine: Engine,
         images: ImageStore,
-        *,
-        max_images: int,
-        max_prompt_tokens: int,
-        scoring: Scoring,
+        spec: PromptSpec,
     ) -> None:
         self._renderer = renderer
         self._engine = engine
         self._images = images
-        self._max_images = max_images
-        self._max_prompt_tokens = max_prompt_tokens
-        self._scoring: Scoring = scoring
+        self._spec = spec
         # Asked, passing, and prepared with a row at either end of the thread's queue.
         self.window = 2 * engine.window + PREPARED + 2
 
@@ -52,7 +48,7 @@ class Answerer:
         passing: deque[Row] = deque()
         exhausted = False
 
-        def requests() -> Iterator[GenerationRequest]:
+        def requests() -> Iterator[AnswerRequest]:
             """What to ask; ends early to let out rows that need no answer, should they pile up."""
             nonlocal exhausted
             for row, request in prepared:
@@ -66,7 +62,7 @@ class Answerer:
             exhausted = True
 
         while not exhausted:
-            for result in self._engine.generate(requests()):
+            for result in ask(self._engine, requests()):
                 yield _answered(asked.pop(result.key), result)
                 while passing:
                     yield passing.popleft()
@@ -75,31 +71,37 @@ class Answerer:
             yield from passing
             passing.clear()
 
-    def _prepare(self, row: Row) -> tuple[Row, GenerationRequest | None]:
+    def _prepare(self, row: Row) -> tuple[Row, AnswerRequest | None]:
         """The row and what to ask about it: nothing if it has, or now gets, an error."""
         if row.error is not None:
             return row, None
         assert row.question is not None  # the reader sets a question or an error
         try:
-            return row, self._request(row, row.question)
+            request = self._request(row, row.question)
         except RowError as error:
             row.error = Problem(error.code, str(error))
             return row, None
+        if len(request.options) == 1:  # there is nothing to choose
+            row.prediction = choose(row.question.choices, (1.0,))
+            return row, None
+        return row, request
 
-    def _request(self, row: Row, question: Question) -> GenerationRequest:
+    def _request(self, row: Row, question: Question) -> AnswerRequest:
         loaded: dict[str, Image] = {}
         is_whole = False
         while not is_whole:
-            evidence, prompt, token_ids = self._fit(question, row.evidence)
+            evidence, prompt, token_ids = fit_prompt(
+                self._renderer, question, row.evidence, self._spec
+            )
             is_whole = self._load_images(prompt.images, loaded, row, question)
         row.evidence = evidence
-        return GenerationRequest(
+        return AnswerRequest(
             key=row.number,
             token_ids=tuple(token_ids),
             images=tuple(loaded[source] for source in prompt.images),
             options=tuple(
                 self._renderer.answer_ids(answer)
-                for answer in answer_texts(question, self._scoring)
+                for answer in answer_texts(question, self._spec.scoring)
             ),
         )
 
@@ -118,18 +120,6 @@ class Answerer:
                 is_whole = False
         return is_whole
 
-    def _fit(
-        self, question: Question, evidence: tuple[Evidence, ...]
-    ) -> tuple[tuple[Evidence, ...], Prompt, list[int]]:
-        return fit_prompt(
-            self._renderer,
-            question,
-            evidence,
-            max_images=self._max_images,
-            max_prompt_tokens=self._max_prompt_tokens,
-            scoring=self._scoring,
-        )
-
 
 def _leave_out(row: Row, source: str, error: RowError) -> None:
     """Take the documents with a broken image out of a row's evidence, and say so."""
@@ -141,33 +131,27 @@ def _leave_out(row: Row, source: str, error: RowError) -> None:
 
 
 def fit_prompt(
-    renderer: Renderer,
-    question: Question,
-    evidence: tuple[Evidence, ...],
-    *,
-    max_images: int,
-    max_prompt_tokens: int,
-    scoring: Scoring,
+    renderer: Renderer, question: Question, evidence: tuple[Evidence, ...], spec: PromptSpec
 ) -> tuple[tuple[Evidence, ...], Prompt, list[int]]:
     """The most evidence, best first, whose prompt fits; that prompt and its tokens.
 
     Raises RowError where not even the question fits.
     """
     while True:
-        prompt = build_prompt(question, evidence, max_images=max_images, scoring=scoring)
+        prompt = build_prompt(question, evidence, max_images=spec.max_images, scoring=spec.scoring)
         token_ids = renderer.render(prompt.messages)
-        if len(token_ids) <= max_prompt_tokens:
+        if len(token_ids) <= spec.max_prompt_tokens:
             return evidence, prompt, token_ids
         if not evidence:
             raise RowError(
                 "prompt_too_long",
                 f"The question alone takes {len(token_ids)} tokens, the generator at most "
-                f"{max_prompt_tokens}; shorten it.",
+                f"{spec.max_prompt_tokens}; shorten it.",
             )
         evidence = evidence[:-1]
 
 
-def _answered(row: Row, result: GenerationResult) -> Row:
+def _answered(row: Row, result: AnswerResult) -> Row:
     assert row.question is not None  # only rows with a question are asked about
     if result.error is not None:
         row.error = result.error

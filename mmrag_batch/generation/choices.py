@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from mmrag_batch.records import Prediction
 
-Answer = tuple[int, ...]
-"""Token ids, the end token included, so that no answer is the beginning of another."""
+Option = tuple[int, ...]
+"""Token ids, the end token included, so that no option is the beginning of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,15 @@ class Fork:
     `followers` are, for each of the tokens, the indices of the answers that go on with it.
     """
 
-    prefix: Answer
+    prefix: Option
     tokens: tuple[int, ...]
     followers: tuple[tuple[int, ...], ...]
 
 
-def find_forks(answers: Sequence[Answer]) -> list[Fork]:
+def find_forks(answers: Sequence[Option]) -> list[Fork]:
     """Every fork of a set of different answers, shorter prefixes first."""
     forks = []
-    groups: list[tuple[Answer, tuple[int, ...]]] = [((), tuple(range(len(answers))))]
+    groups: list[tuple[Option, tuple[int, ...]]] = [((), tuple(range(len(answers))))]
     while groups:
         prefix, members = groups.pop(0)
         if len(members) < 2:

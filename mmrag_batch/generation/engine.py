@@ -1,37 +1,51 @@
-"""What generates: the one method that every engine has, and what goes in and comes out."""
+"""What generates: the one method that every engine has, what goes in and comes out, and which
+engines there are.
 
-from collections.abc import Iterable, Iterator
+Adding an engine is a module with a function that opens it and a line in `ENGINES`, or, from
+elsewhere, a call of `add_engine`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from mmrag_batch.generation.choices import Answer
+from mmrag_batch.bundle import Bundle
+from mmrag_batch.extras import requires
+from mmrag_batch.plugs import load, pick
+from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Problem
+from mmrag_batch.settings import PredictSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Tokens = tuple[int, ...]
+"""Token ids."""
+
 
 @dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """One rendered prompt.
+class Request:
+    """One prompt: something is to be written after it or, with `score`, the logits of those tokens
+    as the next one are asked for.
 
-    `images` are those of its image tokens, in order. `options` are the answers to choose from, as
-    token ids with the end token; empty for a free-form answer.
+    `key` is a row's number, and which of the row's requests it is. `images` are those of the image
+    tokens, in order.
     """
 
-    key: int
-    token_ids: tuple[int, ...]
-    images: tuple["Image", ...]
-    options: tuple[Answer, ...]
+    key: tuple[int, int]
+    token_ids: Tokens
+    images: tuple["Image", ...] = ()
+    score: Tokens = ()
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationResult:
-    """The answer to the request with that key: a text, one probability an option, or an error."""
+class Result:
+    """What came of the request with that key: a text, logits (up to a constant), or an error."""
 
-    key: int
+    key: tuple[int, int]
     text: str = ""
-    probabilities: tuple[float, ...] = ()
+    logits: tuple[float, ...] = ()
     error: Problem | None = None
 
 
@@ -44,8 +58,50 @@ class Engine(Protocol):
 
     window: int
 
-    def generate(self, requests: Iterable[GenerationRequest], /) -> Iterator[GenerationResult]: ...
+    def generate(self, requests: Iterable[Request], /) -> Iterator[Result]: ...
 
     def close(self) -> None:
         """Give back what the engine holds; it is not used afterwards."""
         ...
+
+
+Open = Callable[[PredictSettings, Bundle, PromptSpec], Engine]
+"""Raises UnavailableError where a package or a device is missing."""
+
+
+class EngineKind(NamedTuple):
+    """How an engine is opened: by a function, or by one named `module:function` that nothing
+    imports before. `runs_bundle` says that its answers are those of the bundle's own generator, so
+    that it may be exchanged for another one of which that is true; `extra` what to install."""
+
+    open: Open | str
+    runs_bundle: bool = True
+    extra: str = "cpu"
+
+
+_ENGINES = "mmrag_batch.generation.engines"
+ENGINES: dict[str, EngineKind] = {
+    "vllm": EngineKind(f"{_ENGINES}.vllm:open_engine", extra="gpu"),
+    "transformers": EngineKind(f"{_ENGINES}.transformers:open_engine"),
+    "server": EngineKind(f"{_ENGINES}.server:open_engine", runs_bundle=False, extra="server"),
+    "scripted": EngineKind(f"{_ENGINES}.scripted:open_engine", runs_bundle=False),
+}
+
+
+def add_engine(name: str, open_engine: Open, *, runs_bundle: bool = False) -> None:
+    """Let `--engine NAME` mean this engine."""
+    ENGINES[name] = EngineKind(open_engine, runs_bundle)
+
+
+def find_engine(name: str) -> EngineKind:
+    """The engine of that name. Raises ConfigError where there is none."""
+    return pick(ENGINES, name, option="--engine", also="auto")
+
+
+def open_engine(
+    name: str, settings: PredictSettings, bundle: Bundle, spec: PromptSpec
+) -> closing[Engine]:
+    """A context manager of the engine of that name, closed in the end."""
+    kind = find_engine(name)
+    with requires(kind.extra):
+        return closing(load(kind.open)(settings, bundle, spec))

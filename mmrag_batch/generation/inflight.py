@@ -4,19 +4,19 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.engine import Request, Result
 
-Answer = Future[GenerationResult]
-Ask = Callable[[GenerationRequest], Answer]
+Asked = Future[Result]
+Ask = Callable[[Request], Asked]
 
 
-def in_flight(
-    requests: Iterable[GenerationRequest],
+def as_completed(
+    requests: Iterable[Request],
     ask: Ask,
     window: int,
     *,
     patience: float | None = None,
-) -> Generator[tuple[GenerationRequest, Answer], None, None]:
+) -> Generator[tuple[Request, Asked], None, None]:
     """Ask up to `window` requests at once; yield each with its future when that is done.
 
     The next request is taken whenever one is done, never in chunks. When the consumer stops early,
@@ -24,8 +24,8 @@ def in_flight(
     are yielded with a future that raises TimeoutError, and no more are taken.
     """
     source = iter(requests)
-    asked: dict[Answer, GenerationRequest] = {}
-    done: SimpleQueue[Answer] = SimpleQueue()
+    asked: dict[Asked, Request] = {}
+    done: SimpleQueue[Asked] = SimpleQueue()
     exhausted = False
     try:
         while True:
@@ -45,7 +45,7 @@ def in_flight(
                 break
             yield asked.pop(future), future
         for request in list(asked.values()):
-            late: Answer = Future()
+            late: Asked = Future()
             late.set_exception(TimeoutError())
             yield request, late
     finally:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from mmrag_batch.errors import UnavailableError
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
-from mmrag_batch.generation.inflight import Answer, in_flight
+from mmrag_batch.generation.engine import Request, Result
+from mmrag_batch.generation.inflight import Asked, as_completed
 from mmrag_batch.records import Problem
 
 MAX_DEATHS = 20
@@ -25,14 +25,14 @@ class EngineDied(Exception):  # noqa: N818  # an event that is dealt with here
     """The process that was to answer a request is gone."""
 
 
-Lost = tuple[GenerationRequest, Exception]
+Lost = tuple[Request, Exception]
 """A request that was not answered, and EngineDied, or TimeoutError if the engine was stuck."""
 
 
 class Worker(Protocol):
     """A running engine."""
 
-    def ask(self, request: GenerationRequest, /) -> Answer:
+    def ask(self, request: Request, /) -> Asked:
         """The future of the answer. It raises EngineDied, now or later, if the engine dies."""
         ...
 
@@ -57,16 +57,16 @@ class Supervisor:
         self._worker: Worker | None = start()
         self._asked_at_once = window
         self.window = window + MAX_DEATHS_IN_A_ROW  # verdicts wait for the next answer
-        self._verdicts: list[GenerationResult] = []
+        self._verdicts: list[Result] = []
         self._deaths = 0
         self._deaths_in_a_row = 0
 
-    def generate(self, requests: Iterable[GenerationRequest], /) -> Iterator[GenerationResult]:
+    def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
         """Yield one result for each request, as they finish."""
         source = iter(requests)
         exhausted = False
 
-        def until_a_death() -> Iterator[GenerationRequest]:
+        def until_a_death() -> Iterator[Request]:
             nonlocal exhausted
             while not suspects:
                 request = next(source, None)
@@ -78,10 +78,16 @@ class Supervisor:
         while not exhausted:
             suspects: list[Lost] = []
             yield from self._answers(until_a_death(), suspects)
+            guilty: dict[int, Exception] = {}  # a row's other requests are not tried after it
             for request, _ in suspects:
+                row, _ = request.key
                 killers: list[Lost] = []
-                yield from self._answers([request], killers)
-                self._verdicts += [_verdict(*killer) for killer in killers]
+                if row not in guilty:
+                    yield from self._answers([request], killers)
+                    if killers:
+                        guilty[row] = killers[0][1]
+                if row in guilty:
+                    self._verdicts.append(_verdict(request, guilty[row]))
         yield from self._verdicts
         self._verdicts.clear()
 
@@ -91,11 +97,9 @@ class Supervisor:
         if worker is not None:
             worker.close()
 
-    def _answers(
-        self, requests: Iterable[GenerationRequest], lost: list[Lost]
-    ) -> Iterator[GenerationResult]:
+    def _answers(self, requests: Iterable[Request], lost: list[Lost]) -> Iterator[Result]:
         """Results until the engine dies, if it does; the unanswered ones are appended to `lost`."""
-        asked = in_flight(requests, self._ask, self._asked_at_once, patience=self._row_timeout)
+        asked = as_completed(requests, self._ask, self._asked_at_once, patience=self._row_timeout)
         for request, answer in asked:
             try:
                 result = answer.result()
@@ -109,7 +113,7 @@ class Supervisor:
         if lost:
             self._bury(len(lost))
 
-    def _ask(self, request: GenerationRequest) -> Answer:
+    def _ask(self, request: Request) -> Asked:
         if self._worker is None:
             self._worker = self._start()
         return self._worker.ask(request)
@@ -129,7 +133,7 @@ class Supervisor:
         )
 
 
-def _verdict(request: GenerationRequest, error: Exception) -> GenerationResult:
+def _verdict(request: Request, error: Exception) -> Result:
     if isinstance(error, TimeoutError):
         problem = Problem(
             "timeout", "The engine was stuck twice at this row, the second time alone."
@@ -137,4 +141,4 @@ def _verdict(request: GenerationRequest, error: Exception) -> GenerationResult:
     else:
         message = "The engine died twice when it was asked this row, the second time alone."
         problem = Problem("engine_crashed", message)
-    return GenerationResult(request.key, error=problem)
+    return Result(request.key, error=problem)

@@ -1,4 +1,5 @@
-"""The retrieval stage: which of a row's own documents help to answer its question."""
+"""The retrieval stage, and the first source of candidates: which of a row's own documents help to
+answer its question."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -7,14 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmrag_batch.bundle import RetrieverSpec
+from mmrag_batch.bundle import Bundle, RetrieverSpec, encoders_key
 from mmrag_batch.records import Evidence, Row
 from mmrag_batch.retrieval.cache import EmbeddingCache
+from mmrag_batch.retrieval.candidates import Candidates
 from mmrag_batch.retrieval.embedder import EmbeddedRow, Embedder, Embedding
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
-from mmrag_batch.retrieval.sessions import Device, open_session, run_session
+from mmrag_batch.retrieval.sessions import Device, find_device, open_session, run_session
 from mmrag_batch.retrieval.store import EmbeddingStore, StoredCache
+from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import ImageStore
 
 if TYPE_CHECKING:
@@ -44,8 +47,8 @@ class Towers:
         return _run(self._document, embeddings)
 
 
-class Retriever:
-    """Keeps the `top_k` best documents of each row as its evidence, best first.
+class RowDocuments:
+    """A row's own documents.
 
     The score is the cosine of the question's and the document's vector times the learned
     temperature; of equal documents the earlier comes first. A row with fewer documents keeps all.
@@ -58,30 +61,41 @@ class Retriever:
         self._towers = towers
         self._top_k = top_k
         self._temperature = temperature
+
+    def find(self, rows: Sequence[Row], /) -> list[tuple[Evidence, ...]]:
+        """The `top_k` best of each row."""
+        embedded = self._embedder.embed(rows)
+        asked = [item for item in embedded if item is not None]
+        ranked = iter(self._rank(asked) if asked else ())
+        return [() if item is None else next(ranked) for item in embedded]
+
+    def _rank(self, asked: Sequence[EmbeddedRow]) -> Iterator[tuple[Evidence, ...]]:
+        questions = self._towers.questions([item.question for item in asked])
+        candidates = [candidate for item in asked for candidate in item.candidates]
+        documents = self._towers.documents(candidates) if candidates else questions[:0]
+        start = 0
+        for question, item in zip(questions, asked):
+            stop = start + len(item.candidates)
+            # Summed row by row: equal documents score equally, wherever they stand.
+            scores = (documents[start:stop] * question).sum(axis=1) * self._temperature
+            best = np.argsort(-scores, kind="stable")[: self._top_k]
+            yield tuple(Evidence(item.documents[i], float(scores[i])) for i in best)
+            start = stop
+
+
+class Retriever:
+    """The stage: evidence for each row without an error, from where the candidates are."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        self._candidates = candidates
         self.window = WINDOW
 
     def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]:
         source = iter(rows)
         while window := list(islice(source, self.window)):
-            embedded = self._embedder.embed(window)
-            found = [(row, item) for row, item in zip(window, embedded) if item is not None]
-            self._rank(found)
+            for row, evidence in zip(window, self._candidates.find(window), strict=True):
+                row.evidence = evidence
             yield from window
-
-    def _rank(self, found: Sequence[tuple[Row, EmbeddedRow]]) -> None:
-        if not found:
-            return
-        questions = self._towers.questions([item.question for _, item in found])
-        candidates = [candidate for _, item in found for candidate in item.candidates]
-        documents = self._towers.documents(candidates) if candidates else questions[:0]
-        start = 0
-        for question, (row, item) in zip(questions, found):
-            stop = start + len(item.candidates)
-            # Summed row by row: equal documents score equally, wherever they stand.
-            scores = (documents[start:stop] * question).sum(axis=1) * self._temperature
-            best = np.argsort(-scores, kind="stable")[: self._top_k]
-            row.evidence = tuple(Evidence(item.documents[i], float(scores[i])) for i in best)
-            start = stop
 
 
 def open_embedder(
@@ -113,10 +127,32 @@ def open_retriever(
     threads: int | None = None,
     store: Path | None = None,
 ) -> Retriever:
-    """The retrieval stage of a retriever directory; `store` as in `open_embedder`."""
+    """The retrieval stage of a retriever directory, on rows' own documents; `store` as in
+    `open_embedder`."""
     embedder = open_embedder(directory, spec, images, device=device, threads=threads, store=store)
     towers = Towers(directory, device=device, threads=threads)
-    return Retriever(embedder, towers, top_k=top_k, temperature=spec.temperature)
+    return Retriever(RowDocuments(embedder, towers, top_k=top_k, temperature=spec.temperature))
+
+
+def open_row_documents(
+    settings: PredictSettings, bundle: Bundle, images: ImageStore, threads: int | None
+) -> Candidates:
+    """The documents that stand in the rows themselves, ranked by the bundle's retriever."""
+    spec, directory = bundle.manifest.retriever, bundle.retriever_dir
+    device, store = find_device(settings.device), _store(settings, bundle)
+    embedder = open_embedder(directory, spec, images, device=device, threads=threads, store=store)
+    towers = Towers(directory, device=device, threads=threads)
+    top_k = bundle.manifest.generator.top_k if settings.top_k is None else settings.top_k
+    return RowDocuments(embedder, towers, top_k=top_k, temperature=spec.temperature)
+
+
+def _store(settings: PredictSettings, bundle: Bundle) -> Path | None:
+    """Where embeddings of the bundle's encoders are kept."""
+    if settings.embedding_cache is None:
+        return None
+    hashes = bundle.manifest.files.items()
+    files = {name.removeprefix("retriever/"): digest for name, digest in hashes}
+    return settings.embedding_cache / encoders_key(bundle.manifest.retriever, files)
 
 
 def _run(session: "InferenceSession", embeddings: Sequence[Embedding]) -> Floats:

@@ -1,5 +1,6 @@
 """ONNX Runtime sessions on the device that was asked for, and on no other."""
 
+import logging
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -9,12 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrag_batch.errors import DeniedError, MissingError, UnavailableError
+from mmrag_batch.machine import has_cuda
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Device = Literal["cpu", "cuda"]
+log = logging.getLogger(__name__)
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def find_device(name: Literal["auto", "cpu", "cuda"]) -> Device:
+    """`auto` is a GPU where there is one that ONNX Runtime can use: the `cpu` extra can use none,
+    and a login node with the `gpu` extra has none."""
+    if name != "auto":
+        return name
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "cpu"
+    if has_cuda():
+        return "cuda"
+    log.info("There is no GPU here: retrieval runs on the CPU.")
+    return "cpu"
 
 
 def open_session(file: Path, *, device: Device, threads: int | None = None) -> "InferenceSession":

@@ -11,29 +11,27 @@ from dataclasses import asdict
 
 from mmrag_batch.bundle import Manifest
 from mmrag_batch.errors import RowError
+from mmrag_batch.generation.engine import find_engine
 from mmrag_batch.images.pixels import PIXELS_VERSION
 from mmrag_batch.prompt import TEMPLATE_VERSION
 from mmrag_batch.records import Question
 from mmrag_batch.stages import ImageStore, image_files
 
 KEY_BYTES = 16
-SERVED_ELSEWHERE = ("openai", "scripted")
-"""Engines whose answers are not those of the bundle's generator."""
-
 AnswerSettings = Mapping[str, object]
 """Everything but the question that an answer depends on, as JSON has it."""
 
 
 def answer_settings(bundle: Manifest, asked: Mapping[str, object]) -> dict[str, object]:
     """What every answer of a run depends on: the bundle, and the settings that change answers, as
-    they were `asked` for; None stands for what the bundle says."""
+    they were `asked` for; None stands for what the bundle says. Raises ConfigError for an engine
+    that there is not."""
     parts = {name: asdict(bundle)[name] for name in ("files", "retriever", "generator")}
     text = json.dumps(parts, sort_keys=True)
     said = asdict(bundle.generator)
     settings = {name: said.get(name) if value is None else value for name, value in asked.items()}
-    if settings["engine"] not in SERVED_ELSEWHERE:
+    if settings["engine"] == "auto" or find_engine(str(settings["engine"])).runs_bundle:
         settings["engine"] = "the bundle's"
-    if settings["engine"] != "openai":
         settings.pop("model", None)
     return {
         "bundle": hashlib.sha256(text.encode()).hexdigest(),

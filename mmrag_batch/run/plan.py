@@ -7,10 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmrag_batch.bundle import read_manifest, sha256
+from mmrag_batch.declare import settings_of
 from mmrag_batch.errors import ConfigError, InternalError, MmragError, OutputError
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.masking import mask
 from mmrag_batch.records import Question, Status
+from mmrag_batch.retrieval.candidates import find_source
 from mmrag_batch.run.answers import STATUSES, Kept
 from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.job import NOTE, Job
@@ -21,19 +23,12 @@ from mmrag_batch.run.mending import move_aside
 from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import Accepts
-from mmrag_batch.settings import SETTINGS, PredictSettings
+from mmrag_batch.settings import PredictSettings, flag_of
 
 log = logging.getLogger(__name__)
 ANEW = (
     "Add `--fresh` to ask every row again (the answers are kept aside), or choose another output."
 )
-
-TYPED = (
-    "bundle engine device dtype image_root allow_media_domain top_k max_images embedding_cache "
-    "batch_size engine_rows engine_tokens kv_cache_gib endpoint model max_new_tokens limit"
-).split()
-"""Settings that a next command must have as well."""
-
 
 BEGUN_BY = "begun by"
 """The note that names the Slurm job which asked for a new store."""
@@ -41,12 +36,17 @@ BEGUN_BY = "begun by"
 
 def options_of(settings: PredictSettings) -> tuple[str, ...]:
     """What a command must be given, but for its files, to go on with a run from anywhere."""
-    default = PredictSettings(settings.input, settings.output)
+    default = type(settings)(settings.input, settings.output)
     words: list[str] = []
-    for name in TYPED:
-        if (value := getattr(settings, name)) != getattr(default, name):
+    for name, declared in settings_of(type(settings)).items():
+        value = getattr(settings, name)
+        if not declared.repeated or value == getattr(default, name):
+            continue
+        if isinstance(value, bool):
+            words.append(flag_of(name, on=value))
+        else:
             text = str(value.absolute()) if isinstance(value, Path) else mask(str(value))
-            words += ["--" + name.replace("_", "-"), text]
+            words += [flag_of(name), text]
     return tuple(words)
 
 
@@ -57,9 +57,13 @@ def make_job(settings: PredictSettings) -> Job:
 
 
 def find_answer_settings(settings: PredictSettings) -> dict[str, object]:
-    """What every answer of a run depends on."""
-    asked = {name: getattr(settings, name) for name, one in SETTINGS.items() if one.changes_answers}
-    return answer_settings(read_manifest(settings.bundle), asked)
+    """What every answer of a run depends on. Raises ConfigError for a name that nothing has."""
+    declared = settings_of(type(settings)).items()
+    asked = {name: getattr(settings, name) for name, one in declared if one.changes_answers}
+    found = answer_settings(read_manifest(settings.bundle), asked)
+    if key := find_source(settings.candidates).key(settings):
+        found["documents"] = key
+    return found
 
 
 def statuses_to_ask(settings: PredictSettings) -> frozenset[Status]:

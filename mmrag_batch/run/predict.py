@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from mmrag_batch.bundle import open_bundle
 from mmrag_batch.errors import AbortedError, ConfigError, ExitCode, LockedError
+from mmrag_batch.execute.executor import Executor, find_executor
 from mmrag_batch.factory import open_images, open_stages
 from mmrag_batch.records import Status
 from mmrag_batch.run.adopt import adopt
@@ -65,6 +66,7 @@ def predict(settings: PredictSettings) -> None:
     no answer; whatever it raises, what is committed is safe.
     """
     shard = find_shard(settings.shard, os.environ, settings.output)
+    executor = find_executor(settings.executor)
     check_output(settings.output, settings.input)
     check_file(settings.input)
     paths = _find_paths(settings, shard)
@@ -83,7 +85,17 @@ def predict(settings: PredictSettings) -> None:
         try:
             with _hold(settings, paths) as lock:
                 metrics.begin()
-                run = _Run(settings, make_job(settings), paths, shard, lock, stop, metrics, at_work)
+                run = _Run(
+                    settings,
+                    make_job(settings),
+                    paths,
+                    shard,
+                    executor,
+                    lock,
+                    stop,
+                    metrics,
+                    at_work,
+                )
                 mending(paths.store, run.complete)
         except LockedError as error:
             metrics.withdraw()
@@ -121,6 +133,7 @@ class _Run:
     job: Job
     paths: Paths
     shard: Shard | None
+    executor: Executor
     lock: Lock
     stop: StopSignals
     metrics: MetricsFile
@@ -220,7 +233,9 @@ class _Run:
             with _load(settings) as loaded, progress:
                 yield loaded
 
-        ask_missing(work, store, start, stages, self.stop, allowed=allowed, report=report)
+        ask_missing(
+            work, store, start, stages, self.stop, self.executor, allowed=allowed, report=report
+        )
         self.at_work.clear()
         if work.left and self.shard is None:
             raise LockedError(

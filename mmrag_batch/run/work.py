@@ -14,7 +14,7 @@ from mmrag_batch.errors import (
     StoppedError,
     StorageError,
 )
-from mmrag_batch.execute.local import run
+from mmrag_batch.execute.executor import Executor
 from mmrag_batch.records import Row, Status
 from mmrag_batch.run.answers import STATUSES, Start, answer_of, to_kept
 from mmrag_batch.run.database import DamagedError
@@ -130,6 +130,7 @@ def ask_missing(
     start: Start,
     open_stages: Callable[[], AbstractContextManager[list[Stage]]],
     stop: StopSignals,
+    executor: Executor,
     *,
     allowed: float | None,
     report: Callable[[Mapping[Status, int]], None],
@@ -153,7 +154,7 @@ def ask_missing(
         stop.working = True
         opened = time.monotonic()
         try:
-            run(work.rows(), stages, keep, is_stopped=lambda: stop.cause is not None)
+            executor(work.rows(), stages, keep, is_stopped=lambda: stop.cause is not None)
         except OURS:
             raise
         except Exception as error:

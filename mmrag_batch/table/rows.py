@@ -13,10 +13,11 @@ import numpy as np
 from mmrag_batch.errors import InputError, RowError
 from mmrag_batch.records import Problem, Row
 from mmrag_batch.table.cells import parse_question
-from mmrag_batch.table.formats import Record, read_header, read_records
+from mmrag_batch.table.formats import read_header, read_records
+from mmrag_batch.table.record import Record
 from mmrag_batch.table.values import is_empty
 
-__all__ = ["Record", "parse_row", "read_header", "read_records", "read_rows", "scan"]
+__all__ = ["parse_row", "read_header", "read_records", "read_rows", "scan"]
 
 
 def scan(path: Path) -> Iterator[Record]:

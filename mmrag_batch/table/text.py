@@ -1,6 +1,8 @@
-"""Text files as an input may come: UTF-8 with or without BOM, any line ends, perhaps gzipped."""
+"""Text files as an input may come: UTF-8 with or without BOM, any line ends, perhaps gzipped; and
+texts as an output has them."""
 
 import gzip
+import json
 import re
 import shlex
 import zlib
@@ -13,6 +15,7 @@ from typing import IO, TextIO, cast
 
 from mmrag_batch.errors import InputError, MissingError
 
+_JSON = json.JSONEncoder(ensure_ascii=False, default=str).encode
 MAX_RATIO = 200
 """Most bytes that a gzip file may unpack to for each of its own, past UNCHECKED of them: a table
 stays below 100, a bomb comes near 1,032 (RFC 1951)."""
@@ -90,6 +93,16 @@ def read_lines(path: Path, stream: TextIO) -> Iterator[str]:
         if len(line) == MAX_LINE:
             raise InputError(f"{path}, line {number} is over {MAX_LINE:,} characters long.")
         yield line
+
+
+def encode(text: str) -> bytes:
+    """UTF-8. Half a surrogate pair, which has no such form, becomes `\\ud800`, as JSON calls it."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def to_json(value: object) -> str:
+    """JSON; a value that it has not, such as one of Parquet's dates, as Python shows it."""
+    return _JSON(value)
 
 
 def _bad_byte(path: Path) -> InputError:

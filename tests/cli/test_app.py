@@ -25,7 +25,7 @@ from mmrag_batch.bundle import (
     write_manifest,
 )
 from mmrag_batch.cli.app import app
-from mmrag_batch.export.bundle import ExportConfig
+from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.table.output import OUTPUT_COLUMNS
 
 COLUMNS = ("question_text", "question_image", "answer_choices", "documents", "label", "kind")
@@ -157,8 +157,8 @@ def test_a_bad_setting_exits_with_78_and_touches_nothing(table: Path, bundle: Pa
     assert not table.with_name("out.csv").exists()
 
 
-def test_the_openai_engine_needs_an_endpoint(table: Path, bundle: Path) -> None:
-    done = predict(table, bundle, "--engine", "openai")
+def test_the_server_engine_needs_an_endpoint(table: Path, bundle: Path) -> None:
+    done = predict(table, bundle, "--engine", "server")
     assert done.exit_code == 78
     assert "--endpoint http://host:8000" in done.stderr
 
@@ -371,7 +371,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 
 def test_a_wrong_flag_is_a_usage_error() -> None:
-    assert call("predict", "in.csv", "out.csv", "--engine", "magic").exit_code == 2
+    assert call("predict", "in.csv", "out.csv", "--device", "magic").exit_code == 2
 
 
 def test_a_reader_that_leaves_early_is_no_crash(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_the_user_imports_theirs(own: tuple[Path, dict[str, str]]) -> None:
     done = call(
         own,
         "-c",
-        "import mmrag_batch.train, mmrag_batch.export, train, export as e; print(train.MINE, e.MINE)",
+        "import mmrag_batch.train, mmrag_batch.export; import train, export; "
+        "print(train.MINE, export.MINE)",
     )
     assert done.stdout.split() == ["trained", "exported"], done.stderr

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmrag_batch.errors import InputError, InternalError
-from mmrag_batch.execute.local import READ_AHEAD, in_flight, run
+from mmrag_batch.execute.local import READ_AHEAD, rows_in_flight, run
 from mmrag_batch.records import Row
 from mmrag_batch.stages import Stage, prefetch
 
@@ -166,7 +166,7 @@ def test_every_row_is_kept_once_and_few_are_in_flight(stages: list[Stage], count
 
     run_watched(counted(), stages, lambda row: written.append(row.number))
     assert sorted(written) == list(range(count))
-    assert most <= in_flight(stages)
+    assert most <= rows_in_flight(stages)
 
 
 def test_the_bound_of_rows_in_flight_does_not_grow_with_the_input() -> None:
@@ -178,7 +178,7 @@ def test_the_bound_of_rows_in_flight_does_not_grow_with_the_input() -> None:
         if not started.is_set():
             started.set()
             time.sleep(0.3)  # everything before it fills up
-            assert len(read) <= in_flight(stages)
+            assert len(read) <= rows_in_flight(stages)
 
     def counted() -> Iterator[Row]:
         for row in make_rows(2000):
@@ -187,7 +187,7 @@ def test_the_bound_of_rows_in_flight_does_not_grow_with_the_input() -> None:
 
     run_watched(counted(), stages, slow_write)
     assert len(read) == 2000
-    assert in_flight(stages) < 200
+    assert rows_in_flight(stages) < 200
 
 
 def test_stragglers_that_are_overtaken_stall_nothing_for_good() -> None:
@@ -223,7 +223,7 @@ def test_a_row_that_all_others_overtake_neither_stalls_the_run_nor_lets_it_grow(
     stages: list[Stage] = [Ahead(16), Keeping()]
     run_watched(counted(), stages, lambda row: written.append(row.number))
     assert written == [*range(1, 1000), 0]
-    assert most <= in_flight(stages)
+    assert most <= rows_in_flight(stages)
 
 
 def test_a_run_that_is_stopped_finishes_what_stages_hold_and_reads_no_more() -> None:
@@ -244,7 +244,7 @@ def test_a_run_that_is_stopped_finishes_what_stages_hold_and_reads_no_more() -> 
     )
     assert len(set(written)) == len(written)
     assert 50 <= len(written) < 50 + 9 + 8 + READ_AHEAD
-    assert len(read) <= 50 + in_flight(stages)
+    assert len(read) <= 50 + rows_in_flight(stages)
 
 
 def test_stages_work_at_the_same_time() -> None:

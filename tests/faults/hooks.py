@@ -1,13 +1,13 @@
 """What a command of `commands.py` can be made to be in its own process, before it begins."""
 
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from mmrag_batch.bundle import Bundle, read_manifest
-from mmrag_batch.records import Row
+from mmrag_batch.records import Evidence, Row
 from mmrag_batch.run import lock, store
 
 
@@ -17,8 +17,8 @@ def settle(changes: Mapping[str, Any]) -> None:
     asked for. `rewrites`: before a function, by its name, is called for the n-th time, in.csv is
     overwritten in place with new.csv."""
     if changes.get("quick"):
-        retriever = "mmrag_batch.retrieval.retriever.open_retriever"
-        mock.patch(retriever, lambda *_, **__: _Retriever()).start()
+        documents = "mmrag_batch.retrieval.retriever.open_row_documents"
+        mock.patch(documents, lambda *_: _NoDocuments()).start()
         mock.patch("mmrag_batch.run.predict.open_bundle", _trust).start()
     for name in ("commit_seconds", "commit_rows"):
         if name in changes:
@@ -49,15 +49,12 @@ def _rewriting(function: Callable[..., Any], count: int) -> Callable[..., Any]:
     return call
 
 
-class _Retriever:
+class _NoDocuments:
     """Finds no evidence for rows that have no documents."""
 
-    window = 1
-
-    def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]:
-        for row in rows:
-            assert row.question is None or not row.question.documents
-            yield row
+    def find(self, rows: Sequence[Row], /) -> list[tuple[Evidence, ...]]:
+        assert not any(row.question and row.question.documents for row in rows)
+        return [() for _ in rows]
 
 
 def _trust(path: Path) -> Bundle:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrag_batch.factory import SCRIPTED_WINDOW
+from mmrag_batch.generation.engines.scripted import WINDOW
 from mmrag_batch.run.store import COMMIT_ROWS
 from tests.faults.commands import Commands, Fault
 from tests.faults.harness import (
@@ -177,7 +177,7 @@ def test_a08_kills_at_random_moments_lose_nothing_and_double_nothing(
         kills += code != 0
         assert kills < 50
     assert kills > 3
-    assert twice <= kills * (COMMIT_ROWS + SCRIPTED_WINDOW)
+    assert twice <= kills * (COMMIT_ROWS + WINDOW)
     assert predict(folder, "--quiet") == 0
     assert (folder / "out.csv").read_bytes() == expected[600]
     assert names(folder) == DONE

@@ -33,8 +33,8 @@ from mmrag_batch.run.shards import find_shard
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import image_files
-from mmrag_batch.table.formats import Record
 from mmrag_batch.table.output import RowFormat
+from mmrag_batch.table.record import Record
 from mmrag_batch.table.rows import parse_row
 from tests.faults.commands import Commands, Done, Fault
 from tests.faults.double import COMMIT_ROWS, HOOK, Digests, Script, name_of, reply

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import Scoring, answer_texts, build_prompt
@@ -17,7 +17,7 @@ MAX_NEW_TOKENS = 12
 
 
 @pytest.fixture(scope="session")
-def demo_requests(tmp_path_factory: pytest.TempPathFactory) -> list[GenerationRequest]:
+def demo_requests(tmp_path_factory: pytest.TempPathFactory) -> list[AnswerRequest]:
     """64 questions of a world that the demo bundle has not seen, each with its first documents.
 
     Most have choices, scored as texts or as letters; every eighth is answered freely.
@@ -35,7 +35,7 @@ def demo_requests(tmp_path_factory: pytest.TempPathFactory) -> list[GenerationRe
         prompt = build_prompt(row.question, evidence, max_images=1, scoring=scoring)
         answers = [] if row.number % 8 == 0 else answer_texts(row.question, scoring)
         requests.append(
-            GenerationRequest(
+            AnswerRequest(
                 key=row.number,
                 token_ids=tuple(renderer.render(prompt.messages)),
                 images=tuple(images.load(source) for source in prompt.images),
@@ -46,17 +46,17 @@ def demo_requests(tmp_path_factory: pytest.TempPathFactory) -> list[GenerationRe
 
 
 @pytest.fixture(scope="session")
-def reference(demo_requests: list[GenerationRequest]) -> dict[int, GenerationResult]:
+def reference(demo_requests: list[AnswerRequest]) -> dict[int, AnswerResult]:
     """What the transformers engine answers."""
     from mmrag_batch.generation.engines.transformers import TransformersEngine
 
     engine = TransformersEngine(
         GENERATOR, device="cpu", batch_size=8, max_new_tokens=MAX_NEW_TOKENS, dtype="float32"
     )
-    return by_key(engine.generate(demo_requests))
+    return by_key(ask(engine, demo_requests))
 
 
-def by_key(results: Iterable[GenerationResult]) -> dict[int, GenerationResult]:
+def by_key(results: Iterable[AnswerResult]) -> dict[int, AnswerResult]:
     """Results by their key; there must not be two of one."""
     found = list(results)
     assert len({result.key for result in found}) == len(found)

@@ -6,9 +6,10 @@ from PIL import Image
 
 from mmrag_batch.errors import InternalError, RowError
 from mmrag_batch.generation.answerer import Answerer
-from mmrag_batch.generation.engine import Engine, GenerationRequest, GenerationResult
+from mmrag_batch.generation.engine import Engine, Request, Result
 from mmrag_batch.generation.engines.scripted import ScriptedEngine
 from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Document, Evidence, Prediction, Problem, Question, Row
 
 
@@ -29,11 +30,11 @@ class Recorder(ScriptedEngine):
 
     def __init__(self) -> None:
         super().__init__(window=8)
-        self.asked: dict[int, GenerationRequest] = {}
+        self.asked: dict[int, Request] = {}
 
-    def generate(self, requests: Iterable[GenerationRequest], /) -> Iterator[GenerationResult]:
+    def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
         kept = list(requests)
-        self.asked |= {request.key: request for request in kept}
+        self.asked |= {request.key[0]: request for request in kept}
         return super().generate(kept)
 
 
@@ -47,9 +48,7 @@ def answerer(renderer: Renderer, engine: Engine, *, max_prompt_tokens: int = 500
         renderer,
         engine,
         Album(),
-        max_images=2,
-        max_prompt_tokens=max_prompt_tokens,
-        scoring="letter",
+        PromptSpec(2, max_prompt_tokens, "letter"),
     )
 
 
@@ -177,9 +176,9 @@ def test_an_engines_error_is_the_rows_error(renderer: Renderer) -> None:
     problem = Problem("engine_failed", "no")
 
     class Failing(ScriptedEngine):
-        def generate(self, requests: Iterable[GenerationRequest], /) -> Iterator[GenerationResult]:
+        def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
             for request in requests:
-                yield GenerationResult(request.key, error=problem)
+                yield Result(request.key, error=problem)
 
     [done] = answerer(renderer, Failing())([row()])
     assert (done.error, done.prediction) == (problem, None)
@@ -187,8 +186,15 @@ def test_an_engines_error_is_the_rows_error(renderer: Renderer) -> None:
 
 def test_an_engine_that_loses_a_row_is_found_out(renderer: Renderer) -> None:
     class Losing(ScriptedEngine):
-        def generate(self, requests: Iterable[GenerationRequest], /) -> Iterator[GenerationResult]:
+        def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
             yield from list(super().generate(requests))[1:]
 
     with pytest.raises(InternalError, match="no answer to 1 rows"):
         list(answerer(renderer, Losing())([row(0), row(1)]))
+
+
+def test_a_single_choice_is_certain_and_no_engine_is_asked(renderer: Renderer) -> None:
+    engine = Recorder()
+    [done] = answerer(renderer, engine)([row(choices=("red",))])
+    assert done.prediction == Prediction("red", 0, (1.0,))
+    assert engine.asked == {}

@@ -1,8 +1,8 @@
 from collections.abc import Iterator
 from concurrent.futures import Future
 
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
-from mmrag_batch.generation.inflight import in_flight
+from mmrag_batch.generation.engine import Request, Result
+from mmrag_batch.generation.inflight import as_completed
 
 
 class Desk:
@@ -10,11 +10,11 @@ class Desk:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self.open: dict[int, Future[GenerationResult]] = {}
+        self.open: dict[int, Future[Result]] = {}
         self.most = 0
 
-    def __call__(self, request: GenerationRequest) -> Future[GenerationResult]:
-        future = self.open[request.key] = Future()
+    def __call__(self, request: Request) -> Future[Result]:
+        future = self.open[request.key[0]] = Future()
         self.most = max(self.most, len(self.open))
         if len(self.open) == self._size:
             self.answer()
@@ -22,21 +22,21 @@ class Desk:
 
     def answer(self) -> None:
         key, future = self.open.popitem()
-        future.set_result(GenerationResult(key, text=str(key)))
+        future.set_result(Result((key, 0), text=str(key)))
 
 
-def requests(count: int) -> Iterator[GenerationRequest]:
+def requests(count: int) -> Iterator[Request]:
     for key in range(count):
-        yield GenerationRequest(key, (1,), (), ())
+        yield Request((key, 0), (1,))
 
 
 def test_a_request_is_taken_for_each_one_that_is_done() -> None:
     desk = Desk(3)
     keys = []
-    for request, future in in_flight(requests(10), desk, 3):
-        assert future.result().text == str(request.key)
-        keys.append(request.key)
-        if request.key == 9:
+    for request, future in as_completed(requests(10), desk, 3):
+        assert future.result().text == str(request.key[0])
+        keys.append(request.key[0])
+        if request.key[0] == 9:
             desk.answer()
             desk.answer()
     assert keys == [2, 3, 4, 5, 6, 7, 8, 9, 1, 0]
@@ -45,7 +45,7 @@ def test_a_request_is_taken_for_each_one_that_is_done() -> None:
 
 def test_what_is_still_asked_is_cancelled_when_the_consumer_leaves() -> None:
     desk = Desk(3)
-    results = in_flight(requests(10), desk, 3)
+    results = as_completed(requests(10), desk, 3)
     next(results)
     left = list(desk.open.values())
     results.close()
@@ -54,4 +54,4 @@ def test_what_is_still_asked_is_cancelled_when_the_consumer_leaves() -> None:
 
 
 def test_nothing_asked_is_nothing_answered() -> None:
-    assert list(in_flight(requests(0), Desk(1), 3)) == []
+    assert list(as_completed(requests(0), Desk(1), 3)) == []

@@ -7,7 +7,7 @@ from time import sleep
 import pytest
 
 from mmrag_batch.errors import UnavailableError
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.engine import Request, Result
 from mmrag_batch.generation.supervisor import (
     MAX_DEATHS,
     MAX_DEATHS_IN_A_ROW,
@@ -24,14 +24,14 @@ class Mortal:
 
     def __init__(self, graveyard: "Graveyard") -> None:
         self._graveyard = graveyard
-        self._asked: SimpleQueue[tuple[int, Future[GenerationResult]] | None] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[tuple[int, int], Future[Result]] | None] = SimpleQueue()
         self._dead = False
         self.closed = False
         self._thread = Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def ask(self, request: GenerationRequest, /) -> Future[GenerationResult]:
-        future: Future[GenerationResult] = Future()
+    def ask(self, request: Request, /) -> Future[Result]:
+        future: Future[Result] = Future()
         self._asked.put((request.key, future))
         return future
 
@@ -51,8 +51,8 @@ class Mortal:
                 batch.append(item)
             self._finish(batch)
 
-    def _finish(self, batch: list[tuple[int, "Future[GenerationResult]"]]) -> None:
-        killers = [key for key, _ in batch if key in self._graveyard.poison]
+    def _finish(self, batch: list[tuple[tuple[int, int], "Future[Result]"]]) -> None:
+        killers = [row for (row, _), _ in batch if row in self._graveyard.poison]
         if killers and not self._dead:
             self._dead = True
             self._graveyard.deaths.append(killers[0])
@@ -62,7 +62,7 @@ class Mortal:
             if self._dead:
                 future.set_exception(EngineDied())
             else:
-                future.set_result(GenerationResult(key, text=f"answer {key}"))
+                future.set_result(Result(key, text=f"answer {key}"))
 
 
 LAST = 100
@@ -82,18 +82,18 @@ class Graveyard:
         return self.workers[-1]
 
 
-def requests(count: int = LAST) -> Iterator[GenerationRequest]:
+def requests(count: int = LAST) -> Iterator[Request]:
     for key in range(count):
-        yield GenerationRequest(key, (1, 2), (), ())
+        yield Request((key, 0), (1, 2))
 
 
-def answers(engine: Supervisor, count: int = LAST) -> dict[int, GenerationResult]:
+def answers(engine: Supervisor, count: int = LAST) -> dict[int, Result]:
     results = list(engine.generate(requests(count)))
     assert len({result.key for result in results}) == len(results) == count
-    return {result.key: result for result in results}
+    return {result.key[0]: result for result in results}
 
 
-def errors(results: dict[int, GenerationResult]) -> dict[int, str]:
+def errors(results: dict[int, Result]) -> dict[int, str]:
     return {key: result.error.code for key, result in results.items() if result.error}
 
 
@@ -150,7 +150,7 @@ def test_an_engine_that_keeps_dying_ends_the_run() -> None:
 def test_verdicts_wait_for_the_next_answer() -> None:
     results = Supervisor(Graveyard(*range(50, LAST)), window=1).generate(requests())
     given = [next(results) for _ in range(50)]
-    assert [result.key for result in given] == list(range(50))
+    assert [result.key[0] for result in given] == list(range(50))
     assert not any(result.error for result in given)
     with pytest.raises(UnavailableError):
         next(results)
@@ -160,7 +160,7 @@ def test_no_more_than_the_window_is_asked_ahead() -> None:
     engine = Supervisor(Graveyard(10, 40), window=8)
     taken = 0
 
-    def source() -> Iterator[GenerationRequest]:
+    def source() -> Iterator[Request]:
         nonlocal taken
         for request in requests():
             taken += 1
@@ -184,8 +184,8 @@ def test_closing_ends_the_worker_once() -> None:
 class Stuck(Mortal):
     """A worker that never comes back from a poison row."""
 
-    def _finish(self, batch: list[tuple[int, "Future[GenerationResult]"]]) -> None:
-        while any(key in self._graveyard.poison for key, _ in batch) and not self.closed:
+    def _finish(self, batch: list[tuple[tuple[int, int], "Future[Result]"]]) -> None:
+        while any(row in self._graveyard.poison for (row, _), _ in batch) and not self.closed:
             sleep(0.001)
         super()._finish([] if self.closed else batch)
 
@@ -195,3 +195,12 @@ def test_an_engine_that_is_stuck_is_started_again_and_its_row_found() -> None:
     engine = Supervisor(lambda: Stuck(graveyard), window=8, row_timeout=0.1)
     assert errors(answers(engine)) == {50: "timeout"}
     engine.close()
+
+
+def test_of_a_row_that_kills_the_engine_no_other_request_is_tried() -> None:
+    start = Graveyard(1, batch=8)
+    requests = [Request((row, place), (1, 2)) for row in range(3) for place in range(8)]
+    results = list(Supervisor(start, window=24).generate(requests))
+    assert sorted(result.key for result in results) == [request.key for request in requests]
+    assert {result.key[0] for result in results if result.error} == {1}
+    assert len(start.deaths) == 2

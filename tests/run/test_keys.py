@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmrag_batch.bundle import Manifest, read_manifest
+from mmrag_batch.declare import settings_of
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Document, Question
 from mmrag_batch.run.keys import (
@@ -22,7 +23,7 @@ from mmrag_batch.run.keys import (
     key_maker,
 )
 from mmrag_batch.run.plan import find_answer_settings
-from mmrag_batch.settings import DEMO_BUNDLE, SETTINGS, PredictSettings
+from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
 from mmrag_batch.table.cells import parse_question
 
 TEXT = st.text(min_size=1, max_size=5)
@@ -104,9 +105,9 @@ def settings(bundle: Manifest | None = None, **changes: object) -> dict[str, obj
 def test_an_engine_that_runs_the_bundle_changes_no_answer_and_others_do() -> None:
     assert settings(engine="vllm") == settings(engine="transformers") == settings()
     assert settings(top_k=3) == settings()  # which is what the bundle says
-    told = differences(settings(), settings(engine="openai", model="m", top_k=2))
+    told = differences(settings(), settings(engine="server", model="m", top_k=2))
     assert sorted(told) == [
-        "engine: was the bundle's, is openai",
+        "engine: was the bundle's, is server",
         "model: was not set, is m",
         "top_k: was 3, is 2",
     ]
@@ -121,9 +122,11 @@ def test_other_weights_are_other_settings() -> None:
 
 
 def test_every_setting_that_is_declared_to_change_answers_does(tmp_path: Path) -> None:
-    declared = {name for name, setting in SETTINGS.items() if setting.changes_answers}
-    assert declared == {"engine", "model", "top_k", "max_images", "max_new_tokens"}
-    run = PredictSettings(tmp_path / "in.csv", tmp_path / "out.csv", engine="openai")
+    declared = {
+        name for name, setting in settings_of(PredictSettings).items() if setting.changes_answers
+    }
+    assert declared == {"engine", "model", "candidates", "top_k", "max_images", "max_new_tokens"}
+    run = PredictSettings(tmp_path / "in.csv", tmp_path / "out.csv", engine="server")
     others = {"engine": "scripted", "model": "m", "top_k": 1, "max_images": 7}
     for name, value in (others | {"max_new_tokens": 7}).items():
         changed = replace(run, **{name: value})  # type: ignore[arg-type]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from mmrag_batch.errors import InputError, MissingError, UnavailableError
 from mmrag_batch.records import Row
-from mmrag_batch.table import formats, text
+from mmrag_batch.table import csv as csv_format
+from mmrag_batch.table import text
 from mmrag_batch.table.rows import read_header, read_rows
 from mmrag_batch.table.rows import scan as scan_records
 
@@ -188,7 +189,7 @@ def test_e12_a_megabyte_of_text_is_read(write: Write) -> None:
 def test_e12_a_cell_over_the_limit_is_an_error_of_its_row(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "MAX_CELL", 100)
+    monkeypatch.setattr(csv_format, "MAX_CELL", 100)
     path = write(f"question_text,note\na,{'x' * 101}\nb,c\n")
     rows = list(read_rows(path))
     assert codes(rows) == ["bad_row", None]
@@ -198,7 +199,7 @@ def test_e12_a_cell_over_the_limit_is_an_error_of_its_row(
 def test_e08_a_quote_that_swallows_more_than_a_cell_is_refused(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "MAX_CELL", 100)
+    monkeypatch.setattr(csv_format, "MAX_CELL", 100)
     path = write('question_text,note\na,"b\n' + "c,d\n" * 50)
     with pytest.raises(InputError, match="line 2: a quote that opens"):
         scan(path)

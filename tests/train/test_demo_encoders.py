@@ -7,15 +7,10 @@ import torch
 from tokenizers import Tokenizer
 
 from mmrag_batch.retrieval.preprocess import open_tokenizer
-from mmrag_batch.train.demo_encoders import (
-    END,
-    START,
-    EncodersConfig,
-    train_encoders,
-    train_tokenizer,
-)
+from mmrag_batch.train.demo_encoders import END, START, train_encoders, train_tokenizer
 from mmrag_batch.train.demo_pairs import sentences
 from mmrag_batch.train.imagebind import load_encoders
+from mmrag_batch.train.settings import EncodersConfig
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
-from mmrag_batch.train.demo_vision import Pictures, Recogniser, VisionConfig, train_vision
+from mmrag_batch.train.demo_vision import Pictures, Recogniser, train_vision
+from mmrag_batch.train.settings import VisionConfig
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from mmrag_batch.errors import InputError
 from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.generation.rendering import IMAGE_TOKEN, Renderer
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.prompt import Scoring, build_prompt
+from mmrag_batch.prompt import PromptSpec, Scoring, build_prompt
 from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.train.examples import (
     IGNORED,
@@ -40,9 +40,8 @@ def rows(demo_table: Path) -> list[Row]:
 def examples(
     rows: Sequence[Row], renderer: Renderer, table: Path, scoring: Scoring = "letter"
 ) -> Examples:
-    return Examples(
-        rows, renderer, ImageLoader(table.parent), max_images=2, scoring=scoring, seed=0
-    )
+    spec = PromptSpec(2, 1024, scoring)
+    return Examples(rows, renderer, ImageLoader(table.parent), spec, seed=0)
 
 
 @pytest.fixture

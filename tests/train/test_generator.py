@@ -18,7 +18,8 @@ from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.train.examples import labelled_rows
-from mmrag_batch.train.generator import GeneratorConfig, train_generator, trainable, with_evidence
+from mmrag_batch.train.generator import train_generator, trainable, with_evidence
+from mmrag_batch.train.settings import GeneratorConfig
 
 ADAPTER = "adapter_model.safetensors"
 

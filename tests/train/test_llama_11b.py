@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaVisionConfig
 
+from mmrag_batch.declare import load_config
 from mmrag_batch.export.adapter import CONFIG, WEIGHTS
 from mmrag_batch.export.checkpoint import INDEX
 from mmrag_batch.export.merge import NEEDED, plan_merge
-from mmrag_batch.train.config import load_config
-from mmrag_batch.train.generator import GeneratorConfig
+from mmrag_batch.train.settings import GeneratorConfig
 from mmrag_batch.train.tuning import IN_FULL, add_lora
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"

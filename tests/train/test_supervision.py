@@ -7,6 +7,7 @@ from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.scripted import ScriptedEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.train import supervision
 from mmrag_batch.train.likelihoods import measure_likelihoods
@@ -138,9 +139,7 @@ def answerer(tiny_generator_dir: Path, tmp_path: Path) -> Answerer:
         Renderer(tiny_generator_dir),
         ScriptedEngine(),
         ImageLoader(tmp_path),
-        max_images=1,
-        max_prompt_tokens=300,
-        scoring="text",
+        PromptSpec(1, 300, "text"),
     )
 
 

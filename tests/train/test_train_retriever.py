@@ -14,7 +14,8 @@ from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train import ranking, retriever
 from mmrag_batch.train.data import EmbeddedTable
 from mmrag_batch.train.ranking import rank, ranks, recall_gain
-from mmrag_batch.train.retriever import RetrieverConfig, split, train_retriever
+from mmrag_batch.train.retriever import split, train_retriever
+from mmrag_batch.train.settings import RetrieverConfig
 from mmrag_batch.train.towers import Towers, TowersConfig, load_towers
 
 

@@ -10,7 +10,7 @@ from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 from transformers.utils import logging
 
 from mmrag_batch.errors import MissingError
-from mmrag_batch.families.architecture import read_config
+from mmrag_batch.families.family import read_config
 
 
 def load_model(generator_dir: Path, *, dtype: torch.dtype) -> MllamaForConditionalGeneration:

@@ -1,14 +1,33 @@
 """An engine without a model, for tests and dry runs: answers by a hash of the prompt's tokens."""
 
 import hashlib
+import os
 import time
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from operator import itemgetter
 
-from mmrag_batch.generation.choices import softmax
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.bundle import Bundle
+from mmrag_batch.generation.engine import Engine, Request, Result
+from mmrag_batch.generation.engines import scripted_worker
+from mmrag_batch.generation.supervisor import Supervisor
+from mmrag_batch.prompt import PromptSpec
+from mmrag_batch.settings import PredictSettings
+
+WINDOW = 32
+
+
+def open_engine(settings: PredictSettings, _bundle: Bundle, _spec: PromptSpec) -> Engine:
+    """The engine; in a bad mood where a script asks for it (`scripted_worker.py`)."""
+    if (text := os.environ.get(scripted_worker.VARIABLE)) is None:
+        return ScriptedEngine()
+    script = scripted_worker.read_script(text)
+    return Supervisor(
+        lambda: scripted_worker.ScriptedWorker(script, answer),
+        window=WINDOW,
+        row_timeout=settings.row_timeout,
+    )
 
 
 class ScriptedEngine:
@@ -18,11 +37,11 @@ class ScriptedEngine:
     seconds.
     """
 
-    def __init__(self, *, window: int = 32, delay: float = 0.0) -> None:
+    def __init__(self, *, window: int = WINDOW, delay: float = 0.0) -> None:
         self.window = window
         self._delay = delay
 
-    def generate(self, requests: Iterable[GenerationRequest], /) -> Iterator[GenerationResult]:
+    def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
         """Yield one result for each request."""
         source = iter(requests)
         while batch := list(islice(source, self.window)):
@@ -37,14 +56,14 @@ class ScriptedEngine:
         """There is nothing to give back."""
 
 
-def answer(request: GenerationRequest, digest: bytes | None = None) -> GenerationResult:
+def answer(request: Request, digest: bytes | None = None) -> Result:
     """What this engine answers to a prompt."""
     digest = digest or _digest(request)
-    if request.options:
-        logits = [digest[place % len(digest)] / 64 for place in range(len(request.options))]
-        return GenerationResult(request.key, probabilities=softmax(logits))
-    return GenerationResult(request.key, text=f"answer {digest.hex()[:8]}")
+    if request.score:
+        logits = [digest[place % len(digest)] / 64 for place in range(len(request.score))]
+        return Result(request.key, logits=tuple(logits))
+    return Result(request.key, text=f"answer {digest.hex()[:8]}")
 
 
-def _digest(request: GenerationRequest) -> bytes:
+def _digest(request: Request) -> bytes:
     return hashlib.sha256(array("I", request.token_ids).tobytes()).digest()

@@ -12,6 +12,7 @@ never answered. The number of each row that is answered is appended to the file 
 
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,8 @@ from queue import SimpleQueue
 from threading import Event, Thread
 
 from mmrag_batch.errors import ConfigError
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
-from mmrag_batch.generation.engines.scripted import answer
-from mmrag_batch.generation.inflight import Answer
+from mmrag_batch.generation.engine import Request, Result
+from mmrag_batch.generation.inflight import Asked
 from mmrag_batch.generation.supervisor import EngineDied
 from mmrag_batch.records import Problem
 
@@ -55,17 +55,18 @@ def read_script(text: str) -> Script:
 class ScriptedWorker:
     """Answers in a thread, one row after the other, until its script has it die."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, answer: Callable[[Request], Result]) -> None:
         self._script = script
-        self._asked: SimpleQueue[tuple[GenerationRequest, Answer] | None] = SimpleQueue()
+        self._answer_to = answer
+        self._asked: SimpleQueue[tuple[Request, Asked] | None] = SimpleQueue()
         self._closed = Event()
         time.sleep(script.load)
         self._thread = Thread(target=self._work, name="scripted engine", daemon=True)
         self._thread.start()
 
-    def ask(self, request: GenerationRequest, /) -> Answer:
+    def ask(self, request: Request, /) -> Asked:
         """The future of the answer; it raises EngineDied if the worker dies before."""
-        future: Answer = Future()
+        future: Asked = Future()
         self._asked.put((request, future))
         return future
 
@@ -78,26 +79,27 @@ class ScriptedWorker:
     def _work(self) -> None:
         while (asked := self._asked.get()) is not None and not self._closed.is_set():
             request, future = asked
-            self._closed.wait(self._script.slow.get(request.key, self._script.delay))
-            if request.key in self._script.hang:
+            row, _ = request.key
+            self._closed.wait(self._script.slow.get(row, self._script.delay))
+            if row in self._script.hang:
                 self._closed.wait()
-            elif self._script.crash.get(request.key, 0) > 0:
-                self._script.crash[request.key] -= 1
+            elif self._script.crash.get(row, 0) > 0:
+                self._script.crash[row] -= 1
                 self._die(future)
                 return
             elif future.set_running_or_notify_cancel():
                 future.set_result(self._answer(request))
 
-    def _answer(self, request: GenerationRequest) -> GenerationResult:
+    def _answer(self, request: Request) -> Result:
         if self._script.log is not None:
             with Path(self._script.log).open("a", encoding="utf-8") as stream:
-                stream.write(f"{request.key}\n")
-        if request.key in self._script.oom:
+                stream.write(f"{request.key[0]}\n")
+        if request.key[0] in self._script.oom:
             problem = Problem("engine_oom", "The row does not fit into memory, even alone.")
-            return GenerationResult(request.key, error=problem)
-        return answer(request)
+            return Result(request.key, error=problem)
+        return self._answer_to(request)
 
-    def _die(self, future: Answer) -> None:
+    def _die(self, future: Asked) -> None:
         """Take everything along that was asked, until the worker is closed."""
         future.set_exception(EngineDied())
         while (asked := self._asked.get()) is not None:

@@ -1,4 +1,4 @@
-"""The `openai` engine: the requests of the `vllm` engine, to a vLLM server elsewhere.
+"""The `server` engine: the requests of the `vllm` engine, to a vLLM server elsewhere.
 
 It speaks to `/inference/v1/generate`, which takes token ids with images, and not to the chat
 endpoint: a chat server renders and tokenises by itself, and would read `<|eot_id|>` in a user's
@@ -9,6 +9,7 @@ the same bundle, because the token ids are those of its tokenizer.
 import base64
 import io
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,16 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from mmrag_batch.errors import UnavailableError
-from mmrag_batch.generation.choices import combine, find_forks
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.bundle import Bundle
+from mmrag_batch.errors import ConfigError, UnavailableError
+from mmrag_batch.generation.engine import Engine, Request, Result
 from mmrag_batch.generation.engines.http import Refused, Server
-from mmrag_batch.generation.inflight import in_flight
+from mmrag_batch.generation.inflight import as_completed
+from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Problem
+from mmrag_batch.settings import PredictSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+CONCURRENCY = 64
 GENERATE = "/inference/v1/generate"
 MAX_LOGPROBS = 20
 """Tokens that a server gives log-probabilities of, unless it was started with more."""
@@ -34,7 +38,21 @@ NO_NUMBER = -9999.0
 log = logging.getLogger(__name__)
 
 
-class OpenAIEngine:
+def open_engine(settings: PredictSettings, bundle: Bundle, _spec: PromptSpec) -> Engine:
+    """A server at `--endpoint`. Raises ConfigError without one, and what ServerEngine raises."""
+    if settings.endpoint is None:
+        raise ConfigError("--engine server needs --endpoint, as in --endpoint http://host:8000.")
+    return ServerEngine(
+        settings.endpoint,
+        bundle.generator_dir,
+        model=settings.model,
+        key=os.environ.get("OPENAI_API_KEY"),
+        concurrency=settings.engine_rows or CONCURRENCY,
+        max_new_tokens=settings.max_new_tokens,
+    )
+
+
+class ServerEngine:
     """A vLLM server; `concurrency` requests are asked at a time.
 
     Raises at once what `Server.post` raises, where the server or its model is not there.
@@ -54,7 +72,7 @@ class OpenAIEngine:
         self._max_new_tokens = max_new_tokens
         self._tokenizer = Tokenizer.from_file(str(generator_dir / "tokenizer.json"))
         self._server = Server(endpoint, key=key, connections=concurrency)
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="openai")
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="server")
         try:
             self._model = self._served(model)
             self._generate([0], (), {"max_tokens": 1})  # is it allowed, and does it answer?
@@ -66,13 +84,13 @@ class OpenAIEngine:
             raise
         log.info("Asking %s of %s, %d at a time.", self._model, self._server.name, concurrency)
 
-    def generate(self, requests: Iterable[GenerationRequest], /) -> Iterator[GenerationResult]:
+    def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
         """Yield one result for each request, as they finish."""
 
-        def ask(request: GenerationRequest) -> Any:
+        def ask(request: Request) -> Any:
             return self._threads.submit(self._answer, request)
 
-        for _, answer in in_flight(requests, ask, self.window):
+        for _, answer in as_completed(requests, ask, self.window):
             yield answer.result()
 
     def close(self) -> None:
@@ -90,27 +108,19 @@ class OpenAIEngine:
             )
         return model
 
-    def _answer(self, request: GenerationRequest) -> GenerationResult:
+    def _answer(self, request: Request) -> Result:
         try:
             images = [_as_part(image) for image in request.images]
-            if request.options:
-                return self._score(request, images)
+            if request.score:
+                logits = self._logits(request.token_ids, images, request.score)
+                return Result(request.key, logits=tuple(logits))
             sampling = {"max_tokens": self._max_new_tokens}
             ids = self._generate(request.token_ids, images, sampling)["token_ids"]
         except (Refused, ValueError) as error:
             message = f"The server could not answer: {error}"
-            return GenerationResult(request.key, error=Problem("engine_failed", message))
+            return Result(request.key, error=Problem("engine_failed", message))
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return GenerationResult(request.key, text=text.strip())
-
-    def _score(self, request: GenerationRequest, images: list[dict[str, str]]) -> GenerationResult:
-        """The probabilities of the options, from one decoding step at each of their forks."""
-        forks = find_forks(request.options)
-        logits = [
-            self._logits((*request.token_ids, *fork.prefix), images, fork.tokens) for fork in forks
-        ]
-        probabilities = combine(len(request.options), forks, logits)
-        return GenerationResult(request.key, probabilities=probabilities)
+        return Result(request.key, text=text.strip())
 
     def _logits(
         self, token_ids: Sequence[int], images: list[dict[str, str]], tokens: tuple[int, ...]

@@ -1,6 +1,6 @@
 """The `transformers` engine: batches on a CPU or a GPU, nothing to install but torch.
 
-Choices are scored in one forward pass (`choices.py`), free-form answers are generated greedily.
+Logits take one forward pass, texts are generated greedily.
 Image preprocessing and padding of the next batches run in a thread beside the forward pass.
 """
 
@@ -14,12 +14,13 @@ import torch
 from tokenizers import Tokenizer
 from transformers import GenerationConfig
 
+from mmrag_batch.bundle import Bundle
 from mmrag_batch.errors import UnavailableError
-from mmrag_batch.families.mllama.inputs import collate, load_image_processor
-from mmrag_batch.families.mllama.loading import load_model
-from mmrag_batch.generation.choices import combine, find_forks
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.families.family import open_family
+from mmrag_batch.generation.engine import Engine, Request, Result
+from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Problem
+from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import prefetch
 
 LOOKAHEAD = 8
@@ -27,16 +28,27 @@ LOOKAHEAD = 8
 PREPARED = 2
 """Batches that wait, padded, for the model."""
 
-Batch = list[GenerationRequest]
+Batch = list[Request]
 Inputs = dict[str, torch.Tensor]
 log = logging.getLogger(__name__)
 
 
+def open_engine(settings: PredictSettings, bundle: Bundle, _spec: PromptSpec) -> Engine:
+    """The bundle's generator on this machine."""
+    return TransformersEngine(
+        bundle.generator_dir,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        dtype=settings.dtype,
+    )
+
+
 class TransformersEngine:
-    """An Mllama checkpoint run by transformers.
+    """A checkpoint of any family, run by transformers.
 
     A row's answer does not depend on the rows beside it, up to rounding: rows of a batch have the
-    same number of images (see `collate`) and what pads them is masked.
+    same number of images and what pads them is masked.
     """
 
     def __init__(
@@ -50,20 +62,18 @@ class TransformersEngine:
         model: Any = None,
     ) -> None:
         """`model` is one that is in memory already, for instance while it is trained."""
+        self._family = open_family(generator_dir)
         self._device = _device(device) if model is None else model.device
         if model is None:
-            loaded: Any = load_model(generator_dir, dtype=_dtype(dtype, self._device))
-            model = loaded.to(self._device)
+            model = self._family.load(dtype=_dtype(dtype, self._device)).to(self._device)
         self._model = model  # Any: the annotations of `to` and `generate` mislead
-        self._image_processor = load_image_processor(generator_dir)
         self._tokenizer = Tokenizer.from_file(str(generator_dir / "tokenizer.json"))
-        self._image_token_id = self._model.config.image_token_index
         self._generation = _greedy(self._model.generation_config, max_new_tokens)
         self._batch_size = batch_size
         # A batch beyond those prepared is in the model's hands and one more in the thread's.
         self.window = (LOOKAHEAD + PREPARED + 2) * batch_size
 
-    def generate(self, requests: Iterable[GenerationRequest], /) -> Iterator[GenerationResult]:
+    def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
         """Yield one result for each request, batch by batch."""
         batches = batched(requests, self._batch_size)
         for batch, inputs in prefetch(map(self._prepare, batches), PREPARED):
@@ -82,7 +92,7 @@ class TransformersEngine:
         except Exception as error:
             return batch, error
 
-    def _run(self, batch: Batch, inputs: Inputs | Exception) -> list[GenerationResult]:
+    def _run(self, batch: Batch, inputs: Inputs | Exception) -> list[Result]:
         """The results of a batch; where it fails, its rows are tried one by one."""
         try:
             if isinstance(inputs, Exception):
@@ -97,50 +107,33 @@ class TransformersEngine:
         return [result for one in batch for result in self._run(*self._prepare([one]))]
 
     def _collate(self, batch: Batch) -> Inputs:
-        """A row for each free-form request, and for each fork of a request with options."""
-        rows = [(request, prefix) for request in batch for prefix in _prefixes(request)]
-        if not rows:  # a single option has no fork: nothing to ask the model
-            return {}
-        return collate(
-            [(*request.token_ids, *prefix) for request, prefix in rows],
-            [request.images for request, _ in rows],
-            self._image_processor,
-            self._generation.pad_token_id,
-            self._image_token_id,
+        return self._family.collate(
+            [request.token_ids for request in batch],
+            [request.images for request in batch],
+            pad_id=self._generation.pad_token_id,
         )
 
     @torch.inference_mode()
-    def _forward(self, batch: Batch, inputs: Inputs) -> list[GenerationResult]:
+    def _forward(self, batch: Batch, inputs: Inputs) -> list[Result]:
         inputs = {name: tensor.to(self._device) for name, tensor in inputs.items()}
-        score = self._score if batch[0].options else self._write
-        return score(batch, inputs)
+        return self._score(batch, inputs) if batch[0].score else self._write(batch, inputs)
 
-    def _score(self, batch: Batch, inputs: Inputs) -> list[GenerationResult]:
-        """The probabilities of each request's options, from the logits where they part."""
-        rows = self._logits(inputs) if inputs else iter(())
-        results = []
-        for request in batch:
-            forks = find_forks(request.options)
-            logits = [next(rows)[list(fork.tokens)].tolist() for fork in forks]
-            probabilities = combine(len(request.options), forks, logits)
-            results.append(GenerationResult(request.key, probabilities=probabilities))
-        return results
-
-    def _logits(self, inputs: Inputs) -> Iterator[torch.Tensor]:
-        """The logits (V,) of what follows each row of the batch, in float32."""
+    def _score(self, batch: Batch, inputs: Inputs) -> list[Result]:
         logits = self._model(**inputs, logits_to_keep=1, use_cache=False).logits  # (B, 1, V)
-        return iter(logits[:, -1].float().cpu())
+        rows = logits[:, -1].float().cpu()
+        return [
+            Result(request.key, logits=tuple(row[list(request.score)].tolist()))
+            for request, row in zip(batch, rows)
+        ]
 
-    def _write(self, batch: Batch, inputs: Inputs) -> list[GenerationResult]:
+    def _write(self, batch: Batch, inputs: Inputs) -> list[Result]:
         written = self._model.generate(**inputs, generation_config=self._generation)  # (B, L + new)
         answers = written[:, inputs["input_ids"].shape[1] :].tolist()
         texts = self._tokenizer.decode_batch(answers, skip_special_tokens=True)
-        return [
-            GenerationResult(request.key, text=text.strip()) for request, text in zip(batch, texts)
-        ]
+        return [Result(request.key, text=text.strip()) for request, text in zip(batch, texts)]
 
 
-def batched(requests: Iterable[GenerationRequest], size: int) -> Iterator[Batch]:
+def batched(requests: Iterable[Request], size: int) -> Iterator[Batch]:
     """Batches of up to `size` requests with the same number of images and the same kind of answer.
 
     Reads `LOOKAHEAD` batches at a time and sorts them by length, so that little is padded.
@@ -153,20 +146,15 @@ def batched(requests: Iterable[GenerationRequest], size: int) -> Iterator[Batch]
                 yield batch
 
 
-def _kind(request: GenerationRequest) -> tuple[int, bool]:
-    return len(request.images), bool(request.options)
+def _kind(request: Request) -> tuple[int, bool]:
+    return len(request.images), bool(request.score)
 
 
-def _prefixes(request: GenerationRequest) -> list[tuple[int, ...]]:
-    """What follows the prompt in each row that the model reads for a request."""
-    return [fork.prefix for fork in find_forks(request.options)] if request.options else [()]
-
-
-def _failed(request: GenerationRequest, error: Exception) -> GenerationResult:
+def _failed(request: Request, error: Exception) -> Result:
     message = f"The engine could not answer: {type(error).__name__}: {error}"
     is_oom = isinstance(error, torch.OutOfMemoryError)
     code = "engine_oom" if is_oom else "engine_failed"
-    return GenerationResult(request.key, error=Problem(code, message))
+    return Result(request.key, error=Problem(code, message))
 
 
 def _greedy(defaults: GenerationConfig, max_new_tokens: int) -> GenerationConfig:

@@ -6,76 +6,68 @@ takes its place (`supervisor.py`).
 """
 
 import logging
-import os
-from pathlib import Path
-from typing import Literal
 
+from mmrag_batch.bundle import Bundle
 from mmrag_batch.errors import UnavailableError
-from mmrag_batch.generation.engines.vllm_limits import GIB, Limits, choose_limits, read_shape
+from mmrag_batch.families.family import open_family
+from mmrag_batch.generation.engine import Engine
+from mmrag_batch.generation.engines.vllm_limits import GIB, Limits, choose_limits
 from mmrag_batch.generation.engines.vllm_process import Dtype, VllmProcess, prepare_environment
 from mmrag_batch.generation.supervisor import Supervisor
+from mmrag_batch.machine import cores, retrieval_cores
+from mmrag_batch.prompt import PromptSpec
+from mmrag_batch.settings import PredictSettings
 
 log = logging.getLogger(__name__)
 
 
-def open_vllm_engine(
-    generator_dir: Path,
-    *,
-    device: Literal["auto", "cpu", "cuda"],
-    dtype: Literal["auto", "float32", "bfloat16"],
-    max_images: int,
-    max_prompt_tokens: int,
-    max_new_tokens: int,
-    rows: int | None = None,
-    step_tokens: int | None = None,
-    kv_cache_gib: int | None = None,
-    row_timeout: float | None = None,
-    cores: int | None = None,
-) -> Supervisor:
-    """Start vLLM on a generator directory. `rows`, `step_tokens` and `kv_cache_gib` override what
-    is chosen from the model's shape and the device's memory; see `vllm_limits.py`.
+def open_engine(settings: PredictSettings, bundle: Bundle, spec: PromptSpec) -> Engine:
+    """Start vLLM on a bundle's generator. `engine_rows`, `engine_tokens` and `kv_cache_gib` replace
+    what is chosen from the model's shape and the device's memory; see `vllm_limits.py`.
 
-    Raises UnavailableError where this build of vLLM does not run on `device` or does not start.
+    Raises UnavailableError where this build of vLLM does not run on the device or does not start.
     """
-    prepare_environment(cores or os.cpu_count() or 1)
+    prepare_environment(max(1, cores() - retrieval_cores()))
     import psutil
     from vllm import __version__
     from vllm.platforms import current_platform
 
     here = current_platform.device_type
-    if here not in ("cpu", "cuda") or device not in ("auto", here):
+    if here not in ("cpu", "cuda") or settings.device not in ("auto", here):
         raise UnavailableError(
-            f"vLLM {__version__} runs on {here or 'no device'} here, not on {device}. For a GPU: "
-            "pip install 'mmrag-batch[gpu]'; or use --engine transformers."
+            f"vLLM {__version__} runs on {here or 'no device'} here, not on {settings.device}. "
+            "For a GPU: pip install 'mmrag-batch[gpu]'; or use --engine transformers."
         )
-    kind: Dtype = ("bfloat16" if here == "cuda" else "float32") if dtype == "auto" else dtype
+    default: Dtype = "bfloat16" if here == "cuda" else "float32"
+    kind = default if settings.dtype == "auto" else settings.dtype
+    family = open_family(bundle.generator_dir)
     limits = choose_limits(
-        read_shape(generator_dir, kind),
+        family.shape(kind),
         device=here,
         memory=(
             psutil.virtual_memory().available
             if here == "cpu"
             else current_platform.get_device_total_memory()
         ),
-        max_images=max_images,
-        max_prompt_tokens=max_prompt_tokens,
-        max_new_tokens=max_new_tokens,
-        rows=rows,
-        step_tokens=step_tokens,
-        kv_cache_gib=kv_cache_gib,
+        max_images=spec.max_images,
+        max_prompt_tokens=spec.max_prompt_tokens,
+        max_new_tokens=settings.max_new_tokens,
+        rows=settings.engine_rows,
+        step_tokens=settings.engine_tokens,
+        kv_cache_gib=settings.kv_cache_gib,
     )
     log.info("vLLM %s on %s in %s: %s.", __version__, here, kind, _in_words(limits))
 
     def start() -> VllmProcess:
         return VllmProcess(
-            generator_dir,
+            bundle.generator_dir,
             limits,
             dtype=kind,
-            max_images=max_images,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=settings.max_new_tokens,
+            arguments=family.vllm_arguments(spec.max_images),
         )
 
-    return Supervisor(start, window=2 * limits.rows, row_timeout=row_timeout)
+    return Supervisor(start, window=2 * limits.rows, row_timeout=settings.row_timeout)
 
 
 def _in_words(limits: Limits) -> str:

@@ -1,9 +1,8 @@
 """How much a vLLM engine takes on at a time, from the model's shape and the device's memory."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from mmrag_batch.families.architecture import read_config
+from mmrag_batch.families.family import Shape
 
 ANSWER_TOKENS = 256
 """Least room for an answer: choices that are scored as texts may be longer than free-form ones."""
@@ -17,22 +16,7 @@ GPU_SHARE = 0.85
 """Of the GPU's memory; the retriever's graphs lie beside the engine."""
 CPU_SHARE = 0.25
 """Of the memory that is free, for the KV cache."""
-BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What decides how much memory a row takes. Bytes are those of one token in the KV cache."""
-
-    weights: int
-    """Bytes of all weights in the engine's dtype."""
-    self_attention_bytes: int
-    cross_attention_bytes: int
-    encoder_tokens: int
-    """Of one image with all its tiles: 6,404 in the 11B."""
-    longest: int
-    """The most tokens that the model has positions for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +28,6 @@ class Limits:
     step_tokens: int
     kv_cache_bytes: int | None
     """None: what vLLM finds free on the GPU."""
-
-
-def read_shape(generator_dir: Path, dtype: str) -> Shape:
-    """The shape of the Mllama in a generator directory. Raises as `read_config` does."""
-    config = read_config(generator_dir)
-    text, vision = config["text_config"], config["vision_config"]
-    head = text["hidden_size"] // text["num_attention_heads"]
-    kv = 2 * text["num_key_value_heads"] * head * BYTES[dtype]  # a key and a value
-    cross = len(text["cross_attention_layers"])
-    stored = sum(weights.stat().st_size for weights in generator_dir.glob("*.safetensors"))
-    patches = (vision["image_size"] // vision["patch_size"]) ** 2
-    return Shape(
-        weights=stored * BYTES[dtype] // BYTES.get(text.get("dtype", dtype), 2),
-        self_attention_bytes=kv * (text["num_hidden_layers"] - cross),
-        cross_attention_bytes=kv * cross,
-        encoder_tokens=vision["max_num_tiles"] * (patches + 1),
-        longest=text["max_position_embeddings"],
-    )
 
 
 def choose_limits(

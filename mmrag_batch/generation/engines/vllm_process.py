@@ -4,7 +4,7 @@ touches is touched here."""
 import asyncio
 import gc
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from mmrag_batch.errors import UnavailableError
-from mmrag_batch.generation.choices import Fork, combine, find_forks
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.engine import Request, Result
 from mmrag_batch.generation.engines.vllm_limits import GPU_SHARE, Limits
 from mmrag_batch.generation.supervisor import EngineDied
 from mmrag_batch.records import Problem
@@ -52,15 +51,15 @@ class VllmProcess:
         limits: Limits,
         *,
         dtype: Dtype,
-        max_images: int,
         max_new_tokens: int,
+        arguments: Mapping[str, Any],
     ) -> None:
         from vllm import AsyncEngineArgs, SamplingParams
         from vllm.platforms import current_platform
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = AsyncEngineArgs(
+        engine = AsyncEngineArgs(
             model=str(generator_dir),
             dtype=dtype,
             max_model_len=limits.row_tokens,
@@ -68,12 +67,12 @@ class VllmProcess:
             max_num_batched_tokens=limits.step_tokens,
             kv_cache_memory_bytes=limits.kv_cache_bytes,
             gpu_memory_utilization=GPU_SHARE,
-            limit_mm_per_prompt={"image": max_images},
             logprobs_mode="raw_logits",
             # Compiling takes a CPU longer than it saves on most tables.
             enforce_eager=current_platform.is_cpu(),
             disable_log_stats=True,
             use_tqdm_on_load=False,
+            **arguments,
         )
         self._tokenizer = Tokenizer.from_file(str(generator_dir / "tokenizer.json"))
         self._sampling = partial(
@@ -90,7 +89,7 @@ class VllmProcess:
             # which vLLM would bind to cores: the two poll each other and take a core from the rest.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
-            self._llm = AsyncLLM.from_engine_args(arguments)
+            self._llm = AsyncLLM.from_engine_args(engine)
         except Exception as error:
             raise UnavailableError(
                 f"vLLM did not start: {error} Its own words, if any, are above; "
@@ -100,7 +99,7 @@ class VllmProcess:
         self._thread = Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
 
-    def ask(self, request: GenerationRequest, /) -> Future[GenerationResult]:
+    def ask(self, request: Request, /) -> Future[Result]:
         """The future of the answer."""
         return self._submit(self._answer(request))
 
@@ -117,21 +116,32 @@ class VllmProcess:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _shutdown(self) -> None:
+        import zmq
+
         self._llm.shutdown()
+        # Where the engine has died, a thread of vLLM's may have begun this and asks our loop to
+        # close the sockets, too late; one that stays open blocks the collection of its context.
+        for resource in vars(self._llm.engine_core.resources).values():
+            if isinstance(resource, zmq.Socket):
+                resource.close(linger=0)
         ours = asyncio.current_task()
         others = [task for task in asyncio.all_tasks() if task is not ours]
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    async def _answer(self, request: GenerationRequest) -> GenerationResult:
+    async def _answer(self, request: Request) -> Result:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            if request.options:
-                return await self._score(request)
+            if request.score:
+                sampling = self._sampling(max_tokens=1, logprob_token_ids=list(request.score))
+                [step] = (await self._generate(request, sampling)).logprobs
+                # With `raw_logits` they are logits.
+                logits = tuple(step[token].logprob for token in request.score)
+                return Result(request.key, logits=logits)
             sampling = self._sampling(max_tokens=self._max_new_tokens)
-            output = await self._generate(request, (), sampling)
+            output = await self._generate(request, sampling)
         except EngineDeadError as error:
             raise EngineDied from error
         except MemoryError:
@@ -139,28 +149,13 @@ class VllmProcess:
         except Exception as error:
             cause = error.__cause__ or error  # vLLM wraps what is not its own
             message = f"The engine could not answer: {type(cause).__name__}: {cause}"
-            return GenerationResult(request.key, error=Problem("engine_failed", message))
+            return Result(request.key, error=Problem("engine_failed", message))
         text = self._tokenizer.decode(output.token_ids, skip_special_tokens=True)
-        return GenerationResult(request.key, text=text.strip())
+        return Result(request.key, text=text.strip())
 
-    async def _score(self, request: GenerationRequest) -> GenerationResult:
-        """The probabilities of the options, from one decoding step at each of their forks."""
-        forks = find_forks(request.options)
-        logits = await asyncio.gather(*(self._logits(request, fork) for fork in forks))
-        probabilities = combine(len(request.options), forks, logits)
-        return GenerationResult(request.key, probabilities=probabilities)
-
-    async def _logits(self, request: GenerationRequest, fork: Fork) -> list[float]:
-        sampling = self._sampling(max_tokens=1, logprob_token_ids=list(fork.tokens))
-        output = await self._generate(request, fork.prefix, sampling)
-        [step] = output.logprobs  # with `raw_logits` they are logits
-        return [step[token].logprob for token in fork.tokens]
-
-    async def _generate(
-        self, request: GenerationRequest, prefix: tuple[int, ...], sampling: Any
-    ) -> Any:
-        """vLLM's only output for a prompt that goes on with `prefix`."""
-        prompt: dict[str, Any] = {"prompt_token_ids": [*request.token_ids, *prefix]}
+    async def _generate(self, request: Request, sampling: Any) -> Any:
+        """vLLM's only output for a prompt."""
+        prompt: dict[str, Any] = {"prompt_token_ids": list(request.token_ids)}
         if request.images:
             prompt["multi_modal_data"] = {"image": list(request.images)}
         [rendered] = await self._llm.renderer.render_cmpl_async([prompt])

@@ -1,4 +1,4 @@
-"""The openai engine against a real vLLM server on this machine."""
+"""The server engine against a real vLLM server on this machine."""
 
 import os
 import re
@@ -16,8 +16,8 @@ import httpx2
 import pytest
 
 from mmrag_batch.errors import DeniedError, UnavailableError
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
-from mmrag_batch.generation.engines.server import OpenAIEngine
+from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
+from mmrag_batch.generation.engines.server import ServerEngine
 from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key
 
 pytestmark = pytest.mark.vllm
@@ -67,8 +67,8 @@ def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> Non
     raise AssertionError(log.read_text()[-3000:])
 
 
-def connect(endpoint: str, *, key: str | None = KEY, model: str | None = None) -> OpenAIEngine:
-    return OpenAIEngine(
+def connect(endpoint: str, *, key: str | None = KEY, model: str | None = None) -> ServerEngine:
+    return ServerEngine(
         endpoint,
         GENERATOR,
         model=model,
@@ -79,18 +79,18 @@ def connect(endpoint: str, *, key: str | None = KEY, model: str | None = None) -
 
 
 @pytest.fixture(scope="module")
-def engine(endpoint: str) -> Iterator[OpenAIEngine]:
+def engine(endpoint: str) -> Iterator[ServerEngine]:
     engine = connect(f"{endpoint}/v1")
     yield engine
     engine.close()
 
 
 def test_answers_are_those_of_the_transformers_engine(
-    engine: OpenAIEngine,
-    demo_requests: list[GenerationRequest],
-    reference: dict[int, GenerationResult],
+    engine: ServerEngine,
+    demo_requests: list[AnswerRequest],
+    reference: dict[int, AnswerResult],
 ) -> None:
-    results = by_key(engine.generate(demo_requests))
+    results = by_key(ask(engine, demo_requests))
     assert results.keys() == reference.keys()
     for key, expected in reference.items():
         assert results[key].error is None
@@ -100,7 +100,7 @@ def test_answers_are_those_of_the_transformers_engine(
 
 def test_the_command_of_the_docs_runs_as_it_is_written(endpoint: str, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "engines.md").read_text()
-    [command] = re.findall(r"^    mmrag-batch (predict .* --engine openai .*)$", page, re.M)
+    [command] = re.findall(r"^    mmrag-batch (predict .* --engine server .*)$", page, re.M)
     shutil.copy(ROOT / "examples" / "demo" / "questions.csv", tmp_path / "in.csv")
     shutil.copytree(ROOT / "examples" / "demo" / "images", tmp_path / "images")
     words = command.replace("http://localhost:8000", endpoint).split()
@@ -117,19 +117,19 @@ def test_the_command_of_the_docs_runs_as_it_is_written(endpoint: str, tmp_path: 
 
 
 def test_more_options_than_a_server_counts_at_once_are_asked_in_parts(
-    engine: OpenAIEngine, demo_requests: list[GenerationRequest]
+    engine: ServerEngine, demo_requests: list[AnswerRequest]
 ) -> None:
     options = tuple((token, 772) for token in range(100, 126))
     few = replace(demo_requests[1], options=options[:13])
     many = replace(demo_requests[1], options=options)
-    [part], [whole] = list(engine.generate([few])), list(engine.generate([many]))
+    [part], [whole] = list(ask(engine, [few])), list(ask(engine, [many]))
     assert sum(whole.probabilities) == pytest.approx(1)
     ratio = sum(whole.probabilities[:13])
     assert whole.probabilities[:13] == pytest.approx([p * ratio for p in part.probabilities])
 
 
 def test_a_request_that_the_server_refuses_is_one_error(
-    engine: OpenAIEngine, demo_requests: list[GenerationRequest]
+    engine: ServerEngine, demo_requests: list[AnswerRequest]
 ) -> None:
     picture = next(one for one in demo_requests if one.images)
     bad = [
@@ -137,7 +137,7 @@ def test_a_request_that_the_server_refuses_is_one_error(
         replace(picture, key=101, token_ids=picture.token_ids + (5,) * 2000),
         replace(picture, key=102, images=picture.images * 20),
     ]
-    results = by_key(engine.generate([*demo_requests[:8], *bad, *demo_requests[8:16]]))
+    results = by_key(ask(engine, [*demo_requests[:8], *bad, *demo_requests[8:16]]))
     assert len(results) == 19
     for key, result in results.items():
         assert (result.error is not None) == (key >= 100), result

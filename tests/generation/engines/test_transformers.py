@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ from PIL import Image
 from transformers import AutoTokenizer, MllamaProcessor
 
 from mmrag_batch.errors import MissingError, UnavailableError
+from mmrag_batch.families.family import MLLAMA
 from mmrag_batch.families.mllama.inputs import collate, load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
+from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
+from mmrag_batch.generation.engine import Request, Result
 from mmrag_batch.generation.engines.transformers import LOOKAHEAD, TransformersEngine, batched
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import answer_texts, build_prompt
@@ -50,18 +53,18 @@ def request(
     *,
     image: int | None = None,
     choices: int = 0,
-) -> GenerationRequest:
+) -> AnswerRequest:
     picture = () if image is None else (PICTURES[image],)
     source = None if image is None else f"{image}.png"
     options = tuple(str(number) for number in range(choices))
     question = Question(text, source, options, (), None, None)
     prompt = build_prompt(question, [], max_images=1, scoring="letter")
     answers = tuple(renderer.answer_ids(letter) for letter in answer_texts(question, "letter"))
-    return GenerationRequest(key, tuple(renderer.render(prompt.messages)), picture, answers)
+    return AnswerRequest(key, tuple(renderer.render(prompt.messages)), picture, answers)
 
 
 @pytest.fixture
-def mixed(renderer: Renderer) -> list[GenerationRequest]:
+def mixed(renderer: Renderer) -> list[AnswerRequest]:
     """Rows of every kind and many lengths: with and without images and choices."""
     return [
         request(
@@ -75,7 +78,7 @@ def mixed(renderer: Renderer) -> list[GenerationRequest]:
     ]
 
 
-def by_key(results: Iterator[GenerationResult]) -> dict[int, GenerationResult]:
+def by_key(results: Iterator[AnswerResult]) -> dict[int, AnswerResult]:
     return {result.key: result for result in results}
 
 
@@ -83,7 +86,7 @@ def by_key(results: Iterator[GenerationResult]) -> dict[int, GenerationResult]:
 def test_probabilities_are_those_of_transformers_own_processor(
     engine: TransformersEngine, renderer: Renderer, tiny_generator_dir: Path
 ) -> None:
-    result = next(engine.generate([request(renderer, 0, image=0, choices=3)]))
+    result = next(ask(engine, [request(renderer, 0, image=0, choices=3)]))
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_generator_dir)
     image_processor = load_image_processor(tiny_generator_dir)
@@ -105,8 +108,7 @@ def test_texts_are_scored_as_decoding_restricted_to_them_would(
     engine: TransformersEngine, renderer: Renderer, tiny_generator_dir: Path
 ) -> None:
     one = replace(request(renderer, 0, image=0), options=((5, 6, 1), (5, 7, 1), (8, 1)))
-    alone = replace(request(renderer, 1, image=0), options=((5, 6, 1),))
-    results = by_key(engine.generate([one, alone]))
+    result = next(ask(engine, [one]))
 
     processor = load_image_processor(tiny_generator_dir)
     model = load_model(tiny_generator_dir, dtype=torch.float32)
@@ -118,18 +120,17 @@ def test_texts_are_scored_as_decoding_restricted_to_them_would(
 
     (fives, eight), (six, seven) = shares((), [5, 8]), shares((5,), [6, 7])
     expected = (fives * six, fives * seven, eight)
-    assert results[0].probabilities == pytest.approx(expected, abs=1e-6)
-    assert results[1].probabilities == (1.0,)
+    assert result.probabilities == pytest.approx(expected, abs=1e-6)
 
 
 def test_answers_do_not_depend_on_neighbours_or_order(
-    engine: TransformersEngine, mixed: list[GenerationRequest]
+    engine: TransformersEngine, mixed: list[AnswerRequest]
 ) -> None:
-    together = by_key(engine.generate(mixed))
-    backwards = by_key(engine.generate(reversed(mixed)))
+    together = by_key(ask(engine, mixed))
+    backwards = by_key(ask(engine, reversed(mixed)))
     assert together.keys() == backwards.keys() == {one.key for one in mixed}
     for one in mixed:
-        alone = next(engine.generate([one]))
+        alone = next(ask(engine, [one]))
         for other in (together[one.key], backwards[one.key]):
             assert other.error is None
             assert other.text == alone.text
@@ -138,29 +139,29 @@ def test_answers_do_not_depend_on_neighbours_or_order(
 
 
 def test_a12_a_row_that_does_not_fit_into_memory_does_not_take_its_batch_with_it(
-    engine: TransformersEngine, mixed: list[GenerationRequest], monkeypatch: pytest.MonkeyPatch
+    engine: TransformersEngine, mixed: list[AnswerRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU that runs out of memory cannot be had on demand: the batches with one row do."""
     forward = engine._forward
     large = mixed[3].key
 
-    def out_of_memory(batch: list[GenerationRequest], inputs: Any) -> list[GenerationResult]:
-        if any(one.key == large for one in batch):
+    def out_of_memory(batch: list[Request], inputs: Any) -> list[Result]:
+        if any(one.key[0] == large for one in batch):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(batch, inputs)
 
     monkeypatch.setattr(engine, "_forward", out_of_memory)
-    results = by_key(engine.generate(mixed))
+    results = by_key(ask(engine, mixed))
     errors = {key: result.error.code for key, result in results.items() if result.error}
     assert errors == {large: "engine_oom"}
 
 
 def test_a_failing_row_does_not_take_its_batch_with_it(
-    engine: TransformersEngine, mixed: list[GenerationRequest], renderer: Renderer
+    engine: TransformersEngine, mixed: list[AnswerRequest], renderer: Renderer
 ) -> None:
     unknown_token = replace(request(renderer, 100, choices=2), token_ids=(0, 1_000_000))
     lost_image = replace(request(renderer, 101, image=0, choices=2), images=())
-    results = by_key(engine.generate([*mixed, unknown_token, lost_image]))
+    results = by_key(ask(engine, [*mixed, unknown_token, lost_image]))
     failed = {key for key, result in results.items() if result.error is not None}
     assert failed == {100, 101}
     problem = results[100].error
@@ -176,7 +177,7 @@ def test_a_model_that_gives_no_number_answers_nothing(
     engine = open_engine(tiny_generator_dir)
     with torch.no_grad():
         engine._model.lm_head.weight.fill_(float("nan"))
-    result = next(engine.generate([request(renderer, 0, choices=2)]))
+    result = next(ask(engine, [request(renderer, 0, choices=2)]))
     assert result.error is not None
     assert "finite" in result.error.message
 
@@ -186,23 +187,27 @@ def test_free_form_answers_are_greedy_and_end_at_the_end_token(
 ) -> None:
     engine = open_engine(tiny_generator_dir)
     one = request(renderer, 0)
-    text = next(engine.generate([one])).text
+    text = next(ask(engine, [one])).text
     assert text
     head = engine._model.lm_head.weight
     first = int(engine._model(input_ids=torch.tensor([one.token_ids])).logits[0, -1].argmax())
     with torch.no_grad():  # the end token now scores twice what the best token did
         head[engine._generation.eos_token_id] = 2 * head[first]
-    assert next(engine.generate([one])).text == ""
+    assert next(ask(engine, [one])).text == ""
 
 
 def test_batches_hold_rows_of_one_kind_and_similar_length(
-    mixed: list[GenerationRequest],
+    mixed: list[AnswerRequest],
 ) -> None:
-    batches = list(batched(mixed, 4))
-    assert sorted(one.key for batch in batches for one in batch) == list(range(15))
+    requests = [
+        Request((one.key, 0), one.token_ids, one.images, tuple(first for first, *_ in one.options))
+        for one in mixed
+    ]
+    batches = list(batched(requests, 4))
+    assert sorted(one.key for batch in batches for one in batch) == [(n, 0) for n in range(15)]
     for batch in batches:
         assert 1 <= len(batch) <= 4
-        assert len({(len(one.images), bool(one.options)) for one in batch}) == 1
+        assert len({(len(one.images), bool(one.score)) for one in batch}) == 1
         assert [len(one.token_ids) for one in batch] == sorted(len(one.token_ids) for one in batch)
 
 
@@ -212,13 +217,13 @@ def test_no_more_than_the_window_is_read_ahead(
     engine = open_engine(tiny_generator_dir, batch_size=1)
     asked: list[int] = []
 
-    def requests() -> Iterator[GenerationRequest]:
+    def requests() -> Iterator[AnswerRequest]:
         for key in range(3 * LOOKAHEAD):
             asked.append(key)
             yield request(renderer, key, choices=2)
 
     ahead = 0
-    for answered, _ in enumerate(engine.generate(requests())):
+    for answered, _ in enumerate(ask(engine, requests())):
         ahead = max(ahead, len(asked) - answered)
     assert LOOKAHEAD <= ahead <= engine.window
     assert len(asked) == answered + 1
@@ -236,5 +241,6 @@ def test_h06_a_missing_gpu_is_named(
 
 def test_h01_a_directory_without_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [MLLAMA]}))
     with pytest.raises(MissingError, match="safetensors"):
         open_engine(tmp_path)

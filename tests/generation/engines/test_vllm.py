@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from mmrag_batch.bundle import open_bundle
 from mmrag_batch.errors import UnavailableError
-from mmrag_batch.generation.engine import GenerationRequest, GenerationResult
-from mmrag_batch.generation.engines.vllm import open_vllm_engine
+from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
+from mmrag_batch.generation.engine import Engine, Request, Result
+from mmrag_batch.generation.engines import vllm
 from mmrag_batch.generation.engines.vllm_process import VllmProcess
-from mmrag_batch.generation.supervisor import Supervisor
+from mmrag_batch.prompt import PromptSpec
+from mmrag_batch.settings import DEMO_BUNDLE, DeviceName, PredictSettings
 from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key
 
 pytestmark = pytest.mark.vllm
@@ -24,17 +27,16 @@ ROWS = 8
 PROMPT_TOKENS = 1024
 
 
-def open_engine(directory: Path = GENERATOR) -> Supervisor:
-    return open_vllm_engine(
-        directory,
-        device="cpu",
-        dtype="auto",
-        max_images=1,
-        max_prompt_tokens=PROMPT_TOKENS,
+def open_engine(directory: Path = DEMO_BUNDLE, *, device: DeviceName = "cpu") -> Engine:
+    settings = PredictSettings(
+        Path("in.csv"),
+        Path("out.csv"),
+        device=device,
         max_new_tokens=MAX_NEW_TOKENS,
-        rows=ROWS,
-        cores=1,
+        engine_rows=ROWS,
     )
+    bundle = replace(open_bundle(DEMO_BUNDLE), path=directory)
+    return vllm.open_engine(settings, bundle, PromptSpec(1, PROMPT_TOKENS, "text"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +49,7 @@ def environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def engine(environment: None) -> Iterator[Supervisor]:
+def engine(environment: None) -> Iterator[Engine]:
     engine = open_engine()
     yield engine
     engine.close()
@@ -61,9 +63,7 @@ def nothing_left() -> Iterator[None]:
     gc.collect()
 
 
-def assert_same(
-    results: dict[int, GenerationResult], reference: dict[int, GenerationResult]
-) -> None:
+def assert_same(results: dict[int, AnswerResult], reference: dict[int, AnswerResult]) -> None:
     assert results.keys() == reference.keys()
     for key, expected in reference.items():
         assert results[key].error is None
@@ -78,18 +78,18 @@ def kill_engine() -> None:
 
 
 def test_answers_are_those_of_the_transformers_engine(
-    engine: Supervisor,
-    demo_requests: list[GenerationRequest],
-    reference: dict[int, GenerationResult],
+    engine: Engine,
+    demo_requests: list[AnswerRequest],
+    reference: dict[int, AnswerResult],
 ) -> None:
-    assert_same(by_key(engine.generate(demo_requests)), reference)
+    assert_same(by_key(ask(engine, demo_requests)), reference)
     assert len({result.text for result in reference.values()}) > 4
     assert sum(len(one.images) for one in demo_requests) > 20
     assert max(len(one.probabilities) for one in reference.values()) > 2
 
 
 def test_a_request_that_cannot_be_answered_is_one_error(
-    engine: Supervisor, demo_requests: list[GenerationRequest]
+    engine: Engine, demo_requests: list[AnswerRequest]
 ) -> None:
     [picture] = [one for one in demo_requests if one.images][:1]
     bad = [
@@ -99,29 +99,22 @@ def test_a_request_that_cannot_be_answered_is_one_error(
         replace(picture, key=103, images=picture.images * 2),
         replace(picture, key=104, token_ids=()),
     ]
-    results = by_key(engine.generate([*demo_requests[:10], *bad, *demo_requests[10:20]]))
+    results = by_key(ask(engine, [*demo_requests[:10], *bad, *demo_requests[10:20]]))
     assert len(results) == 25
     for key, result in results.items():
         assert (result.error is not None) == (key >= 100), result
         assert result.error is None or result.error.code == "engine_failed"
 
 
-def test_a_single_option_needs_no_model(
-    engine: Supervisor, demo_requests: list[GenerationRequest]
-) -> None:
-    one = replace(demo_requests[0], options=((5, 772),))
-    assert next(engine.generate([one])).probabilities == (1.0,)
-
-
 def test_requests_are_fed_as_others_finish(
-    engine: Supervisor, demo_requests: list[GenerationRequest]
+    engine: Engine, demo_requests: list[AnswerRequest]
 ) -> None:
     taken: list[int] = []
 
-    def source() -> Iterator[GenerationRequest]:
-        for request in demo_requests:
-            taken.append(request.key)
-            yield request
+    def source() -> Iterator[Request]:
+        for one in demo_requests:
+            taken.append(one.key)
+            yield Request((one.key, 0), one.token_ids, one.images)
 
     ahead = [len(taken) - given for given, _ in enumerate(engine.generate(source()))]
     assert max(ahead) == 2 * ROWS
@@ -130,12 +123,12 @@ def test_requests_are_fed_as_others_finish(
 
 
 def test_an_engine_that_is_killed_is_replaced_and_no_row_suffers(
-    engine: Supervisor,
-    demo_requests: list[GenerationRequest],
-    reference: dict[int, GenerationResult],
+    engine: Engine,
+    demo_requests: list[AnswerRequest],
+    reference: dict[int, AnswerResult],
 ) -> None:
     results = []
-    for result in engine.generate(demo_requests):
+    for result in ask(engine, demo_requests):
         results.append(result)
         if len(results) == 20:
             kill_engine()
@@ -143,22 +136,20 @@ def test_an_engine_that_is_killed_is_replaced_and_no_row_suffers(
 
 
 def test_a_row_that_kills_the_engine_is_one_error(
-    engine: Supervisor,
-    demo_requests: list[GenerationRequest],
-    reference: dict[int, GenerationResult],
+    engine: Engine,
+    demo_requests: list[AnswerRequest],
+    reference: dict[int, AnswerResult],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    poison, ask = demo_requests[30].key, VllmProcess.ask
+    poison, ask_it = demo_requests[30].key, VllmProcess.ask
 
-    def ask_or_kill(
-        process: VllmProcess, request: GenerationRequest, /
-    ) -> Future[GenerationResult]:
-        if request.key == poison:
+    def ask_or_kill(process: VllmProcess, request: Request, /) -> Future[Result]:
+        if request.key[0] == poison:
             kill_engine()
-        return ask(process, request)
+        return ask_it(process, request)
 
     monkeypatch.setattr(VllmProcess, "ask", ask_or_kill)
-    results = by_key(engine.generate(demo_requests))
+    results = by_key(ask(engine, demo_requests))
     error = results.pop(poison).error
     assert error is not None
     assert error.code == "engine_crashed"
@@ -166,9 +157,9 @@ def test_a_row_that_kills_the_engine_is_one_error(
 
 
 def test_what_is_not_finished_is_given_up_on_closing(
-    engine: Supervisor, demo_requests: list[GenerationRequest]
+    engine: Engine, demo_requests: list[AnswerRequest]
 ) -> None:
-    results = engine.generate(demo_requests)
+    results = ask(engine, demo_requests)
     next(results)
     started = time.monotonic()
     engine.close()
@@ -178,18 +169,12 @@ def test_what_is_not_finished_is_given_up_on_closing(
 
 def test_a_device_that_vllm_has_not_is_named() -> None:
     with pytest.raises(UnavailableError, match="runs on cpu here, not on cuda"):
-        open_vllm_engine(
-            GENERATOR,
-            device="cuda",
-            dtype="auto",
-            max_images=1,
-            max_prompt_tokens=1,
-            max_new_tokens=1,
-        )
+        open_engine(device="cuda")
 
 
 def test_a_checkpoint_that_vllm_cannot_load_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "generator").mkdir()
     for name in ("config.json", "tokenizer.json"):
-        (tmp_path / name).symlink_to(GENERATOR / name)
+        (tmp_path / "generator" / name).symlink_to(GENERATOR / name)
     with pytest.raises(UnavailableError, match="vLLM did not start"):
         open_engine(tmp_path)

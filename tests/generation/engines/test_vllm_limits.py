@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from mmrag_batch.errors import MissingError
-from mmrag_batch.generation.engines.vllm_limits import GIB, Limits, Shape, choose_limits, read_shape
+from mmrag_batch.families.family import MLLAMA, Shape, open_family
+from mmrag_batch.generation.engines.vllm_limits import GIB, Limits, choose_limits
 from tests.generation.conftest import GENERATOR
 
 LLAMA_11B = Shape(
@@ -32,7 +33,7 @@ def limits(shape: Shape = LLAMA_11B, device: str = "cuda", gib: int = 80, **give
 
 def test_the_shape_is_read_from_the_checkpoint(tmp_path: Path) -> None:
     config = {
-        "architectures": ["MllamaForConditionalGeneration"],
+        "architectures": [MLLAMA],
         "text_config": {
             "hidden_size": 4096,
             "num_attention_heads": 32,
@@ -46,8 +47,8 @@ def test_the_shape_is_read_from_the_checkpoint(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    assert read_shape(tmp_path, "bfloat16") == replace(LLAMA_11B, weights=1000)
-    assert read_shape(tmp_path, "float32") == replace(
+    assert open_family(tmp_path).shape("bfloat16") == replace(LLAMA_11B, weights=1000)
+    assert open_family(tmp_path).shape("float32") == replace(
         LLAMA_11B, weights=2000, self_attention_bytes=262_144, cross_attention_bytes=65_536
     )
 
@@ -79,7 +80,7 @@ def test_a_row_is_never_longer_than_the_model_reads() -> None:
 
 
 def test_a_cpu_gets_a_cache_for_its_rows() -> None:
-    demo = read_shape(GENERATOR, "float32")
+    demo = open_family(GENERATOR).shape("float32")
     row_bytes = 1280 * demo.self_attention_bytes + 40 * demo.cross_attention_bytes
     assert limits(demo, device="cpu", gib=8) == Limits(64, 1280, 2048, 2 * 64 * row_bytes)
     assert limits(demo, device="cpu", gib=8, rows=32).kv_cache_bytes == GIB // 4
@@ -102,4 +103,4 @@ def test_a_step_is_never_too_small_for_one_row() -> None:
 
 def test_a_directory_without_a_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"config\.json"):
-        read_shape(tmp_path, "float32")
+        open_family(tmp_path).shape("float32")

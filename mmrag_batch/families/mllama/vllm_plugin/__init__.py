@@ -13,7 +13,7 @@ def register() -> None:
     """Tell vLLM the names of the model and of its configuration; neither is imported here."""
     from vllm import ModelRegistry
 
-    from mmrag_batch.families.architecture import ARCHITECTURE
+    from mmrag_batch.families.family import MLLAMA
     from mmrag_batch.families.mllama.vllm_plugin.budget import EncoderBudget
     from mmrag_batch.families.mllama.vllm_plugin.versions import (
         add_config,
@@ -25,5 +25,5 @@ def register() -> None:
     add_config(
         "mllama", "mmrag_batch.families.mllama.vllm_plugin.config:EncoderDecoderMllamaConfig"
     )
-    add_config_hook(ARCHITECTURE, EncoderBudget)
-    ModelRegistry.register_model(ARCHITECTURE, f"{__name__}.model:{ARCHITECTURE}")
+    add_config_hook(MLLAMA, EncoderBudget)
+    ModelRegistry.register_model(MLLAMA, f"{__name__}.model:{MLLAMA}")

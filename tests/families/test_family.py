@@ -8,17 +8,15 @@ import pytest
 import torch
 
 from mmrag_batch.errors import MissingError, UnavailableError
-from mmrag_batch.families.architecture import read_config
-from mmrag_batch.families.mllama.loading import load_model
-from mmrag_batch.generation.engines.vllm_limits import read_shape
+from mmrag_batch.families.family import open_family, read_config
 
 
 def load(directory: Path) -> object:
-    return load_model(directory, dtype=torch.float32)
+    return open_family(directory).load(dtype=torch.float32)
 
 
 def measure(directory: Path) -> object:
-    return read_shape(directory, "float32")
+    return open_family(directory).shape("float32")
 
 
 @pytest.mark.parametrize("open_", [load, measure], ids=["transformers", "vllm"])

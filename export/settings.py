@@ -1,0 +1,35 @@
+"""The settings of an export, as a YAML file gives them; see configs/."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmrag_batch.bundle import Precision
+from mmrag_batch.prompt import Scoring
+
+
+@dataclass(frozen=True, slots=True)
+class ExportConfig:
+    """The parts of a bundle, and how its generator was trained to be asked."""
+
+    encoders: Path
+    """What `mmrag-batch export encoders` takes, or the graphs that it wrote."""
+    towers: Path
+    base: Path
+    """The generator that was tuned."""
+    adapter: Path
+    out: Path
+    licence: str
+    """Of the generator."""
+    scoring: Scoring
+    top_k: int
+    max_images: int
+    max_prompt_tokens: int
+    trained_on: str
+    notice: str = ""
+    """Shown at the start of every run."""
+    precision: Precision = "fp32"
+    """Of the encoders; graphs keep theirs."""
+    vocabulary: Path | None = None
+    """ImageBind's list of merges; None: the one beside its weights."""
+    sample: Path | None = None
+    """A table or pictures to compare the encoders' graphs on; None: drawn ones."""

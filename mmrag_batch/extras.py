@@ -1,0 +1,19 @@
+"""Packages that not everybody needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mmrag_batch.errors import UnavailableError
+
+
+@contextmanager
+def requires(extra: str) -> Iterator[None]:
+    """Turns a missing package into an UnavailableError that names the extra to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "mmrag_batch":
+            raise
+        raise UnavailableError(
+            f"{error.name} is not installed. Run `pip install 'mmrag-batch[{extra}]'`."
+        ) from None

@@ -1,0 +1,101 @@
+"""What is special about a kind of generator, and which kinds there are: told from config.json
+before a weight is loaded.
+
+Adding a family is a module with a class and a line in `FAMILIES`, or, from elsewhere, a call of
+`add_family`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mmrag_batch.errors import MissingError, UnavailableError
+from mmrag_batch.plugs import load
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What decides how much memory a row takes. Bytes are those of one token in the KV cache."""
+
+    weights: int
+    """Bytes of all weights in the engine's dtype."""
+    self_attention_bytes: int
+    cross_attention_bytes: int
+    encoder_tokens: int
+    """Of one image with all its tiles: 6,404 in Llama 3.2 Vision 11B."""
+    longest: int
+    """The most tokens that the model has positions for."""
+
+
+class Family(Protocol):
+    """A generator directory of this kind, opened; nothing heavy is loaded until it is asked for.
+
+    `placeholder` is the token that the chat template writes for an image, once each.
+    """
+
+    placeholder: str
+
+    def load(self, *, dtype: "torch.dtype") -> Any:
+        """The model, on the CPU and in eval mode: no network, no pickle, no remote code."""
+        ...
+
+    def collate(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        images: Sequence[Sequence["Image"]],
+        *,
+        pad_id: int,
+    ) -> "dict[str, torch.Tensor]":
+        """One left-padded batch (B, L) as the model's `forward` takes it; its rows have equally
+        many images. Raises ValueError where they have not."""
+        ...
+
+    def shape(self, dtype: str) -> Shape:
+        """What a row takes in `dtype`, `float32` or `bfloat16`."""
+        ...
+
+    def vllm_arguments(self, max_images: int) -> Mapping[str, Any]:
+        """What vLLM must be told of it beyond what every model needs."""
+        ...
+
+
+MLLAMA = "MllamaForConditionalGeneration"
+FAMILIES: dict[str, Callable[[Path], Family] | str] = {
+    MLLAMA: "mmrag_batch.families.mllama.family:Mllama",
+}
+"""By the architecture that config.json names: a class, or where it is, so that it loads late."""
+
+
+def add_family(architecture: str, family: Callable[[Path], Family]) -> None:
+    """Let checkpoints of that architecture be run by this family."""
+    FAMILIES[architecture] = family
+
+
+def open_family(generator_dir: Path) -> Family:
+    """The family of a generator directory. Raises what `read_config` does."""
+    (architecture,) = read_config(generator_dir)["architectures"]
+    return load(FAMILIES[architecture])(generator_dir)
+
+
+def read_config(generator_dir: Path) -> dict[str, Any]:
+    """config.json of a generator directory.
+
+    Raises MissingError where there is none, UnavailableError for a model of no family here.
+    """
+    file = generator_dir / "config.json"
+    if not file.is_file():
+        raise MissingError(f"{file} is missing; export the generator again.")
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    named = config.get("architectures") or ["none"]
+    if len(named) != 1 or named[0] not in FAMILIES:
+        raise UnavailableError(
+            f"{file} names the architecture {', '.join(named)}; the engines here run "
+            f"{', '.join(FAMILIES)} (Llama 3.2 Vision). Export a generator of that."
+        )
+    return config

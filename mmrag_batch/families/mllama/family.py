@@ -1,0 +1,72 @@
+"""Llama 3.2 Vision as a family: an encoder-decoder, whose decoder sees an image as one token."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmrag_batch.families.family import Shape, read_config
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+class Mllama:
+    """A checkpoint of Llama 3.2 Vision."""
+
+    placeholder = "<|image|>"
+
+    def __init__(self, generator_dir: Path) -> None:
+        self._directory = generator_dir
+
+    def load(self, *, dtype: "torch.dtype") -> Any:
+        """The model."""
+        from mmrag_batch.families.mllama.loading import load_model
+
+        return load_model(self._directory, dtype=dtype)
+
+    @cached_property
+    def _config(self) -> dict[str, Any]:
+        return read_config(self._directory)
+
+    @cached_property
+    def _image_processor(self) -> Any:
+        from mmrag_batch.families.mllama.inputs import load_image_processor
+
+        return load_image_processor(self._directory)
+
+    def collate(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        images: Sequence[Sequence["Image"]],
+        *,
+        pad_id: int,
+    ) -> "dict[str, torch.Tensor]":
+        """One batch; see `inputs.py`."""
+        from mmrag_batch.families.mllama.inputs import collate
+
+        image_token = self._config["image_token_index"]
+        return collate(token_ids, images, self._image_processor, pad_id, image_token)
+
+    def shape(self, dtype: str) -> Shape:
+        """What a row takes."""
+        text, vision = self._config["text_config"], self._config["vision_config"]
+        head = text["hidden_size"] // text["num_attention_heads"]
+        kv = 2 * text["num_key_value_heads"] * head * BYTES[dtype]  # a key and a value
+        cross = len(text["cross_attention_layers"])
+        stored = sum(weights.stat().st_size for weights in self._directory.glob("*.safetensors"))
+        patches = (vision["image_size"] // vision["patch_size"]) ** 2
+        return Shape(
+            weights=stored * BYTES[dtype] // BYTES.get(text.get("dtype", dtype), 2),
+            self_attention_bytes=kv * (text["num_hidden_layers"] - cross),
+            cross_attention_bytes=kv * cross,
+            encoder_tokens=vision["max_num_tiles"] * (patches + 1),
+            longest=text["max_position_embeddings"],
+        )
+
+    def vllm_arguments(self, max_images: int) -> Mapping[str, Any]:
+        """Its images go to an encoder; `vllm_plugin` brings the model."""
+        return {"limit_mm_per_prompt": {"image": max_images}}

@@ -1,0 +1,83 @@
+"""Rows' questions to an engine: an answer to choose is asked for at each of its forks, and what the
+engine gives there is combined (`choices.py`). No engine knows of options."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mmrag_batch.generation.choices import Fork, Option, combine, find_forks
+from mmrag_batch.generation.engine import Engine, Request, Result
+from mmrag_batch.records import Problem
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRequest:
+    """The prompt of row `key`. `options` are the answers to choose from, of which there are at
+    least two; empty for a free-form answer."""
+
+    key: int
+    token_ids: tuple[int, ...]
+    images: tuple["Image", ...]
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerResult:
+    """The answer to the request with that key: a text, one probability an option, or an error."""
+
+    key: int
+    text: str = ""
+    probabilities: tuple[float, ...] = ()
+    error: Problem | None = None
+
+
+@dataclass(slots=True)
+class _Open:
+    """An answer that is being asked for, and what has come of its forks."""
+
+    request: AnswerRequest
+    forks: list[Fork]
+    results: dict[int, Result] = field(default_factory=dict)
+
+
+def ask(engine: Engine, requests: Iterable[AnswerRequest]) -> Iterator[AnswerResult]:
+    """One result for each request, in any order; as many are in work as the engine takes."""
+    opened: dict[int, _Open] = {}
+
+    def parts() -> Iterator[Request]:
+        for request in requests:
+            assert len(request.options) != 1, "there is nothing to choose"
+            forks = find_forks(request.options)
+            opened[request.key] = _Open(request, forks)
+            if not forks:
+                yield Request((request.key, 0), request.token_ids, request.images)
+            for place, fork in enumerate(forks):
+                token_ids = (*request.token_ids, *fork.prefix)
+                yield Request((request.key, place), token_ids, request.images, fork.tokens)
+
+    for result in engine.generate(parts()):
+        key, place = result.key
+        answer = opened[key]
+        answer.results[place] = result
+        if len(answer.results) == max(1, len(answer.forks)):
+            yield _combined(opened.pop(key))
+
+
+def _combined(answer: _Open) -> AnswerResult:
+    key = answer.request.key
+    results = [answer.results[place] for place in sorted(answer.results)]
+    for result in results:
+        if result.error is not None:
+            return AnswerResult(key, error=result.error)
+    if not answer.forks:
+        return AnswerResult(key, text=results[0].text)
+    try:
+        logits = [result.logits for result in results]
+        probabilities = combine(len(answer.request.options), answer.forks, logits)
+    except ValueError as error:
+        problem = Problem("engine_failed", f"The engine could not answer: {error}")
+        return AnswerResult(key, error=problem)
+    return AnswerResult(key, probabilities=probabilities)

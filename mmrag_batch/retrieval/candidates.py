@@ -1,0 +1,60 @@
+"""Where the documents come from that may help: the row itself, or elsewhere.
+
+Adding a source is a module with a function that opens it and an entry of `SOURCES`, or, from
+elsewhere, a call of `add_source`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from mmrag_batch.bundle import Bundle
+from mmrag_batch.plugs import load, pick
+from mmrag_batch.records import Evidence, Row
+from mmrag_batch.settings import PredictSettings
+from mmrag_batch.stages import ImageStore
+
+
+class Candidates(Protocol):
+    """A source of documents."""
+
+    def find(self, rows: Sequence[Row], /) -> Sequence[tuple[Evidence, ...]]:
+        """The evidence for each of a window of rows, best first; nothing for one with an error.
+
+        A question that cannot be read becomes an error of its row, a document that cannot be one of
+        its problems; the digests of image files that the row names go to `row.images`.
+        """
+        ...
+
+
+Open = Callable[[PredictSettings, Bundle, ImageStore, int | None], Candidates]
+"""The last is how many threads it may use; None: as many as there are cores."""
+
+
+class Source(NamedTuple):
+    """How a source is opened: by a function, or by one named `module:function` that nothing imports
+    before. `key` gives what answers depend on beyond the row, such as the hash of a corpus."""
+
+    open: Open | str
+    key: Callable[[PredictSettings], str] = lambda _: ""
+
+
+SOURCES: dict[str, Source] = {
+    "row": Source("mmrag_batch.retrieval.retriever:open_row_documents"),
+}
+
+
+def add_source(name: str, open_source: Open, *, key: Callable[[PredictSettings], str]) -> None:
+    """Let `--candidates NAME` mean this source."""
+    SOURCES[name] = Source(open_source, key)
+
+
+def find_source(name: str) -> Source:
+    """The source of that name. Raises ConfigError where there is none."""
+    return pick(SOURCES, name, option="--candidates")
+
+
+def open_source(
+    name: str, settings: PredictSettings, bundle: Bundle, images: ImageStore, threads: int | None
+) -> Candidates:
+    """The source of that name, opened."""
+    return load(find_source(name).open)(settings, bundle, images, threads)

@@ -1,0 +1,77 @@
+"""Tables in JSON Lines: an object a line (jsonlines.org)."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from mmrag_batch.records import Problem
+from mmrag_batch.table.record import Record
+from mmrag_batch.table.text import encode, open_text, read_lines, to_json
+
+MAX_DEPTH = 64
+
+
+class JsonLines:
+    """The format."""
+
+    suffixes = (".jsonl",)
+
+    def columns(self, path: Path) -> Sequence[str]:
+        """Every key of any row, as first met."""
+        return tuple(dict.fromkeys(name for record in _records(path) for name in record.cells))
+
+    def records(self, path: Path) -> Iterator[Record]:
+        """The lines that are not blank."""
+        return _records(path)
+
+    def writer(self, columns: Sequence[str]) -> "JsonLinesWriter":
+        """Writes rows."""
+        return JsonLinesWriter(columns)
+
+
+class JsonLinesWriter:
+    """Objects with the keys that a row has, in the order of the columns."""
+
+    header = b""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = columns
+
+    def row(self, values: Mapping[str, object]) -> bytes:
+        """One row, with its line end."""
+        known = {name: values[name] for name in self._columns if name in values}
+        return encode(to_json(known) + "\n")
+
+
+def _records(path: Path) -> Iterator[Record]:
+    with open_text(path) as stream:
+        for line, text in enumerate(read_lines(path, stream), start=1):
+            if not text.isspace():
+                yield _record(line, text)
+
+
+def _record(line: int, text: str) -> Record:
+    def broken(what: str) -> Record:
+        return Record(line, {}, Problem("bad_row", what))
+
+    try:
+        cells = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return broken(f"not valid JSON: {error}")
+    if not isinstance(cells, dict):
+        return broken("expected a JSON object")
+    if _is_deep(cells):
+        return broken(f"nested over {MAX_DEPTH} levels deep")
+    return Record(line, cells)
+
+
+def _is_deep(value: object) -> bool:
+    """Whether JSON is nested so deep that writing it again could exhaust the stack."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        lists = [item for item in level if isinstance(item, list)]
+        lists += [list(item.values()) for item in level if isinstance(item, dict)]
+        level = [item for items in lists for item in items]
+        if not level:
+            return False
+    return True
