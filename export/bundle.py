@@ -7,8 +7,8 @@ from pathlib import Path
 from mmrag_batch.bundle import (
     MANIFEST,
     RETRIEVER_SPEC,
+    BundleManifest,
     GeneratorSpec,
-    Manifest,
     hash_files,
     read_retriever_spec,
     write_manifest,
@@ -34,7 +34,7 @@ def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
     )
 
 
-def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> Manifest:
+def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleManifest:
     """Export the retriever, merge the generator and put both into a new bundle at `config.out`.
 
     The bundle is made in a directory beside `out`, its manifest last, and renamed into place, so
@@ -56,7 +56,7 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> Manifest:
             parity["merged_logits"] = merged.logits
         spec = read_retriever_spec(retriever)
         (retriever / RETRIEVER_SPEC).unlink()  # the manifest holds it from here on
-        manifest = Manifest(
+        manifest = BundleManifest(
             retriever=spec,
             generator=GeneratorSpec(
                 licence=config.licence,

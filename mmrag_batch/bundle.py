@@ -71,7 +71,7 @@ class GeneratorSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class BundleManifest:
     """`bundle.json`. `files` maps each file's path in the bundle to the SHA-256 of its bytes."""
 
     retriever: RetrieverSpec
@@ -91,7 +91,7 @@ class Bundle:
     """An opened bundle: every file is there and is what the manifest says."""
 
     path: Path
-    manifest: Manifest
+    manifest: BundleManifest
 
     @property
     def retriever_dir(self) -> Path:
@@ -138,7 +138,7 @@ def _refuse_code(path: Path) -> None:
             )
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> BundleManifest:
     """The manifest of the bundle at `path`, without a look at its other files."""
     file = path / MANIFEST
     try:
@@ -160,12 +160,12 @@ def read_manifest(path: Path) -> Manifest:
     try:
         values["retriever"] = _spec(RetrieverSpec, values["retriever"])
         values["generator"] = _spec(GeneratorSpec, values["generator"])
-        return _spec(Manifest, values)
+        return _spec(BundleManifest, values)
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{file} lacks or has a wrong field: {error}") from error
 
 
-def write_manifest(path: Path, manifest: Manifest) -> None:
+def write_manifest(path: Path, manifest: BundleManifest) -> None:
     """Write `bundle.json`; call it last. Replaces an old one in one step."""
     _write_json(path / MANIFEST, asdict(manifest))
 

@@ -14,15 +14,9 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs vLLM says so where there is none; and vLLM's own warnings are not ours.
-
-    Where several processes test (`--dist loadgroup`), a file stays in one of them, and so does all
-    that starts a vLLM or a Slurm: one is as much as a machine should hold.
-    """
+    """What needs vLLM says so where there is none; and vLLM's own warnings are not ours."""
     absent = importlib.util.find_spec("vllm") is None
     for item in items:
-        alone = item.get_closest_marker("vllm") or item.get_closest_marker("slurm")
-        item.add_marker(pytest.mark.xdist_group("one at a time" if alone else item.path.as_posix()))
         if item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.filterwarnings("ignore"))
             if absent:

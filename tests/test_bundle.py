@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mmrag_batch.bundle import (
+    BundleManifest,
     GeneratorSpec,
-    Manifest,
     RetrieverSpec,
     hash_files,
     open_bundle,
@@ -20,8 +20,8 @@ from mmrag_batch.errors import ConfigError, DeniedError, MissingError
 WEIGHTS = "generator/model.safetensors"
 
 
-def manifest_of(path: Path) -> Manifest:
-    return Manifest(
+def manifest_of(path: Path) -> BundleManifest:
+    return BundleManifest(
         retriever=RetrieverSpec("tiny", "Apache-2.0", 8, 8, (0, 0, 0), (1, 1, 1), 8),
         generator=GeneratorSpec("Apache-2.0", "letter", 2, 1, 64),
         files=hash_files(path),

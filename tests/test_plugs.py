@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from mmrag_batch.bundle import Bundle, hash_files, read_manifest, write_manifest
 from mmrag_batch.cli.app import app
-from mmrag_batch.declare import SWITCH, setting
+from mmrag_batch.declare import SWITCH, setting, settings_of
 from mmrag_batch.execute import executor
 from mmrag_batch.families import family
 from mmrag_batch.generation import engine
@@ -101,6 +102,23 @@ def test_a_format_to_read_and_to_write(table: Path) -> None:
     ]
 
 
+def test_the_recipes_of_contributing_work_as_they_are_written(table: Path) -> None:
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 6
+    names: dict[str, object] = {}
+    for block in blocks:
+        assert len(block.splitlines()) <= 12
+        exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    rows = call(table, "--engine", "echo", "--candidates", "none", "--executor", "reversed")
+    assert [row["prediction"] for row in rows] == [rows[0]["prediction"]] * len(ROWS)
+    assert {row["evidence"] for row in rows} == {"[]"}
+    (lines := table.with_name("in.txt")).write_text("What?\nWhy?\n")
+    assert len(call(lines, "--engine", "echo", output="lines.csv")) == 2
+    assert "SiblingForConditionalGeneration" in family.FAMILIES
+    assert "beams" in settings_of(names["Settings"])  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, slots=True)
 class LoudSettings(PredictSettings):
     """With a setting that changes answers."""
@@ -169,6 +187,7 @@ def text_bundle(tmp_path: Path) -> Path:
     return bundle
 
 
+@pytest.mark.slow
 def test_a_family(table: Path, text_bundle: Path) -> None:
     family.add_family("LlamaForCausalLM", TextLlama)
     options = ("--bundle", str(text_bundle), "--engine", "transformers")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
-from mmrag_batch.bundle import Manifest
+from mmrag_batch.bundle import BundleManifest
 from mmrag_batch.errors import RowError
 from mmrag_batch.generation.engine import find_engine
 from mmrag_batch.images.pixels import PIXELS_VERSION
@@ -22,7 +22,7 @@ AnswerSettings = Mapping[str, object]
 """Everything but the question that an answer depends on, as JSON has it."""
 
 
-def answer_settings(bundle: Manifest, asked: Mapping[str, object]) -> dict[str, object]:
+def answer_settings(bundle: BundleManifest, asked: Mapping[str, object]) -> dict[str, object]:
     """What every answer of a run depends on: the bundle, and the settings that change answers, as
     they were `asked` for; None stands for what the bundle says. Raises ConfigError for an engine
     that there is not."""

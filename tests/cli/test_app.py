@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 from mmrag_batch import __version__
 from mmrag_batch.bundle import (
     RETRIEVER_SPEC,
+    BundleManifest,
     GeneratorSpec,
-    Manifest,
     hash_files,
     read_manifest,
     read_retriever_spec,
@@ -46,7 +46,7 @@ def bundle(
     shutil.copytree(tiny_generator_dir, directory / "generator")
     spec = read_retriever_spec(directory / "retriever")
     (directory / "retriever" / RETRIEVER_SPEC).unlink()
-    manifest = Manifest(
+    manifest = BundleManifest(
         retriever=spec,
         generator=GeneratorSpec(
             licence="Apache-2.0", scoring="letter", top_k=2, max_images=2, max_prompt_tokens=512
@@ -331,7 +331,7 @@ def test_export_takes_a_config_file(
 ) -> None:
     given = []
 
-    def write_bundle(config: ExportConfig, *, overwrite: bool) -> Manifest:
+    def write_bundle(config: ExportConfig, *, overwrite: bool) -> BundleManifest:
         given.append((config, overwrite))
         return read_manifest(bundle)
 

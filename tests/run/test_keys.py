@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmrag_batch.bundle import Manifest, read_manifest
+from mmrag_batch.bundle import BundleManifest, read_manifest
 from mmrag_batch.declare import settings_of
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Document, Question
@@ -97,7 +97,7 @@ def test_whatever_may_change_an_answer_is_in_a_key(change: dict[str, object]) ->
     assert key_of(parse_question(CELLS | change)) != key_of(parse_question(CELLS))
 
 
-def settings(bundle: Manifest | None = None, **changes: object) -> dict[str, object]:
+def settings(bundle: BundleManifest | None = None, **changes: object) -> dict[str, object]:
     asked = {"engine": "auto", "model": None, "top_k": None, "max_images": None}
     return answer_settings(bundle or read_manifest(DEMO_BUNDLE), asked | changes)
 
