@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs vLLM says so where there is none; and vLLM's own warnings are not ours."""
+    """Workers share files out, but for vLLM and Slurm, of which there is one at a time. What needs
+    vLLM says so where there is none; and its own warnings are not ours."""
     absent = importlib.util.find_spec("vllm") is None
     for item in items:
+        alone = item.get_closest_marker("vllm") or item.get_closest_marker("slurm")
+        group = "one at a time" if alone else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.filterwarnings("ignore"))
             if absent:

@@ -94,7 +94,7 @@ def test_rows_that_were_kept_are_told_from_those_that_were_asked(
 
 def test_a_run_that_has_asked_no_row_yet_is_at_work(place: Place, commands: Commands) -> None:
     running = place.start(commands, load=600)
-    wait_for(lambda: Paths.of(place.output).lock.exists())
+    wait_for(lambda: f"pid {running.pid}" in status(place).stdout)
     done = status(place)
     running.send_signal(signal.SIGTERM)
     assert running.wait().code == 75
