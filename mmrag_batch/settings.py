@@ -40,7 +40,7 @@ SWITCH_WORDS = {
     **dict.fromkeys(("false", "0", "no", "off"), False),
 }
 
-NAME = pattern("a word, as in vllm", r"[a-z][\w-]*")
+NAME = pattern("a name in small letters", r"[a-z][\w-]*")
 URL = pattern("an address that begins with http:// or https://", r"https?://.*")
 HOSTS = pattern(
     "host names with commas between them, as in 'example.org,cdn.example.org'",

@@ -13,6 +13,7 @@ from mmrag_batch.settings import (
     flags,
     load_predict_settings,
 )
+from tests import settings_page
 
 
 def load(
@@ -208,3 +209,7 @@ def test_the_next_command_repeats_what_holds_for_the_whole_of_an_output() -> Non
         *("retry_errors", "retry_degraded", "verify_inputs"),
         *("max_row_errors", "max_runtime", "row_timeout", "grace"),
     }
+
+
+def test_the_page_of_settings_is_that_of_their_declarations() -> None:
+    assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.written()
