@@ -25,7 +25,7 @@ CONFIG = "adapter_config.json"
 LORA = re.compile(
     r"^(?:base_model\.model\.)?(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?$"
 )
-PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+PLAIN_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 """Ways to initialise LoRA that leave the base as it is; others (PiSSA, OLoRA) move part of it."""
 OTHER_METHODS = (
     "use_dora",
@@ -111,26 +111,26 @@ def check_fits(adapter: Adapter, base: Path, tensors: Mapping[str, Tensor]) -> N
     """Raise ConfigError where an adapter aims at weights that the base lacks, has in another shape
     or has quantised. `tensors` are those of the base by module name."""
     missing = [name for name in adapter.updates if name not in tensors]
-    packed, other = [], []
+    quantised, mismatched = [], []
     for name in adapter.updates.keys() & tensors.keys():
         tensor, shape = tensors[name], adapter.updates[name].shape
         if tensor.dtype not in DTYPES:
-            packed.append(f"{name} ({tensor.dtype})")
+            quantised.append(f"{name} ({tensor.dtype})")
         elif tensor.shape != shape:
-            other.append(f"{name} {shape}, there {tensor.shape}")
-    if packed:
+            mismatched.append(f"{name} {shape}, there {tensor.shape}")
+    if quantised:
         raise ConfigError(
-            f"{base} has quantised weights: {_some(packed)}. Merge into the checkpoint that it was "
-            "made from: --base DIR."
+            f"{base} has quantised weights: {_first_names(quantised)}. Merge into the checkpoint "
+            "that it was made from: --base DIR."
         )
     for problem, names in (
         ("aims at weights that the base does not have", missing),
-        ("was made for weights of other shapes", other),
+        ("was made for weights of other shapes", mismatched),
     ):
         if names:
             raise ConfigError(
-                f"The adapter {adapter.directory} {problem}: {_some(names)}. Was it trained on "
-                f"another model than {base}? Its own configuration names "
+                f"The adapter {adapter.directory} {problem}: {_first_names(names)}. Was it "
+                f"trained on another model than {base}? Its own configuration names "
                 f"{adapter.config.get('base_model_name_or_path')!r}."
             )
 
@@ -141,7 +141,7 @@ def _check_plain(directory: Path, config: Mapping[str, Any]) -> None:
         problems.append(f"peft_type {config.get('peft_type')}")
     if config.get("bias", "none") != "none":
         problems.append("bias")
-    if config.get("init_lora_weights") not in PLAIN_STARTS:
+    if config.get("init_lora_weights") not in PLAIN_INITS:
         problems.append(f"init_lora_weights {config['init_lora_weights']}")
     if problems:
         raise ConfigError(
@@ -179,6 +179,6 @@ def _update(
     return Update(left, right, scale, alpha)
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")

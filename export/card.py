@@ -50,12 +50,14 @@ licence apply to it.
 def write_card(out: Path, base: Path, adapter: Adapter, report: MergeReport, licence: str) -> None:
     """Write `README.md` to a merged generator; an empty `licence` is read from the base's card."""
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    theirs = _front_matter(base / "README.md")
-    licence = licence or str(theirs.get("license_name") or theirs.get("license") or "")
+    base_front_matter = _front_matter(base / "README.md")
+    licence = licence or str(
+        base_front_matter.get("license_name") or base_front_matter.get("license") or ""
+    )
     name = adapter.config.get("base_model_name_or_path") or base.name
     ranks = sorted({update.rank for update in adapter.updates.values()})
     front_matter: dict[str, Any] = {
-        "base_model": theirs.get("base_model") or Path(str(name)).name,
+        "base_model": base_front_matter.get("base_model") or Path(str(name)).name,
         "base_model_relation": "finetune",
         "license": licence or "other",
         "pipeline_tag": "image-text-to-text",
@@ -88,11 +90,11 @@ def _front_matter(card: Path) -> dict[str, Any]:
     """The values between the first two lines of a model card that are `---`; none without them."""
     if not card.is_file():
         return {}
-    opening, _, rest = card.read_text(encoding="utf-8").partition("---\n")
+    opening, _, body = card.read_text(encoding="utf-8").partition("---\n")
     if opening.strip():
         return {}
     try:
-        values = yaml.safe_load(rest.partition("\n---")[0])
+        values = yaml.safe_load(body.partition("\n---")[0])
     except yaml.YAMLError:
         return {}
     return values if isinstance(values, dict) else {}

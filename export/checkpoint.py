@@ -111,29 +111,29 @@ def read_shard(file: Path) -> list[Tensor]:
 def check_unquantised(directory: Path) -> None:
     """Raise ConfigError for a checkpoint whose weights are quantised."""
     config = read_json(directory / "config.json")
-    quantised = config.get("quantization_config") or config.get("text_config", {}).get(
+    quantization = config.get("quantization_config") or config.get("text_config", {}).get(
         "quantization_config"
     )
-    if quantised:
-        kind = quantised.get("quant_method", "somehow")
+    if quantization:
+        method = quantization.get("quant_method", "somehow")
         raise ConfigError(
-            f"{directory} is quantised ({kind}), and what is merged into it would be rounded "
+            f"{directory} is quantised ({method}), and what is merged into it would be rounded "
             "again. Merge into the checkpoint that it was made from: --base DIR."
         )
 
 
 def read_rows(stream: BinaryIO, tensor: Tensor, start: int, stop: int) -> torch.Tensor:
     """Rows `start` to `stop` of a tensor, in its own dtype; `stream` is left behind them."""
-    width = (tensor.end - tensor.begin) // tensor.shape[0]
-    stream.seek(tensor.begin + start * width)
-    data = bytearray(stream.read((stop - start) * width))
+    row_bytes = (tensor.end - tensor.begin) // tensor.shape[0]
+    stream.seek(tensor.begin + start * row_bytes)
+    data = bytearray(stream.read((stop - start) * row_bytes))
     return torch.frombuffer(data, dtype=DTYPES[tensor.dtype]).view(-1, *tensor.shape[1:])
 
 
 def write_rows(stream: BinaryIO, tensor: Tensor, start: int, rows: torch.Tensor) -> None:
     """Put `rows` in the place of the tensor's rows from `start` on."""
-    width = (tensor.end - tensor.begin) // tensor.shape[0]
-    stream.seek(tensor.begin + start * width)
+    row_bytes = (tensor.end - tensor.begin) // tensor.shape[0]
+    stream.seek(tensor.begin + start * row_bytes)
     stream.write(rows.contiguous().view(torch.uint8).numpy().data)
 
 

@@ -65,27 +65,32 @@ def open_clip(directory: Path) -> tuple[nn.Module, nn.Module, Tokenizer, Retriev
         model = AutoModel.from_pretrained(
             directory, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
-        found = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        loaded_tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ImportError) as error:
         raise MissingError(f"{directory} cannot be loaded: {error}") from None
-    text = model.config.text_config
-    tokenizer = _tokenizer(found, text.max_position_embeddings, pads=pads, directory=directory)
-    if not pads and tokenizer.token_to_id(found.eos_token) != tokenizer.get_vocab_size() - 1:
+    text_config = model.config.text_config
+    tokenizer = _tokenizer(
+        loaded_tokenizer, text_config.max_position_embeddings, pads=pads, directory=directory
+    )
+    if (
+        not pads
+        and tokenizer.token_to_id(loaded_tokenizer.eos_token) != tokenizer.get_vocab_size() - 1
+    ):
         raise ConfigError(f"{directory}: the end token is not the one with the highest id.")
     size = model.config.vision_config.hidden_size if pads else model.config.projection_dim
     spec = RetrieverSpec(
         encoder=directory.resolve().name,
         licence=LICENCE,
         embedding_size=size,
-        context_length=text.max_position_embeddings,
+        context_length=text_config.max_position_embeddings,
         pad_texts=pads,
-        **_pictures(directory),
+        **_image_settings(directory),
     )
     return ImageFeatures(model), TextFeatures(model), tokenizer, spec
 
 
-def _tokenizer(found: Any, length: int, *, pads: bool, directory: Path) -> Tokenizer:
-    backend = getattr(found, "backend_tokenizer", None)
+def _tokenizer(loaded_tokenizer: Any, length: int, *, pads: bool, directory: Path) -> Tokenizer:
+    backend = getattr(loaded_tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise MissingError(f"{directory} has no tokenizer.json; convert its tokenizer first.")
     tokenizer = Tokenizer.from_str(backend.to_str())
@@ -93,23 +98,23 @@ def _tokenizer(found: Any, length: int, *, pads: bool, directory: Path) -> Token
     if pads:
         tokenizer.enable_padding(
             length=length,
-            direction=found.padding_side,
-            pad_id=found.pad_token_id,
-            pad_token=found.pad_token,
+            direction=loaded_tokenizer.padding_side,
+            pad_id=loaded_tokenizer.pad_token_id,
+            pad_token=loaded_tokenizer.pad_token,
         )
     return tokenizer
 
 
-def _pictures(directory: Path) -> dict[str, Any]:
+def _image_settings(directory: Path) -> dict[str, Any]:
     """What `preprocessor_config.json` says, as fields of a spec."""
     file = directory / "preprocessor_config.json"
     values = _json(file)
     size, crop = values.get("size"), values.get("crop_size")
     side = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
     crop = crop.get("height") if isinstance(crop, dict) else crop
-    cuts = bool(values.get("do_center_crop"))
-    stretched = isinstance(size, dict) and "height" in size
-    if cuts == stretched or (cuts and crop != side):
+    is_cropped = bool(values.get("do_center_crop"))
+    is_stretched = isinstance(size, dict) and "height" in size
+    if is_cropped == is_stretched or (is_cropped and crop != side):
         raise ConfigError(f"{file}: pictures resized to {size} and cut to {crop} are not known.")
     try:
         resample = Image.Resampling(values["resample"]).name.lower()
@@ -122,7 +127,7 @@ def _pictures(directory: Path) -> dict[str, Any]:
         "image_size": side,
         "image_mean": mean,
         "image_std": std,
-        "framing": "stretch" if stretched else "transformers",
+        "framing": "stretch" if is_stretched else "transformers",
         "resample": resample,
     }
 

@@ -116,10 +116,10 @@ def _quantise(program: torch.onnx.ONNXProgram, file: Path) -> None:
     # Otherwise it advises, in a warning, what torch's exporter has done already.
     program.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
     with TemporaryDirectory(dir=file.parent, prefix=".int8-") as folder:
-        whole = Path(folder) / "whole.onnx"
-        program.save(whole, external_data=True)
+        full_model = Path(folder) / "whole.onnx"
+        program.save(full_model, external_data=True)
         quantize_dynamic(
-            whole,
+            full_model,
             file,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,

@@ -52,8 +52,8 @@ def load_published(file: Path, config: ImageBindConfig | None = None) -> ImageBi
         ),
     ]
     if problems:
-        shown = "; ".join(sorted(problems)[:SHOWN])
-        raise ConfigError(f"{file} is no {model.config.name}: {len(problems)} tensors: {shown}.")
+        examples = "; ".join(sorted(problems)[:SHOWN])
+        raise ConfigError(f"{file} is no {model.config.name}: {len(problems)} tensors: {examples}.")
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return model.eval()
 
@@ -64,8 +64,8 @@ def _read(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             tensors = load_file(file)
         else:
-            mapped = zipfile.is_zipfile(file)
-            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            is_zip = zipfile.is_zipfile(file)
+            tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except FileNotFoundError:
         raise MissingError(f"There is no file {file}.") from None
     except UnpicklingError as error:
@@ -84,18 +84,18 @@ def _read(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def find_vocabulary(beside: Path) -> Path:
+def find_vocabulary(checkpoint: Path) -> Path:
     """The published vocabulary: beside a file, or in an installed package. Raises MissingError."""
-    places = [beside.parent / VOCABULARY]
+    candidates = [checkpoint.parent / VOCABULARY]
     package = find_spec("imagebind")  # found, not imported: its own imports are many
     if package is not None and package.submodule_search_locations:
-        places.append(Path(package.submodule_search_locations[0]) / "bpe" / VOCABULARY)
-    for place in places:
-        if place.is_file():
-            return place
+        candidates.append(Path(package.submodule_search_locations[0]) / "bpe" / VOCABULARY)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
     raise MissingError(
-        f"{VOCABULARY} is not beside {beside}; take it from ImageBind's repository (bpe/), or name "
-        "it with --vocabulary."
+        f"{VOCABULARY} is not beside {checkpoint}; take it from ImageBind's repository (bpe/), or "
+        "name it with --vocabulary."
     )
 
 

@@ -106,11 +106,11 @@ def merge_adapter(
         log.info("Merging %s, shard %d of %d.", file.name, number, len(plan.shards))
         _merge_shard(file, out / file.name, tensors, plan.updates)
     log.info("Comparing what was written with %s and the adapter.", base)
-    changed = changed_tensors(plan.shards, out)
-    check_changes(changed, set(plan.updates))
+    changed_names = changed_tensors(plan.shards, out)
+    check_changes(changed_names, set(plan.updates))
     report = MergeReport(
-        merged=len(changed),
-        kept=sum(map(len, plan.shards.values())) - len(changed),
+        merged=len(changed_names),
+        kept=sum(map(len, plan.shards.values())) - len(changed_names),
         weights=check_samples(plan.shards, out, plan.updates),
         logits=check_logits(base, plan.adapter, out, always=logits),
     )

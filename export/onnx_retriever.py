@@ -40,19 +40,19 @@ def export_encoders(
     torch by more than its precision allows.
     """
     contents = read_sample(sample)
-    opened = open_encoders(encoders, vocabulary)
-    spec = replace(opened.spec, precision=precision)
+    torch_encoders = open_encoders(encoders, vocabulary)
+    spec = replace(torch_encoders.spec, precision=precision)
     out.mkdir(parents=True, exist_ok=True)
-    opened.tokenizer.save(str(out / TOKENIZER))
+    torch_encoders.tokenizer.save(str(out / TOKENIZER))
     batches: dict[int, object] = {0: "batch"}
     dimensions = dict(batches)
     if not spec.pad_texts:
         dimensions[1] = "length"
-    texts = list(_texts(spec, opened.tokenizer.get_vocab_size()))
+    texts = list(_texts(spec, torch_encoders.tokenizer.get_vocab_size()))
     figures: dict[str, float] = {}
     for name, module, inputs, samples in (
-        ("image_encoder", opened.image, {"pixels": batches}, list(_images(spec))),
-        ("text_encoder", opened.text, {"tokens": dimensions}, texts),
+        ("image_encoder", torch_encoders.image, {"pixels": batches}, list(_images(spec))),
+        ("text_encoder", torch_encoders.text, {"tokens": dimensions}, texts),
     ):
         file = out / f"{name}.onnx"
         attentions = write_graph(module, file, inputs, "embeddings", samples[0], precision)
@@ -60,7 +60,7 @@ def export_encoders(
             raise InternalError(f"{file.name}: no attention is one operator; please report it.")
         figures[name] = check_parity(module, file, samples, precision)
         figures[f"{name}_attentions"] = attentions
-    figures |= compare(opened, out, spec, contents)
+    figures |= compare(torch_encoders, out, spec, contents)
     write_retriever_spec(out, spec)
     (out / PARITY).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
@@ -97,9 +97,9 @@ def _texts(spec: RetrieverSpec, vocabulary: int) -> Iterator[Sample]:
     """Batches of random ids up to a random end, zero-padded; also of the shortest and the full
     length, which is the only one where texts are padded to it."""
     generator = torch.Generator().manual_seed(0)
-    end, full = vocabulary - 1, spec.context_length
-    for batch, length in ((2, 5), (1, 2), (3, full), (5, 7)):
-        length = full if spec.pad_texts else length
+    end, context_length = vocabulary - 1, spec.context_length
+    for batch, length in ((2, 5), (1, 2), (3, context_length), (5, 7)):
+        length = context_length if spec.pad_texts else length
         tokens = torch.randint(1, end, (batch, length), generator=generator)
         ends = torch.randint(1, length, (batch, 1), generator=generator)
         tokens.scatter_(1, ends, end)
@@ -109,8 +109,8 @@ def _texts(spec: RetrieverSpec, vocabulary: int) -> Iterator[Sample]:
 def _sides(embedding_size: int) -> Iterator[Sample]:
     """Batches of unit vectors, each side with an image, a text or both."""
     generator = torch.Generator().manual_seed(0)
-    either = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    presence = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     for batch in (3, 1, 7):
         embeddings = torch.randn(batch, 2, embedding_size, generator=generator)
-        present = either[torch.arange(batch) % 3]
+        present = presence[torch.arange(batch) % 3]
         yield nn.functional.normalize(embeddings, dim=-1) * present[..., None], present

@@ -38,15 +38,15 @@ def check_parity(
     for sample in samples:
         expected = module(*sample)
         inputs = {name: tensor.numpy() for name, tensor in zip(names, sample, strict=True)}
-        found = torch.from_numpy(session.run(None, inputs)[0])
-        worst = float((found - expected).abs().max())
-        if precision == "fp32" and not worst <= TOLERANCE:  # catches nan, too
+        actual = torch.from_numpy(session.run(None, inputs)[0])
+        max_error = float((actual - expected).abs().max())
+        if precision == "fp32" and not max_error <= TOLERANCE:  # catches nan, too
             raise InternalError(
-                f"{file.name} differs from its torch module by {worst:.2e} (at most "
+                f"{file.name} differs from its torch module by {max_error:.2e} (at most "
                 f"{TOLERANCE:.0e}); please report it with your versions of torch and onnxruntime."
             )
-        check_cosine(file.name, least_cosine(expected, found), precision)
-        difference = max(difference, worst)
+        check_cosine(file.name, least_cosine(expected, actual), precision)
+        difference = max(difference, max_error)
     return difference
 
 
@@ -59,15 +59,15 @@ def check_cosine(name: str, cosine: float, precision: Precision) -> None:
         )
 
 
-def least_cosine(expected: Tensor, found: Tensor) -> float:
+def least_cosine(expected: Tensor, actual: Tensor) -> float:
     """The lowest cosine between rows (N, D) that should be equal."""
-    return float(F.cosine_similarity(expected.double(), found.double(), dim=-1).min())
+    return float(F.cosine_similarity(expected.double(), actual.double(), dim=-1).min())
 
 
-def top_k_agreement(expected: Tensor, found: Tensor, k: int) -> float:
+def top_k_agreement(expected: Tensor, actual: Tensor, k: int) -> float:
     """How much of each row's `k` nearest other rows (N, D) is the same in both, on average."""
-    same = _nearest(expected, k)[:, :, None] == _nearest(found, k)[:, None, :]  # (N, k, k)
-    return float(same.any(dim=2).float().mean())
+    matches = _nearest(expected, k)[:, :, None] == _nearest(actual, k)[:, None, :]  # (N, k, k)
+    return float(matches.any(dim=2).float().mean())
 
 
 def _nearest(vectors: Tensor, k: int) -> Tensor:

@@ -49,9 +49,9 @@ def plan_export(
         _retrieval("towers", towers, 1.0, copied=False),
         Step("generator", base, merge.size, largest + 2 * GIB, _seconds("generator", merge.size)),
     ]
-    written = sum(step.writes for step in steps)
-    steps.append(Step("manifest", out, 0, IMPORTS, _seconds("manifest", written)))
-    check_space(out, written)
+    total_bytes = sum(step.writes for step in steps)
+    steps.append(Step("manifest", out, 0, IMPORTS, _seconds("manifest", total_bytes)))
+    check_space(out, total_bytes)
     return steps
 
 
@@ -66,11 +66,11 @@ def show(steps: Sequence[Step], out: Path) -> str:
     for step in steps:
         cells = f"{_size(step.writes):>11}{_size(step.memory):>11}{_time(step.seconds):>9}"
         lines.append(f"{step.name:11}{cells}  {step.source}")
-    written = _size(sum(step.writes for step in steps))
+    total_size = _size(sum(step.writes for step in steps))
     memory = _size(max(step.memory for step in steps))
     seconds = _time(sum(step.seconds for step in steps))
     lines.append(
-        f"{out}: {written} in {seconds} or so on two cores, with {memory} of memory. "
+        f"{out}: {total_size} in {seconds} or so on two cores, with {memory} of memory. "
         "Nothing was written."
     )
     return "\n".join(lines)

@@ -49,9 +49,9 @@ def read_sample(path: Path | None) -> Contents:
         sources, texts = (file.name for file in sorted(path.iterdir())), drawn.texts
         pictures = _loaded(ImageLoader(path), sources)
     else:
-        found = list(islice(_contents(path), 50 * TEXTS))
-        texts = list(dict.fromkeys(text for text, _ in found if text))[:TEXTS]
-        sources = (source for source in dict.fromkeys(image for _, image in found) if source)
+        cells = list(islice(_contents(path), 50 * TEXTS))
+        texts = list(dict.fromkeys(text for text, _ in cells if text))[:TEXTS]
+        sources = (source for source in dict.fromkeys(image for _, image in cells) if source)
         pictures = _loaded(ImageLoader(path.parent), sources)
     if not pictures and not texts:
         raise InputError(f"{path} holds no picture and no text to compare encoders on.")
@@ -87,22 +87,22 @@ def compare(
     InternalError where a cosine is below the precision's least.
     """
     exported = Encoder(directory, spec, device="cpu")
-    expected, found, figures = [], [], {}
+    expected, actual, figures = [], [], {}
     if contents.pictures:
         pixels = torch.stack([torch.from_numpy(exported.pixels(p)) for p in contents.pictures])
         expected.append(_run(encoders.image, pixels))
-        found.append(torch.from_numpy(exported.encode_images(contents.pictures)))
-        figures["image_cosine"] = least_cosine(expected[-1], found[-1])
+        actual.append(torch.from_numpy(exported.encode_images(contents.pictures)))
+        figures["image_cosine"] = least_cosine(expected[-1], actual[-1])
     if contents.texts:
         tokens = torch.from_numpy(exported.tokens(contents.texts))
         expected.append(_run(encoders.text, tokens))
-        found.append(torch.from_numpy(exported.encode_texts(contents.texts)))
-        figures["text_cosine"] = least_cosine(expected[-1], found[-1])
+        actual.append(torch.from_numpy(exported.encode_texts(contents.texts)))
+        figures["text_cosine"] = least_cosine(expected[-1], actual[-1])
     for name, cosine in figures.items():
         check_cosine(name, cosine, spec.precision)
-    every = sum(map(len, expected))
-    if every > K:
-        figures["top_5_agreement"] = top_k_agreement(torch.cat(expected), torch.cat(found), K)
+    total = sum(map(len, expected))
+    if total > K:
+        figures["top_5_agreement"] = top_k_agreement(torch.cat(expected), torch.cat(actual), K)
     return figures
 
 

@@ -23,11 +23,11 @@ def check_out(out: Path, *, overwrite: bool, marker: str, kind: str) -> None:
 
 def check_space(out: Path, needed: int) -> None:
     """Raise OutputError where the disk of `out` has less than `needed` bytes free."""
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise OutputError(
-            f"{out} needs {needed / 2**30:.1f} GiB and {there} has {free / 2**30:.1f} GiB free; "
+            f"{out} needs {needed / 2**30:.1f} GiB and {existing} has {free / 2**30:.1f} GiB free; "
             "make room or choose another disk."
         )
 

@@ -67,13 +67,13 @@ def changed_tensors(shards: Shards, out: Path) -> set[str]:
 
 
 def _same_bytes(tensor: Tensor, before: Path, after: Path) -> bool:
-    with before.open("rb") as one, after.open("rb") as other:
-        one.seek(tensor.begin)
-        other.seek(tensor.begin)
+    with before.open("rb") as base_stream, after.open("rb") as merged_stream:
+        base_stream.seek(tensor.begin)
+        merged_stream.seek(tensor.begin)
         sizes = range(tensor.begin, tensor.end, BLOCK)
         return all(
-            one.read(size) == other.read(size)
-            for size in (min(BLOCK, tensor.end - place) for place in sizes)
+            base_stream.read(size) == merged_stream.read(size)
+            for size in (min(BLOCK, tensor.end - offset) for offset in sizes)
         )
 
 
@@ -82,17 +82,17 @@ def check_changes(changed: set[str], targets: set[str]) -> None:
 
     Raises ConfigError, or InternalError, naming the first weights that are not so.
     """
-    untouched, others = sorted(targets - changed), sorted(changed - targets)
-    if untouched:
+    unchanged, unexpected = sorted(targets - changed), sorted(changed - targets)
+    if unchanged:
         raise ConfigError(
-            f"The adapter left weights unchanged that it aims at: {', '.join(untouched[:3])} "
-            f"({len(untouched)} of {len(targets)}). Train it longer, and on rows that use them "
+            f"The adapter left weights unchanged that it aims at: {', '.join(unchanged[:3])} "
+            f"({len(unchanged)} of {len(targets)}). Train it longer, and on rows that use them "
             "(cross-attention learns from images only), or leave them out of its targets."
         )
-    if others:
+    if unexpected:
         raise InternalError(
-            f"Merging changed weights that it does not aim at: {', '.join(others[:3])} "
-            f"({len(others)}); please report it."
+            f"Merging changed weights that it does not aim at: {', '.join(unexpected[:3])} "
+            f"({len(unexpected)}); please report it."
         )
 
 
@@ -102,34 +102,36 @@ def check_samples(shards: Shards, out: Path, updates: Mapping[str, Update]) -> f
     Taken over rows from the middle of each, read and computed apart from the merge. Raises
     InternalError where it is more than rounding.
     """
-    worst = 0.0
+    max_steps = 0.0
     for file, tensors in shards.items():
-        aimed_at = [tensor for tensor in tensors if tensor.name in updates]
+        targets = [tensor for tensor in tensors if tensor.name in updates]
         with safe_open(file, "pt") as base, safe_open(out / file.name, "pt") as merged:
-            for tensor in aimed_at:
+            for tensor in targets:
                 start = max(0, (tensor.shape[0] - SAMPLED) // 2)
                 part = slice(start, start + SAMPLED)
                 weight = base.get_slice(tensor.name)[part]
-                found = merged.get_slice(tensor.name)[part]
-                steps = steps_apart(weight, found, updates[tensor.name], part)
+                merged_weight = merged.get_slice(tensor.name)[part]
+                steps = steps_apart(weight, merged_weight, updates[tensor.name], part)
                 if not steps <= MOST_STEPS:  # catches nan, too
                     raise InternalError(
                         f"{tensor.name} is not W + B A scale but {steps:.1f} steps of its dtype "
                         "away; please report it."
                     )
-                worst = max(worst, steps)
-    return worst
+                max_steps = max(max_steps, steps)
+    return max_steps
 
 
-def steps_apart(weight: torch.Tensor, found: torch.Tensor, update: Update, part: slice) -> float:
-    """How far `found` is from `weight` + rows `part` of `update`: 1 is the dtype's relative step at
-    the size of what was added up (of float32 eight, as its sums of products round, too)."""
+def steps_apart(
+    weight: torch.Tensor, merged_weight: torch.Tensor, update: Update, part: slice
+) -> float:
+    """How far `merged_weight` is from `weight` + rows `part` of `update`: 1 is the dtype's relative
+    step at the size of what was added up (of float32 eight, as its sums of products round, too)."""
     left, right = update.left[part].double(), update.right.double()
     expected = weight.double() + left @ right * update.scale
     size = weight.double().abs() + left.abs() @ right.abs() * abs(update.scale)
     eps = max(torch.finfo(weight.dtype).eps, 8 * torch.finfo(torch.float32).eps)
     step = eps * size + torch.finfo(weight.dtype).smallest_normal
-    return float(((found.double() - expected).abs() / step).max())
+    return float(((merged_weight.double() - expected).abs() / step).max())
 
 
 def check_logits(base: Path, adapter: Adapter, out: Path, *, always: bool = False) -> float | None:
@@ -140,14 +142,16 @@ def check_logits(base: Path, adapter: Adapter, out: Path, *, always: bool = Fals
     """
     shards = {file: read_shard(file) for file in shard_files(base)}
     tensors = [tensor for shard in shards.values() for tensor in shard]
-    needed = 2 * 4 * sum(math.prod(tensor.shape) for tensor in tensors)
+    needed_bytes = 2 * 4 * sum(math.prod(tensor.shape) for tensor in tensors)
     largest = max(file.stat().st_size for file in shards)
-    if needed > largest + MEMORY and not always:
-        log.info("Logits are not compared: that takes %.0f GiB; --logits does it.", needed / 2**30)
+    if needed_bytes > largest + MEMORY and not always:
+        log.info(
+            "Logits are not compared: that takes %.0f GiB; --logits does it.", needed_bytes / 2**30
+        )
         return None
     expected = _sample_logits(_adapted(base, adapter), base)
-    found = _sample_logits(load_model(out, dtype=torch.float32), out)
-    difference = float((found - expected).abs().max())
+    merged_logits = _sample_logits(load_model(out, dtype=torch.float32), out)
+    difference = float((merged_logits - expected).abs().max())
     tolerance = max(TOLERANCE.get(tensor.dtype, 0.0) for tensor in tensors)
     if not difference <= tolerance:  # catches nan, too
         raise InternalError(
@@ -159,16 +163,16 @@ def check_logits(base: Path, adapter: Adapter, out: Path, *, always: bool = Fals
 
 def _adapted(base: Path, adapter: Adapter) -> PeftModel:
     """The base with the adapter beside it, as peft runs it, whatever names the adapter uses."""
-    halves = {name.removesuffix(".weight"): update for name, update in adapter.updates.items()}
+    updates = {name.removesuffix(".weight"): update for name, update in adapter.updates.items()}
     config = LoraConfig(
-        target_modules=list(halves),
-        rank_pattern={f"^{name}": update.rank for name, update in halves.items()},
-        alpha_pattern={f"^{name}": update.alpha for name, update in halves.items()},
+        target_modules=list(updates),
+        rank_pattern={f"^{name}": update.rank for name, update in updates.items()},
+        alpha_pattern={f"^{name}": update.alpha for name, update in updates.items()},
         use_rslora=bool(adapter.config.get("use_rslora")),
     )
     model = get_peft_model(load_model(base, dtype=torch.float32), config)
     weights = {}
-    for name, update in halves.items():
+    for name, update in updates.items():
         embedding = "embed_tokens" in name
         a, b = (update.right, update.left) if not embedding else (update.left.T, update.right.T)
         kind, end = ("lora_embedding_", "") if embedding else ("lora_", ".weight")

@@ -150,8 +150,10 @@ def read_manifest(path: Path) -> BundleManifest:
     except (ValueError, OSError) as error:
         raise MissingError(f"{file} cannot be read: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else None
-        raise ConfigError(f"{file} has format {found!r}; this version reads format {FORMAT}.")
+        manifest_format = values.get("format") if isinstance(values, dict) else None
+        raise ConfigError(
+            f"{file} has format {manifest_format!r}; this version reads format {FORMAT}."
+        )
     if values.get("template_version") != TEMPLATE_VERSION:
         raise ConfigError(
             f"{file} was trained with prompt template {values.get('template_version')}; this "
@@ -198,13 +200,13 @@ def encoders_key(spec: RetrieverSpec, files: Mapping[str, str]) -> str:
 
     `files` maps the names in a retriever directory to their SHA-256, as in a manifest.
     """
-    parts = {
+    digests = {
         name: digest
         for name, digest in files.items()
         if name.startswith(("image_encoder", "text_encoder", "tokenizer"))
     }
-    described = [EMBEDDING_VERSION, sorted(parts.items()), asdict(replace(spec, temperature=1.0))]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
+    payload = [EMBEDDING_VERSION, sorted(digests.items()), asdict(replace(spec, temperature=1.0))]
+    return hashlib.sha256(json.dumps(payload).encode()).hexdigest()[:32]
 
 
 def sha256(file: Path) -> str:
@@ -215,9 +217,9 @@ def sha256(file: Path) -> str:
 
 def _spec(kind: type[S], values: dict[str, Any]) -> S:
     names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    known = {key: value for key, value in values.items() if key in names}
-    lists = {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
-    return kind(**{**known, **lists})
+    field_values = {key: value for key, value in values.items() if key in names}
+    tuples = {key: tuple(value) for key, value in field_values.items() if isinstance(value, list)}
+    return kind(**{**field_values, **tuples})
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

@@ -19,14 +19,16 @@ class Check:
 
     name: str
     works: bool
-    found: str
+    detail: str
     remedy: str = ""
 
 
 def describe() -> list[str]:
     """The machine, a line a part."""
     flags = machine.cpu_flags()
-    has = [name for name, kind in (("VNNI", machine.INT8), ("BF16", machine.BF16)) if flags & kind]
+    features = [
+        name for name, kind in (("VNNI", machine.INT8), ("BF16", machine.BF16)) if flags & kind
+    ]
     total, free = machine.memory()
     gpus = [
         f"{gpu.name}, {gpu.memory / GIB:.0f} GiB, driver {gpu.driver}" for gpu in machine.gpus()
@@ -34,7 +36,7 @@ def describe() -> list[str]:
     return [
         _line("mmrag-batch", __version__),
         _line("python", machine.python()),
-        _line("cores", f"{machine.cores()} ({', '.join(has) or 'neither VNNI nor BF16'})"),
+        _line("cores", f"{machine.cores()} ({', '.join(features) or 'neither VNNI nor BF16'})"),
         _line("memory", f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free"),
         _line("GPU", "; ".join(gpus) or "none that a driver answers for"),
         _line("Slurm", machine.slurm() or "not installed"),
@@ -60,34 +62,36 @@ def check() -> list[Check]:
 def show(checks: Sequence[Check]) -> Iterator[str]:
     """A line for each check, and one for what to type."""
     for item in checks:
-        yield f"{'yes' if item.works else 'no':4}{item.name:22}{item.found}"
+        yield f"{'yes' if item.works else 'no':4}{item.name:22}{item.detail}"
         if item.remedy:
             yield f"{'':26}{item.remedy}"
 
 
 def _predict(gpus: Sequence[Gpu]) -> Check:
     """`predict` runs where ONNX Runtime, torch and transformers are installed."""
-    problems = machine.lacking(machine.extras()["cpu"])
+    problems = machine.unmet_requirements(machine.extras()["cpu"])
     if problems:
         extra = "gpu" if gpus else "cpu"
         remedy = f"pip install 'mmrag-batch[{extra}]'"
-        return Check("predict", works=False, found="missing: " + ", ".join(problems), remedy=remedy)
-    return Check("predict", works=True, found="with transformers")
+        return Check(
+            "predict", works=False, detail="missing: " + ", ".join(problems), remedy=remedy
+        )
+    return Check("predict", works=True, detail="with transformers")
 
 
 def _on_gpu(gpus: Sequence[Gpu]) -> Check:
     """Whether torch and ONNX Runtime use the GPUs that are there."""
     name = "predict, on a GPU"
     if not gpus:
-        return Check(name, works=False, found="no NVIDIA driver answers (nvidia-smi)")
-    blind = list(_blind())
-    if blind:
+        return Check(name, works=False, detail="no NVIDIA driver answers (nvidia-smi)")
+    cpu_only = list(_cpu_only_packages())
+    if cpu_only:
         remedy = "pip install --force-reinstall 'mmrag-batch[gpu]'"
-        return Check(name, works=False, found=f"not by {', '.join(blind)}", remedy=remedy)
-    return Check(name, works=True, found=f"{len(gpus)} of {gpus[0].name}")
+        return Check(name, works=False, detail=f"not by {', '.join(cpu_only)}", remedy=remedy)
+    return Check(name, works=True, detail=f"{len(gpus)} of {gpus[0].name}")
 
 
-def _blind() -> Iterator[str]:
+def _cpu_only_packages() -> Iterator[str]:
     """The packages that see no GPU. They are loaded for this, which takes seconds."""
     try:
         import torch
@@ -107,40 +111,44 @@ def _blind() -> Iterator[str]:
 
 def _vllm() -> Check:
     """vLLM needs no GPU where its CPU build is installed."""
-    needed = [item for item in machine.extras()["gpu"] if item.name == "vllm"]
-    problems = machine.lacking(needed)
+    requirements = [item for item in machine.extras()["gpu"] if item.name == "vllm"]
+    problems = machine.unmet_requirements(requirements)
     if problems:
         remedy = "pip install 'mmrag-batch[gpu]'"
         return Check(
             "predict, with vLLM",
             works=False,
-            found="missing: " + ", ".join(problems),
+            detail="missing: " + ", ".join(problems),
             remedy=remedy,
         )
-    return Check("predict, with vLLM", works=True, found=f"vllm {machine.installed(needed[0])}")
+    return Check(
+        "predict, with vLLM",
+        works=True,
+        detail=f"vllm {machine.installed_version(requirements[0])}",
+    )
 
 
 def _extra(name: str, extra: str) -> Check:
-    problems = machine.lacking(machine.extras()[extra])
+    problems = machine.unmet_requirements(machine.extras()[extra])
     if problems:
         remedy = f"pip install 'mmrag-batch[{extra}]'"
-        return Check(name, works=False, found="missing: " + ", ".join(problems), remedy=remedy)
-    return Check(name, works=True, found=f"mmrag-batch[{extra}]")
+        return Check(name, works=False, detail="missing: " + ", ".join(problems), remedy=remedy)
+    return Check(name, works=True, detail=f"mmrag-batch[{extra}]")
 
 
 def _int8() -> Check:
     works = bool(machine.cpu_flags() & machine.INT8)
-    found = (
+    detail = (
         "export encoders --precision int8" if works else "no VNNI: int8 would be slower than fp32"
     )
-    return Check("int8 encoders", works=works, found=found)
+    return Check("int8 encoders", works=works, detail=detail)
 
 
 def _packages() -> Iterator[str]:
-    known = {item.name: item for group in machine.extras().values() for item in group}
+    requirements = {item.name: item for group in machine.extras().values() for item in group}
     for name in SHOWN:
-        yield _line(name, machine.installed(known[name]) or "not installed")
+        yield _line(name, machine.installed_version(requirements[name]) or "not installed")
 
 
-def _line(name: str, found: str) -> str:
-    return f"{name:14}{found}"
+def _line(name: str, value: str) -> str:
+    return f"{name:14}{value}"

@@ -49,15 +49,15 @@ def cpu_flags() -> frozenset[str]:
         text = CPU_INFO.read_text(encoding="utf-8")
     except OSError:
         return frozenset()
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
-    return frozenset(found.group(1).split()) if found else frozenset()
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.M)
+    return frozenset(match.group(1).split()) if match else frozenset()
 
 
 def memory() -> tuple[int, int]:
     """Total and available bytes, within the limit of the container or the Slurm job."""
     try:
-        found = re.findall(r"^(\w+):\s+(\d+) kB", MEMORY_INFO.read_text(encoding="utf-8"), re.M)
-        values = {name: 1024 * int(value) for name, value in found}
+        fields = re.findall(r"^(\w+):\s+(\d+) kB", MEMORY_INFO.read_text(encoding="utf-8"), re.M)
+        values = {name: 1024 * int(value) for name, value in fields}
         total, free = values["MemTotal"], values["MemAvailable"]
     except (OSError, KeyError):
         total = free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -72,11 +72,11 @@ def gpus() -> list[Gpu]:
     """The NVIDIA GPUs that the driver sees."""
     fields = "--query-gpu=name,memory.total,driver_version"
     lines = _output("nvidia-smi", fields, "--format=csv,noheader,nounits").splitlines()
-    found = []
+    devices = []
     for line in lines:
         name, size, driver = (cell.strip() for cell in line.rsplit(",", 2))
-        found.append(Gpu(name, int(size) * 2**20 if size.isdigit() else 0, driver))
-    return found
+        devices.append(Gpu(name, int(size) * 2**20 if size.isdigit() else 0, driver))
+    return devices
 
 
 def has_cuda() -> bool:
@@ -100,25 +100,27 @@ def slurm() -> str:
 
 def extras() -> Mapping[str, list[Requirement]]:
     """What each extra of ours asks for, the extras that it contains included."""
-    found: dict[str, list[Requirement]] = {}
+    requirements: dict[str, list[Requirement]] = {}
     for line in requires("mmrag-batch") or ():
         requirement = Requirement(line)
         match = re.search(r'extra == "([^"]+)"', str(requirement.marker or ""))
         if match:
-            found.setdefault(match.group(1), []).append(requirement)
-    return {name: _flat(name, found) for name in found}
+            requirements.setdefault(match.group(1), []).append(requirement)
+    return {name: _flat(name, requirements) for name in requirements}
 
 
-def _flat(extra: str, found: Mapping[str, list[Requirement]]) -> list[Requirement]:
+def _flat(extra: str, requirements: Mapping[str, list[Requirement]]) -> list[Requirement]:
     flat = []
-    for requirement in found[extra]:
-        ours = requirement.name == "mmrag-batch"
-        inner = [item for name in requirement.extras if ours for item in _flat(name, found)]
-        flat += inner if ours else [requirement]
+    for requirement in requirements[extra]:
+        is_nested = requirement.name == "mmrag-batch"
+        inner = [
+            item for name in requirement.extras if is_nested for item in _flat(name, requirements)
+        ]
+        flat += inner if is_nested else [requirement]
     return flat
 
 
-def installed(requirement: Requirement) -> str | None:
+def installed_version(requirement: Requirement) -> str | None:
     """The version that is installed of what is required, under any of its names."""
     for name in (requirement.name, *OTHER_NAMES.get(requirement.name, ())):
         try:
@@ -128,15 +130,17 @@ def installed(requirement: Requirement) -> str | None:
     return None
 
 
-def lacking(requirements: list[Requirement]) -> list[str]:
+def unmet_requirements(requirements: list[Requirement]) -> list[str]:
     """What is required and not installed, or not in a version that will do."""
     problems = []
     for requirement in requirements:
-        found = installed(requirement)
-        if found is None:
+        requirement_version = installed_version(requirement)
+        if requirement_version is None:
             problems.append(requirement.name)
-        elif not requirement.specifier.contains(found, prereleases=True):
-            problems.append(f"{requirement.name}{requirement.specifier} (here {found})")
+        elif not requirement.specifier.contains(requirement_version, prereleases=True):
+            problems.append(
+                f"{requirement.name}{requirement.specifier} (here {requirement_version})"
+            )
     return problems
 
 
@@ -150,9 +154,9 @@ def _output(command: str, *arguments: str) -> str:
     if path is None:
         return ""
     try:
-        done = subprocess.run(  # noqa: S603  # a fixed command
+        completed = subprocess.run(  # noqa: S603  # a fixed command
             [path, *arguments], capture_output=True, text=True, timeout=20, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return completed.stdout.strip() if completed.returncode == 0 else ""

@@ -27,7 +27,7 @@ def test_here_predict_runs_and_training_does(extras: dict[str, list[Requirement]
     for name in ("predict", "evaluate", "Parquet tables", "train and export", "train in 4 bits"):
         assert found[name].works, found[name]
     assert not found["predict, on a GPU"].works
-    assert "nvidia-smi" in found["predict, on a GPU"].found
+    assert "nvidia-smi" in found["predict, on a GPU"].detail
 
 
 def test_what_is_missing_comes_with_the_line_to_type(extras: dict[str, list[Requirement]]) -> None:
@@ -48,10 +48,10 @@ def test_packages_that_see_no_gpu_are_named(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     found = by_name()["predict, on a GPU"]
     assert not found.works
-    assert "not by torch 2" in found.found
+    assert "not by torch 2" in found.detail
     assert found.remedy.startswith("pip install")
-    monkeypatch.setattr(doctor, "_blind", lambda: iter(()))
-    assert by_name()["predict, on a GPU"].found == "1 of An H100"
+    monkeypatch.setattr(doctor, "_cpu_only_packages", lambda: iter(()))
+    assert by_name()["predict, on a GPU"].detail == "1 of An H100"
 
 
 def test_int8_needs_a_processor_that_has_it(

@@ -86,6 +86,6 @@ def test_an_extra_asks_for_what_the_extras_in_it_do() -> None:
 def test_what_is_lacking_is_named_with_the_version_that_is_here() -> None:
     here = version("numpy")
     wanted = [Requirement("numpy>=1"), Requirement("numpy>=999"), Requirement("no-such-thing")]
-    assert machine.lacking(wanted) == [f"numpy>=999 (here {here})", "no-such-thing"]
-    assert machine.installed(wanted[0]) == here
-    assert machine.installed(wanted[2]) is None
+    assert machine.unmet_requirements(wanted) == [f"numpy>=999 (here {here})", "no-such-thing"]
+    assert machine.installed_version(wanted[0]) == here
+    assert machine.installed_version(wanted[2]) is None

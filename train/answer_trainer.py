@@ -49,17 +49,17 @@ class AnswerTrainer(Trainer):
     ) -> Any:
         """The weighted loss of `examples.Collator`."""
         labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
-        kept = needed_logits(weights)
-        outputs = model(**inputs, use_cache=False, logits_to_keep=kept)
-        loss = weighted_loss(outputs.logits, labels[:, -kept:], weights[:, -kept:])
+        logit_count = needed_logits(weights)
+        outputs = model(**inputs, use_cache=False, logits_to_keep=logit_count)
+        loss = weighted_loss(outputs.logits, labels[:, -logit_count:], weights[:, -logit_count:])
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The accuracy on the held-out rows, and the mean log loss of their choices."""
         rows: Any = self.eval_dataset
-        share = rows[self.args.process_index :: self.args.world_size]
-        found = self._score(self.accelerator.unwrap_model(self.model), share)
-        sums = torch.tensor([found.rows, found.correct, found.loss], dtype=torch.float32)
+        shard = rows[self.args.process_index :: self.args.world_size]
+        score = self._score(self.accelerator.unwrap_model(self.model), shard)
+        sums = torch.tensor([score.rows, score.correct, score.loss], dtype=torch.float32)
         sums = sums.to(self.accelerator.device)
         total, correct, loss = self.accelerator.reduce(sums, "sum").tolist()
         metrics = {
@@ -91,6 +91,6 @@ class _Report(TrainerCallback):
         self._run = run
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
-        kept = {key: logs[key] for key in SHOWN if key in logs}
-        if kept:
-            self._run.report(step=state.global_step, **kept)
+        metrics = {key: logs[key] for key in SHOWN if key in logs}
+        if metrics:
+            self._run.report(step=state.global_step, **metrics)

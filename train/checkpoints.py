@@ -12,10 +12,10 @@ STATE = "trainer_state.json"
 
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest whole checkpoint; what was being written when a run was killed is removed."""
-    whole = {}
+    checkpoints = {}
     for path in directory.glob("checkpoint-*"):
         try:
-            whole[TrainerState.load_from_json(str(path / STATE)).global_step] = path
+            checkpoints[TrainerState.load_from_json(str(path / STATE)).global_step] = path
         except (FileNotFoundError, json.JSONDecodeError, TypeError):
             shutil.rmtree(path)
-    return whole[max(whole)] if whole else None
+    return checkpoints[max(checkpoints)] if checkpoints else None

@@ -55,33 +55,33 @@ class EmbeddedTable:
     def relevant(self) -> Tensor:
         """(N,) bool: the documents that help their question most."""
         owner = self.owner
-        most = torch.zeros(len(self.counts)).scatter_reduce_(0, owner, self.shares, "amax")
-        return self.shares >= most[owner]
+        max_shares = torch.zeros(len(self.counts)).scatter_reduce_(0, owner, self.shares, "amax")
+        return self.shares >= max_shares[owner]
 
-    def take(self, chosen: Tensor) -> "EmbeddedTable":
-        """The questions at the indices `chosen`, in that order, with their documents."""
-        counts = self.counts[chosen]
-        first = self.counts.cumsum(0)[chosen] - counts
-        place = torch.arange(int(counts.sum())) - torch.repeat_interleave(
+    def take(self, indices: Tensor) -> "EmbeddedTable":
+        """The questions at `indices`, in that order, with their documents."""
+        counts = self.counts[indices]
+        starts = self.counts.cumsum(0)[indices] - counts
+        offsets = torch.arange(int(counts.sum())) - torch.repeat_interleave(
             counts.cumsum(0) - counts, counts
         )
-        kept = torch.repeat_interleave(first, counts) + place
+        document_indices = torch.repeat_interleave(starts, counts) + offsets
         return EmbeddedTable(
             vectors=self.vectors,
-            questions=self.questions[chosen],
-            documents=self.documents[kept],
+            questions=self.questions[indices],
+            documents=self.documents[document_indices],
             counts=counts,
-            shares=self.shares[kept],
+            shares=self.shares[document_indices],
         )
 
-    def with_documents(self, others: Tensor) -> "EmbeddedTable":
+    def with_documents(self, extra_documents: Tensor) -> "EmbeddedTable":
         """The same with documents (K, 2) after its own that no question has."""
         return EmbeddedTable(
             vectors=self.vectors,
             questions=self.questions,
-            documents=torch.cat([self.documents, others]),
+            documents=torch.cat([self.documents, extra_documents]),
             counts=self.counts,
-            shares=torch.cat([self.shares, torch.zeros(len(others))]),
+            shares=torch.cat([self.shares, torch.zeros(len(extra_documents))]),
         )
 
     def embeddings(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,16 +140,18 @@ def _embed(
     size = 0
     source = iter(rows)
     while window := list(islice(source, WINDOW)):
-        taught = [(row, helps) for row in window if row.question and (helps := supervise(row))]
-        embedded = embedder.embed([row for row, _ in taught])
-        for (_, helps), item in zip(taught, embedded):
-            if item is None or not (found := _shares(item, helps)):
+        supervised = [
+            (row, relevance) for row in window if row.question and (relevance := supervise(row))
+        ]
+        embedded = embedder.embed([row for row, _ in supervised])
+        for (_, relevance), item in zip(supervised, embedded):
+            if item is None or not (candidate_shares := _shares(item, relevance)):
                 continue
             size = item.question.modalities.shape[1]
             questions.append(_rows(file, item.question))
-            documents += [_rows(file, candidate) for candidate, _ in found]
-            counts.append(len(found))
-            shares += [share for _, share in found]
+            documents += [_rows(file, candidate) for candidate, _ in candidate_shares]
+            counts.append(len(candidate_shares))
+            shares += [share for _, share in candidate_shares]
     if not questions:
         raise InputError(
             "No row has a readable document that is known to help: nothing to learn. Fill "
@@ -164,17 +166,18 @@ def _embed(
     )
 
 
-def _shares(item: EmbeddedRow, helps: Mapping[str, float]) -> list[tuple[Embedding, float]]:
+def _shares(item: EmbeddedRow, relevance: Mapping[str, float]) -> list[tuple[Embedding, float]]:
     """The readable documents of which something is known, with how much they help, summing to 1;
     empty where none does."""
-    shares = [(c, helps.get(d.id, 0.0)) for c, d in zip(item.candidates, item.documents)]
-    known = [(candidate, share) for candidate, share in shares if not math.isnan(share)]
-    total = math.fsum(share for _, share in known)
-    return [(candidate, share / total) for candidate, share in known] if total > 0 else []
+    shares = [(c, relevance.get(d.id, 0.0)) for c, d in zip(item.candidates, item.documents)]
+    known_shares = [(candidate, share) for candidate, share in shares if not math.isnan(share)]
+    total = math.fsum(share for _, share in known_shares)
+    return [(candidate, share / total) for candidate, share in known_shares] if total > 0 else []
 
 
-def _rows(file: VectorFile, side: Embedding) -> tuple[int, int]:
+def _rows(file: VectorFile, embedding: Embedding) -> tuple[int, int]:
     image, text = (
-        file.row(vector) if present else 0 for vector, present in zip(side.modalities, side.present)
+        file.row(vector) if present else 0
+        for vector, present in zip(embedding.modalities, embedding.present)
     )
     return image, text

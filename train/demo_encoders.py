@@ -57,11 +57,11 @@ class Pairs:
         self._model = model
         self._picture_batch, self._text_batch = config.picture_batch, config.text_batch
         self._captioned = [
-            self._drawn(captioned(self._random))
+            self._draw_pair(captioned(self._random))
             for _ in trange(config.pictures, desc="drawing", disable=None)
         ]
 
-    def _drawn(self, pair: Pair) -> tuple[Tensor, Pair]:
+    def _draw_pair(self, pair: Pair) -> tuple[Tensor, Pair]:
         assert isinstance(pair.left, Image)
         return self.pixels(pair.left), pair
 
@@ -83,14 +83,14 @@ class Pairs:
         return (
             torch.stack([pixels for pixels, _ in pictures]),
             self.tokens([pair.right for _, pair in pictures]),
-            _same([pair for _, pair in pictures]),
+            _same_key_mask([pair for _, pair in pictures]),
             self.tokens(lefts),
             self.tokens([pair.right for pair in texts]),
-            _same(texts),
+            _same_key_mask(texts),
         )
 
 
-def _same(pairs: Sequence[Pair]) -> Tensor:
+def _same_key_mask(pairs: Sequence[Pair]) -> Tensor:
     """(B, B) bool: which pairs have the same key."""
     numbers = {key: number for number, key in enumerate({pair.key for pair in pairs})}
     keys = np.array([numbers[pair.key] for pair in pairs])
@@ -155,8 +155,8 @@ def zero_shot_accuracy(model: ImageBind, pairs: Pairs, pictures: int = 960) -> f
     """How often a new picture is nearest to the caption of what it shows, of 48 captions."""
     random = Random(-1)
     captions = model.encode_text(pairs.tokens([f"a {t.colour} {t.shape}" for t in THINGS]))
-    shown = [THINGS[index % len(THINGS)] for index in range(pictures)]
-    pixels = torch.stack([pairs.pixels(draw(random, t.colour, t.shape)) for t in shown])
+    things = [THINGS[index % len(THINGS)] for index in range(pictures)]
+    pixels = torch.stack([pairs.pixels(draw(random, t.colour, t.shape)) for t in things])
     nearest = (model.encode_image(pixels) @ captions.T).argmax(dim=1).tolist()
-    right = sum(bool(THINGS[index] == thing) for index, thing in zip(nearest, shown))
-    return right / pictures
+    correct = sum(bool(THINGS[index] == thing) for index, thing in zip(nearest, things))
+    return correct / pictures

@@ -36,7 +36,7 @@ def captioned(rng: Random) -> Pair:
         text = rng.choice(CAPTIONS).format(colour=thing.colour, shape=thing.shape)
     else:
         fact = rng.choice(tuple(world.FACTS))
-        text = world.state(rng, fact, thing.name, rng.choice(world.FACTS[fact].values))
+        text = world.statement(rng, fact, thing.name, rng.choice(world.FACTS[fact].values))
     return Pair(draw(rng, thing.colour, thing.shape), text, (thing.name,))
 
 
@@ -51,23 +51,23 @@ def paraphrased(rng: Random) -> Pair:
     names = (rng.choice(world.THINGS).name,) * 2
     if rng.random() < 0.3:
         names = (rng.choice(world.SHOWN), rng.choice(world.SHOWN))
-    named = names[0] if names[0] not in world.SHOWN else "shown"
+    subject = names[0] if names[0] not in world.SHOWN else "shown"
     if kind == "question":
         left, right = (rng.choice(world.FACTS[fact].questions).format(x=name) for name in names)
-        return Pair(left, right, (kind, fact, named))
+        return Pair(left, right, (kind, fact, subject))
     value = rng.choice(world.FACTS[fact].values)
-    left, right = (world.state(rng, fact, name, value) for name in names)
-    return Pair(left, right, (kind, fact, named, value))
+    left, right = (world.statement(rng, fact, name, value) for name in names)
+    return Pair(left, right, (kind, fact, subject, value))
 
 
 def sentences(rng: Random, count: int) -> list[str]:
     """Texts of the demo world, to train a tokenizer on."""
     pairs = [(captioned if rng.random() < 0.2 else paraphrased)(rng) for _ in range(count)]
     looks = [words for kind in world.LOOKS.values() for words in kind]
-    asked = [
+    questions = [
         rng.choice(looks).format(
             x="the thing in " + rng.choice(world.PHOTO_WORDS).format(v=rng.choice(world.CITIES))
         )
         for _ in range(count // 4)
     ]
-    return [pair.right for pair in pairs] + asked
+    return [pair.right for pair in pairs] + questions

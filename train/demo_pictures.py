@@ -27,10 +27,10 @@ def draw(rng: Random, colour: str, shape: str) -> Image.Image:
     width, height = rng.randint(56, 112), rng.randint(56, 112)
     side = min(width, height)
     radius = side * rng.uniform(0.26, 0.42)
-    room = side / 2 - radius  # the thing stays inside the centre square
+    margin = side / 2 - radius  # the thing stays inside the centre square
     centre = (
-        width / 2 + rng.uniform(-room, room),
-        height / 2 + rng.uniform(-room, room),
+        width / 2 + rng.uniform(-margin, margin),
+        height / 2 + rng.uniform(-margin, margin),
     )
     shade = rng.choice((rng.randint(15, 80), rng.randint(170, 240)))
     background = tuple(shade + rng.randint(-10, 10) for _ in range(3))
@@ -61,9 +61,9 @@ def _outline(shape: str, rotation: float) -> list[tuple[float, float]]:
         corners = {"circle": 60, "square": 4, "triangle": 3, "star": 10}[shape]
         polar = []
         for index in range(corners):
-            reach = 0.42 if shape == "star" and index % 2 else 1.0
+            radius = 0.42 if shape == "star" and index % 2 else 1.0
             angle = 2 * math.pi * index / corners
-            polar.append((reach * math.cos(angle), reach * math.sin(angle)))
+            polar.append((radius * math.cos(angle), radius * math.sin(angle)))
     cos, sin = math.cos(rotation), math.sin(rotation)
     return [(x * cos - y * sin, x * sin + y * cos) for x, y in polar]
 

@@ -42,8 +42,10 @@ class Recogniser(nn.Module):
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Inputs of B images -> logits of their colour (B, 8) and of their shape (B, 6)."""
         patches = self.tower(**inputs).last_hidden_state  # (B, 1, tiles, patches, D)
-        real = inputs["aspect_ratio_mask"][..., None, None]  # (B, 1, tiles, 1, 1)
-        mean = (patches * real).sum(dim=(1, 2, 3)) / (real.sum(dim=(1, 2, 3)) * patches.shape[3])
+        tile_mask = inputs["aspect_ratio_mask"][..., None, None]  # (B, 1, tiles, 1, 1)
+        mean = (patches * tile_mask).sum(dim=(1, 2, 3)) / (
+            tile_mask.sum(dim=(1, 2, 3)) * patches.shape[3]
+        )
         colours, shapes = self.head(mean).split([len(COLOURS), len(SHAPES)], dim=1)
         return colours, shapes
 
@@ -60,20 +62,20 @@ class Pictures:
         ]
         colours = tuple(COLOURS)
         self._inputs = _inputs(processor, pictures)
-        self._shown = torch.tensor(
+        self._targets = torch.tensor(
             [(colours.index(thing.colour), SHAPES.index(thing.shape)) for thing in things]
         )
 
     def __len__(self) -> int:
-        return len(self._shown)
+        return len(self._targets)
 
     def batches(self, size: int) -> Iterator[tuple[Inputs, Tensor]]:
         """Inputs and (B, 2) indices of colour and shape, without end; each round in a new order."""
         while True:
             order = torch.randperm(len(self))
-            for chosen in order.split(size):  # type: ignore[no-untyped-call]
-                inputs = {name: tensor[chosen] for name, tensor in self._inputs.items()}
-                yield inputs, self._shown[chosen]
+            for indices in order.split(size):  # type: ignore[no-untyped-call]
+                inputs = {name: tensor[indices] for name, tensor in self._inputs.items()}
+                yield inputs, self._targets[indices]
 
 
 def _inputs(processor: MllamaImageProcessorPil, pictures: list[Image]) -> Inputs:
@@ -97,10 +99,10 @@ def train_vision(config: VisionConfig) -> Path:
         optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05
     )
     batches = pictures.batches(config.batch_size)
-    for step, (inputs, shown) in zip(range(1, config.steps + 1), batches):
+    for step, (inputs, targets) in zip(range(1, config.steps + 1), batches):
         colours, shapes = recogniser(inputs)
-        by_colour = nn.functional.cross_entropy(colours, shown[:, 0])
-        by_shape = nn.functional.cross_entropy(shapes, shown[:, 1])
+        by_colour = nn.functional.cross_entropy(colours, targets[:, 0])
+        by_shape = nn.functional.cross_entropy(shapes, targets[:, 1])
         optimizer.zero_grad()
         (by_colour + by_shape).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(recogniser.parameters(), 1.0)
@@ -115,7 +117,7 @@ def train_vision(config: VisionConfig) -> Path:
 @torch.inference_mode()
 def accuracy(recogniser: Recogniser, pictures: Pictures) -> dict[str, float]:
     """The share of pictures whose colour, and whose shape, is named rightly."""
-    inputs, shown = next(pictures.batches(len(pictures)))
-    named = torch.stack([logits.argmax(dim=1) for logits in recogniser(inputs)], dim=1)
-    colours, shapes = (named == shown).float().mean(dim=0).tolist()
+    inputs, targets = next(pictures.batches(len(pictures)))
+    predictions = torch.stack([logits.argmax(dim=1) for logits in recogniser(inputs)], dim=1)
+    colours, shapes = (predictions == targets).float().mean(dim=0).tolist()
     return {"colour_accuracy": colours, "shape_accuracy": shapes}

@@ -34,7 +34,7 @@ CITIES = (
 MATERIALS = "wood iron glass paper rubber silver copper marble wool clay cork wax".split()
 KINDS = {"knowledge": 30, "named": 25, "visual": 20, "picture_document": 25}
 """Each kind of question, with its share of the rows in percent."""
-WORN = 0.04
+DAMAGE_RATE = 0.04
 """The share of rows that carry the wear of real files."""
 
 
@@ -97,31 +97,31 @@ class Thing:
 
 
 @dataclass
-class Asked:
+class WorldQuestion:
     """One row while it is made. `documents` pairs each document with whether it is relevant."""
 
     kind: str
     text: str
     picture: Thing | None
     answer: str
-    wrong: Sequence[str]
+    distractors: Sequence[str]
     documents: list[tuple[dict[str, object], bool]]
 
 
 THINGS = tuple(Thing(colour, shape) for colour in COLOURS for shape in SHAPES)
 
 
-def state(rng: Random, fact: str, name: str, value: str) -> str:
+def statement(rng: Random, fact: str, name: str, value: str) -> str:
     """A sentence that tells the `value` of a fact about what `name` names."""
     sentence = rng.choice(FACTS[fact].statements)
     return sentence.format(x=name, X=name[0].upper() + name[1:], v=value)
 
 
-def deal(rng: Random, thing: Thing, fact: str, value: str) -> dict[str, object]:
+def fact_document(rng: Random, thing: Thing, fact: str, value: str) -> dict[str, object]:
     """A document that tells one fact: it names the thing, or shows it."""
     if rng.random() < 0.65:
-        return {"text": state(rng, fact, thing.name, value)}
-    return {"image": thing, "text": state(rng, fact, rng.choice(SHOWN), value)}
+        return {"text": statement(rng, fact, thing.name, value)}
+    return {"image": thing, "text": statement(rng, fact, rng.choice(SHOWN), value)}
 
 
 def photo(rng: Random, thing: Thing, city: str) -> dict[str, object]:
@@ -129,51 +129,53 @@ def photo(rng: Random, thing: Thing, city: str) -> dict[str, object]:
     return {"image": thing, "text": rng.choice(PHOTOS).format(v=city)}
 
 
-def noise(rng: Random, count: int, but: Thing | None = None) -> list[dict[str, object]]:
-    """Documents about things other than `but`: facts, photos and bare pictures."""
-    found: list[dict[str, object]] = []
-    for thing in rng.sample([t for t in THINGS if t != but], count):
+def noise(rng: Random, count: int, excluded: Thing | None = None) -> list[dict[str, object]]:
+    """Documents about things other than `excluded`: facts, photos and bare pictures."""
+    documents: list[dict[str, object]] = []
+    for thing in rng.sample([t for t in THINGS if t != excluded], count):
         kind = rng.choice((*FACTS, "photo", "bare"))
         if kind == "bare":
-            found.append({"image": thing})
+            documents.append({"image": thing})
         elif kind == "photo":
-            found.append(photo(rng, thing, rng.choice(CITIES)))
+            documents.append(photo(rng, thing, rng.choice(CITIES)))
         else:
-            found.append(deal(rng, thing, kind, rng.choice(FACTS[kind].values)))
-    return found
+            documents.append(fact_document(rng, thing, kind, rng.choice(FACTS[kind].values)))
+    return documents
 
 
-def ask_fact(rng: Random, kind: str) -> Asked:
+def ask_fact(rng: Random, kind: str) -> WorldQuestion:
     """`knowledge` and `named`: one fact about one thing, among facts that are easily mistaken."""
     fact = rng.choice(tuple(FACTS))
     thing = rng.choice(THINGS)
     same_colour = rng.choice([t for t in THINGS if t.colour == thing.colour and t != thing])
     same_shape = rng.choice([t for t in THINGS if t.shape == thing.shape and t != thing])
-    rest = [t for t in THINGS if t not in (thing, same_colour, same_shape)]
-    others = [same_colour, same_shape, *rng.sample(rest, rng.randint(2, 4))]
-    answer, *wrong = rng.sample(FACTS[fact].values, 1 + len(others))
+    remaining = [t for t in THINGS if t not in (thing, same_colour, same_shape)]
+    others = [same_colour, same_shape, *rng.sample(remaining, rng.randint(2, 4))]
+    answer, *distractors = rng.sample(FACTS[fact].values, 1 + len(others))
 
-    documents = [(deal(rng, thing, fact, answer), True)]
-    documents += [(deal(rng, o, fact, value), False) for o, value in zip(others, wrong)]
+    documents = [(fact_document(rng, thing, fact, answer), True)]
+    documents += [
+        (fact_document(rng, o, fact, value), False) for o, value in zip(others, distractors)
+    ]
     for other_fact in rng.sample([f for f in FACTS if f != fact], rng.randint(1, 3)):
         value = rng.choice(FACTS[other_fact].values)
-        documents.append((deal(rng, thing, other_fact, value), False))
-    documents += [(document, False) for document in noise(rng, rng.randint(0, 2), but=thing)]
+        documents.append((fact_document(rng, thing, other_fact, value), False))
+    documents += [(document, False) for document in noise(rng, rng.randint(0, 2), excluded=thing)]
 
-    shown = kind == "knowledge"
-    name = rng.choice(SHOWN) if shown else thing.name
+    has_picture = kind == "knowledge"
+    name = rng.choice(SHOWN) if has_picture else thing.name
     text = rng.choice(FACTS[fact].questions).format(x=name)
-    return Asked(kind, text, thing if shown else None, answer, wrong, documents)
+    return WorldQuestion(kind, text, thing if has_picture else None, answer, distractors, documents)
 
 
-def ask_look(rng: Random, kind: str) -> Asked:
+def ask_look(rng: Random, kind: str) -> WorldQuestion:
     """`visual` and `picture_document`: a colour or shape, seen in the question's own picture or in
     the one photo that was taken in the right city."""
     look = rng.choice(tuple(LOOKS))
     thing, *others = rng.sample(THINGS, rng.randint(4, 6))
     values = COLOURS if look == "colour" else SHAPES
     answer: str = getattr(thing, look)
-    wrong = rng.sample([v for v in values if v != answer], 4)
+    distractors = rng.sample([v for v in values if v != answer], 4)
     if kind == "visual":
         name = rng.choice(SHOWN)
         documents = [(document, False) for document in noise(rng, rng.randint(6, 12))]
@@ -182,11 +184,15 @@ def ask_look(rng: Random, kind: str) -> Asked:
         name = "the thing in " + rng.choice(PHOTO_WORDS).format(v=cities[0])
         documents = [(photo(rng, thing, cities[0]), True)]
         documents += [(photo(rng, o, city), False) for o, city in zip(others, cities[1:])]
-        documents.append((deal(rng, rng.choice(THINGS), "home", cities[0]), False))
-        documents += [(document, False) for document in noise(rng, rng.randint(1, 4), but=thing)]
+        documents.append((fact_document(rng, rng.choice(THINGS), "home", cities[0]), False))
+        documents += [
+            (document, False) for document in noise(rng, rng.randint(1, 4), excluded=thing)
+        ]
         documents = [d for d in documents if d[1] or not _is_photo_of(d[0], cities[0])]
     text = rng.choice(LOOKS[look]).format(x=name)
-    return Asked(kind, text, thing if kind == "visual" else None, answer, wrong, documents)
+    return WorldQuestion(
+        kind, text, thing if kind == "visual" else None, answer, distractors, documents
+    )
 
 
 def _is_photo_of(document: dict[str, object], city: str) -> bool:
@@ -197,32 +203,32 @@ def make_row(directory: Path, number: int, seed: int) -> dict[str, str]:
     """Row `number` of the world `seed`, as CSV cells; draws its images below `directory`."""
     rng = Random(f"{seed}/{number}")
     kind = rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
-    asked = (ask_fact if kind in {"knowledge", "named"} else ask_look)(rng, kind)
-    rng.shuffle(asked.documents)
-    choices = [asked.answer, *asked.wrong[: rng.randint(1, 4)]]
+    question = (ask_fact if kind in {"knowledge", "named"} else ask_look)(rng, kind)
+    rng.shuffle(question.documents)
+    choices = [question.answer, *question.distractors[: rng.randint(1, 4)]]
     rng.shuffle(choices)
     picture = ""
-    if asked.picture is not None:
-        picture = _save(rng, asked.picture, directory, f"images/{number:05}-q.jpg")
+    if question.picture is not None:
+        picture = _save(rng, question.picture, directory, f"images/{number:05}-q.jpg")
     documents: list[object] = []
-    for index, (document, _) in enumerate(asked.documents):
+    for index, (document, _) in enumerate(question.documents):
         thing = document.get("image")
         if isinstance(thing, Thing):
             path = _save(rng, thing, directory, f"images/{number:05}-d{index}.jpg")
             documents.append({**document, "image": path} if "text" in document else path)
         else:
             documents.append(document["text"])
-    relevant = [index for index, (_, helps) in enumerate(asked.documents) if helps]
-    if rng.random() < WORN:
-        documents = _wear(rng, kind, documents, relevant)
+    relevant = [index for index, (_, is_relevant) in enumerate(question.documents) if is_relevant]
+    if rng.random() < DAMAGE_RATE:
+        documents = _damage(rng, kind, documents, relevant)
     return {
         "id": f"{seed}-{number}",
         "kind": kind,
-        "question_text": asked.text,
+        "question_text": question.text,
         "question_image": picture,
         "answer_choices": json.dumps(choices, ensure_ascii=False),
         "documents": json.dumps(documents, ensure_ascii=False),
-        "label": asked.answer,
+        "label": question.answer,
         "relevant": json.dumps(relevant),
     }
 
@@ -232,18 +238,20 @@ def _save(rng: Random, thing: Thing, directory: Path, name: str) -> str:
     return name
 
 
-def _wear(rng: Random, kind: str, documents: list[object], relevant: list[int]) -> list[object]:
+def _damage(rng: Random, kind: str, documents: list[object], relevant: list[int]) -> list[object]:
     """What happens to files: a picture that is gone, a list that is empty, letters from afar.
 
     The document that answers the question is spared.
     """
     if kind == "visual" and rng.random() < 0.3:
         return []
-    spared = [index for index in range(len(documents)) if index not in relevant]
-    worn = rng.choice(spared)
-    broken: object = {"image": "images/lost.jpg", "text": "This picture was lost."}
+    irrelevant = [index for index in range(len(documents)) if index not in relevant]
+    damaged_index = rng.choice(irrelevant)
+    missing_image: object = {"image": "images/lost.jpg", "text": "This picture was lost."}
     return [
-        (broken if rng.random() < 0.5 else rng.choice(ODD)) if index == worn else document
+        (missing_image if rng.random() < 0.5 else rng.choice(ODD))
+        if index == damaged_index
+        else document
         for index, document in enumerate(documents)
     ]
 

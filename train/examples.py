@@ -56,20 +56,24 @@ def relevant_evidence(
     Documents whose image cannot be read are left out, and rows whose own cannot, as in `predict`.
     """
     random = Random(seed)
-    found = []
+    rows_with_evidence = []
     for row in rows:
         question = _question(row)
-        if question.image is not None and not _readable(images, question.image):
+        if question.image is not None and not _is_readable(images, question.image):
             continue
         relevant = question.relevant or frozenset()
-        documents = [d for d in question.documents if d.image is None or _readable(images, d.image)]
+        documents = [
+            d for d in question.documents if d.image is None or _is_readable(images, d.image)
+        ]
         random.shuffle(documents)
         documents.sort(key=lambda document: document.id not in relevant)
-        found.append(replace(row, evidence=tuple(Evidence(d, 0.0) for d in documents[:top_k])))
-    return found
+        rows_with_evidence.append(
+            replace(row, evidence=tuple(Evidence(d, 0.0) for d in documents[:top_k]))
+        )
+    return rows_with_evidence
 
 
-def _readable(images: ImageStore, source: str) -> bool:
+def _is_readable(images: ImageStore, source: str) -> bool:
     try:
         images.digest(source)
     except RowError:
@@ -83,12 +87,12 @@ def fitting_rows(
     spec: PromptSpec,
 ) -> list[Row]:
     """Rows with their evidence cut to what fits, as in `predict`; without those that never do."""
-    found = []
+    fitted_rows = []
     for row in rows:
         with suppress(RowError):
             evidence, _, _ = fit_prompt(renderer, _question(row), row.evidence, spec)
-            found.append(replace(row, evidence=evidence))
-    return found
+            fitted_rows.append(replace(row, evidence=evidence))
+    return fitted_rows
 
 
 class Examples(Dataset[Example]):
@@ -126,10 +130,10 @@ class Examples(Dataset[Example]):
         question = _shuffled(_question(row), Random(f"{self._seed} {self._epoch} {index}"))
         assert question.label is not None  # labelled rows have one
         prompt = self._prompt(question, row)
-        right = answer_texts(question, self._spec.scoring)[question.label]
+        answer = answer_texts(question, self._spec.scoring)[question.label]
         return Example(
             prompt=self._renderer.render(prompt.messages),
-            answer=self._renderer.answer_ids(right),
+            answer=self._renderer.answer_ids(answer),
             images=[self._images.load(source) for source in prompt.images],
         )
 
@@ -207,11 +211,11 @@ class Collator:
             self._pad_id,
             self._image_token_id,
         )
-        ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
-        weights = real * self._prompt_loss
+        ids, attention_mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        weights = attention_mask * self._prompt_loss
         for row, example in enumerate(examples):
             weights[row, -len(example.answer) :] = 1.0  # rows are padded on the left
-        labels = ids.masked_fill(~real | (ids == self._image_token_id), IGNORED)
+        labels = ids.masked_fill(~attention_mask | (ids == self._image_token_id), IGNORED)
         return {**inputs, "labels": labels, "loss_weights": weights}
 
 
@@ -223,13 +227,13 @@ def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         ignore_index=IGNORED,
         reduction="none",
     )
-    shares = weights[:, 1:].flatten()
-    return (losses * shares).sum() / shares.sum()
+    token_weights = weights[:, 1:].flatten()
+    return (losses * token_weights).sum() / token_weights.sum()
 
 
 def _shuffled(question: Question, random: Random) -> Question:
     order = random.sample(range(len(question.choices)), len(question.choices))
-    choices = tuple(question.choices[place] for place in order)
+    choices = tuple(question.choices[index] for index in order)
     assert question.label is not None  # labelled rows have one
     return replace(question, choices=choices, label=order.index(question.label))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmrag_batch.train.data import EmbeddedTable
 from mmrag_batch.train.losses import candidate_loss, distillation_loss
-from mmrag_batch.train.negatives import mine
+from mmrag_batch.train.negatives import mine_negatives
 from mmrag_batch.train.ranking import rank, vectors
 from mmrag_batch.train.towers import Towers
 
@@ -43,38 +43,38 @@ class Fit:
     def __init__(
         self,
         towers: Towers,
-        trained: EmbeddedTable,
-        held_out: EmbeddedTable,
+        train_table: EmbeddedTable,
+        held_out_table: EmbeddedTable,
         settings: FitSettings,
         checkpoint: Path,
     ) -> None:
-        self._towers, self._trained, self._held_out = towers, trained, held_out
+        self._towers, self._train_table, self._held_out_table = towers, train_table, held_out_table
         self._settings = settings
         self._checkpoint = checkpoint
         rate = settings.learning_rate
-        steps = settings.epochs * (len(trained.questions) // settings.batch_size)
+        steps = settings.epochs * (len(train_table.questions) // settings.batch_size)
         self._optimizer = torch.optim.AdamW(towers.parameters(), lr=rate, weight_decay=0.01)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer, rate, total_steps=steps, pct_start=0.1
         )
         self._epoch = 0
-        self._stale = 0
+        self._stale_epochs = 0
         """Epochs since the best one."""
-        self._best = 0.0
-        self._kept: Weights = {}
+        self._best_mrr = 0.0
+        self._best_weights: Weights = {}
         if checkpoint.is_file():
             self._load()
 
     def run(self, report: Callable[..., None]) -> None:
         """Fit to the end; the towers are left with the best weights, in eval mode. `report` takes
         the figures of each epoch, the untrained towers being epoch 0."""
-        if not self._kept:
-            self._judge(report, questions=len(self._trained.questions))
-        while self._epoch < self._settings.epochs and self._stale < self._settings.patience:
+        if not self._best_weights:
+            self._evaluate(report, questions=len(self._train_table.questions))
+        while self._epoch < self._settings.epochs and self._stale_epochs < self._settings.patience:
             self._epoch += 1
-            self._judge(report, loss=self.train_epoch())
+            self._evaluate(report, loss=self.train_epoch())
             self._save()
-        self._towers.load_state_dict(self._kept)
+        self._towers.load_state_dict(self._best_weights)
         self._towers.eval()
 
     def train_epoch(self) -> float:
@@ -84,13 +84,15 @@ class Fit:
         generator = torch.Generator().manual_seed(settings.seed * 10_007 + self._epoch)
         negatives = None
         if settings.hard_negatives:
-            negatives = mine(self._towers.eval(), self._trained, settings.hard_negatives, generator)
+            negatives = mine_negatives(
+                self._towers.eval(), self._train_table, settings.hard_negatives, generator
+            )
         self._towers.train()
-        order = torch.randperm(len(self._trained.questions), generator=generator)
+        order = torch.randperm(len(self._train_table.questions), generator=generator)
         full = len(order) // settings.batch_size * settings.batch_size
         losses = []
-        for chosen in order[:full].view(-1, settings.batch_size):
-            loss = self._loss(chosen, None if negatives is None else negatives[chosen])
+        for indices in order[:full].view(-1, settings.batch_size):
+            loss = self._loss(indices, None if negatives is None else negatives[indices])
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
@@ -98,35 +100,35 @@ class Fit:
             losses.append(loss.item())
         return sum(losses) / len(losses)
 
-    def _loss(self, chosen: Tensor, negatives: Tensor | None) -> Tensor:
-        batch = self._trained.take(chosen)
+    def _loss(self, indices: Tensor, negatives: Tensor | None) -> Tensor:
+        batch = self._train_table.take(indices)
         owner = batch.owner
         if negatives is not None:
-            others = torch.unique(negatives[negatives >= 0])
-            batch = batch.with_documents(self._trained.documents[others])
-            owner = torch.cat([owner, torch.full_like(others, -1)])
+            negative_indices = torch.unique(negatives[negatives >= 0])
+            batch = batch.with_documents(self._train_table.documents[negative_indices])
+            owner = torch.cat([owner, torch.full_like(negative_indices, -1)])
         questions, documents = vectors(self._towers, batch)
         scale = self._towers.temperature
         if self._settings.soft:
             return distillation_loss(questions, documents, owner, batch.shares, scale)
         return candidate_loss(questions, documents, owner, batch.shares > 0, scale)
 
-    def _judge(self, report: Callable[..., None], **figures: float) -> None:
+    def _evaluate(self, report: Callable[..., None], **figures: float) -> None:
         """Rank the held-out questions; keep the weights if that is better than ever."""
-        ranking = rank(self._towers.eval(), self._held_out)
+        ranking = rank(self._towers.eval(), self._held_out_table)
         report(epoch=self._epoch, **figures, recall_at_1=ranking.recall_at_1, mrr=ranking.mrr)
-        if not self._kept or ranking.mrr > self._best:
-            self._best, self._stale = ranking.mrr, 0
-            self._kept = deepcopy(self._towers.state_dict())
+        if not self._best_weights or ranking.mrr > self._best_mrr:
+            self._best_mrr, self._stale_epochs = ranking.mrr, 0
+            self._best_weights = deepcopy(self._towers.state_dict())
         else:
-            self._stale += 1
+            self._stale_epochs += 1
 
     def _save(self) -> None:
         state = {
             "epoch": self._epoch,
-            "stale": self._stale,
-            "best": self._best,
-            "kept": self._kept,
+            "stale": self._stale_epochs,
+            "best": self._best_mrr,
+            "kept": self._best_weights,
             "towers": self._towers.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -137,8 +139,9 @@ class Fit:
 
     def _load(self) -> None:
         state = torch.load(self._checkpoint, weights_only=True)
-        self._epoch, self._stale, self._best = state["epoch"], state["stale"], state["best"]
-        self._kept = state["kept"]
+        self._epoch, self._stale_epochs = state["epoch"], state["stale"]
+        self._best_mrr = state["best"]
+        self._best_weights = state["kept"]
         self._towers.load_state_dict(state["towers"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])

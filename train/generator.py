@@ -57,11 +57,12 @@ def train_generator(config: GeneratorConfig) -> Path:
     _check(config)
     checkpoints = config.out / "checkpoints"
     checkpoint = last_checkpoint(checkpoints)
-    different = changes(config.out, config, inputs=[config.table])
-    if checkpoint and different:
+    changed_settings = changes(config.out, config, inputs=[config.table])
+    if checkpoint and changed_settings:
         raise ConfigError(
-            f"{config.out} holds an unfinished run with other settings ({'; '.join(different)}); "
-            f"choose another `out`, or remove {checkpoints} to start anew."
+            f"{config.out} holds an unfinished run with other settings "
+            f"({'; '.join(changed_settings)}); choose another `out`, or remove {checkpoints} to "
+            "start anew."
         )
     state = processes()
     run = Run(
@@ -88,15 +89,17 @@ def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> Answe
     """The trainer of a run, with its rows, their evidence, and the model."""
     images, renderer = ImageLoader(config.table.parent), Renderer(config.base)
     spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
-    found = with_evidence(labelled_rows(config.table), images, config)
-    rows, held_out = split_rows(fitting_rows(found, renderer, spec), config.held_out, config.seed)
+    evidence_rows = with_evidence(labelled_rows(config.table), images, config)
+    rows, held_out = split_rows(
+        fitting_rows(evidence_rows, renderer, spec), config.held_out, config.seed
+    )
     examples = Examples(rows, renderer, images, spec, seed=config.seed)
     model = trainable(config)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.report(
         rows=len(rows),
         held_out=len(held_out),
-        trained_parameters=trained,
+        trained_parameters=trained_parameters,
         processes=processes().num_processes,
     )
     scorer = Scorer(config.base, images, spec, batch_size=config.batch_size)
@@ -123,14 +126,14 @@ def with_evidence(
     """The rows with the evidence that the generator is to learn from."""
     if config.retriever is None:
         return relevant_evidence(rows, images, top_k=config.top_k, seed=config.seed)
-    retrieve = open_retriever(
+    retriever = open_retriever(
         config.retriever,
         read_retriever_spec(config.retriever),
         images,
         top_k=config.top_k,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
-    return [row for row in retrieve(rows) if row.error is None]
+    return [row for row in retriever(rows) if row.error is None]
 
 
 def trainable(config: GeneratorConfig) -> Any:
@@ -157,11 +160,11 @@ def _check(config: GeneratorConfig) -> None:
         raise UnavailableError(
             "bitsandbytes is not installed. Run `pip install 'mmrag-batch[train-4bit]'`."
         )
-    available: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-    known = ["none", *available]
-    if config.report_to not in known:
+    integrations: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    options = ["none", *integrations]
+    if config.report_to not in options:
         raise ConfigError(
-            f"report_to: {config.report_to!r} is not installed; here are: {', '.join(known)}."
+            f"report_to: {config.report_to!r} is not installed; here are: {', '.join(options)}."
         )
 
 

@@ -14,7 +14,7 @@ from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
 from mmrag_batch.stages import ImageStore
 
-LEAST = 1e-6
+MIN_PROBABILITY = 1e-6
 """The probability that is counted where a row has no answer, or none above it."""
 
 
@@ -31,8 +31,8 @@ def split_rows(rows: Sequence[Row], count: int, seed: int) -> tuple[list[Row], l
     """Rows to learn from, and `count` rows at random to hold out, both in their order."""
     held_out = set(Random(seed).sample(range(len(rows)), min(count, len(rows))))
     return (
-        [row for place, row in enumerate(rows) if place not in held_out],
-        [row for place, row in enumerate(rows) if place in held_out],
+        [row for index, row in enumerate(rows) if index not in held_out],
+        [row for index, row in enumerate(rows) if index in held_out],
     )
 
 
@@ -63,19 +63,22 @@ class Scorer:
             self._images,
             self._spec,
         )
-        training = model.training
+        was_training = model.training
         model.eval()
-        fresh = (replace(row, problems=[]) for row in rows)  # a stage fills in what it is given
-        answered = [_right(row) for row in answerer(fresh)]
-        model.train(training)
+        # A stage fills in what it is given.
+        fresh_rows = (replace(row, problems=[]) for row in rows)
+        outcomes = [_outcome(row) for row in answerer(fresh_rows)]
+        model.train(was_training)
         return Score(
-            rows=len(answered),
-            correct=sum(correct for correct, _ in answered),
-            loss=-math.fsum(math.log(max(LEAST, probability)) for _, probability in answered),
+            rows=len(outcomes),
+            correct=sum(correct for correct, _ in outcomes),
+            loss=-math.fsum(
+                math.log(max(MIN_PROBABILITY, probability)) for _, probability in outcomes
+            ),
         )
 
 
-def _right(row: Row) -> tuple[bool, float]:
+def _outcome(row: Row) -> tuple[bool, float]:
     """Whether the right choice was given, and its probability."""
     assert row.question is not None  # labelled rows have a question with a label
     assert row.question.label is not None

@@ -52,15 +52,15 @@ class PatchStem(nn.Module):
     def __init__(self, config: ImageBindConfig) -> None:
         super().__init__()
         kernel = (2, config.patch_size, config.patch_size)
-        video = nn.Conv3d(3, config.image_width, kernel, stride=kernel, bias=False)
-        self.proj = nn.Sequential(nn.Identity(), video)
+        convolution = nn.Conv3d(3, config.image_width, kernel, stride=kernel, bias=False)
+        self.proj = nn.Sequential(nn.Identity(), convolution)
         self.patch_size = config.patch_size
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, patches, W)."""
-        video = self.proj[1]
-        assert isinstance(video, nn.Conv3d)
-        kernel = video.weight.sum(dim=2)  # both frames of a still image are equal
+        convolution = self.proj[1]
+        assert isinstance(convolution, nn.Conv3d)
+        kernel = convolution.weight.sum(dim=2)  # both frames of a still image are equal
         return F.conv2d(pixels, kernel, stride=self.patch_size).flatten(2).transpose(1, 2)
 
 
@@ -161,8 +161,8 @@ class ImageBind(nn.Module):
             nn.Linear(config.image_width, config.embedding_size, bias=False),
         )
         self.modality_heads = nn.ModuleDict({"vision": image_head, "text": TextHead(config)})
-        scaled = nn.Sequential(nn.Identity(), LogitScale())
-        self.modality_postprocessors = nn.ModuleDict({"text": scaled})
+        text_postprocessor = nn.Sequential(nn.Identity(), LogitScale())
+        self.modality_postprocessors = nn.ModuleDict({"text": text_postprocessor})
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) normalised pixels -> (B, D) unit vectors."""
@@ -202,8 +202,8 @@ def load_encoders(directory: Path) -> ImageBind:
         tensors = load_file(directory / WEIGHTS)
     except FileNotFoundError as error:
         raise MissingError(f"{directory} holds no encoders: {error.filename} is missing.") from None
-    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     with torch.device("meta"):  # no time spent on weights that are replaced at once
-        model = ImageBind(ImageBindConfig(**{**values, **lists}))
+        model = ImageBind(ImageBindConfig(**{**values, **tuples}))
     model.load_state_dict(tensors, assign=True)
     return model.eval()

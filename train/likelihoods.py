@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.records import Evidence, Row
-from mmrag_batch.train.held_out import LEAST
+from mmrag_batch.train.held_out import MIN_PROBABILITY
 from mmrag_batch.train.supervision import Likelihoods, needs_likelihood
 
 
@@ -24,8 +24,8 @@ from mmrag_batch.train.supervision import Likelihoods, needs_likelihood
 class _Pending:
     """A row some of whose documents have not been judged yet."""
 
-    left: int
-    found: dict[str, float]
+    remaining: int
+    likelihoods: dict[str, float]
 
 
 def measure_likelihoods(
@@ -36,52 +36,52 @@ def measure_likelihoods(
     `subject` names the rows, the generator and how it is asked: a file of another one is replaced.
     Documents that cannot be shown (a broken image, too long a text) are left out.
     """
-    known = _read(file, subject)
-    asked: dict[int, tuple[int, str]] = {}
+    likelihoods = _read(file, subject)
+    origins: dict[int, tuple[int, str]] = {}
     pending: dict[int, _Pending] = {}
     numbers = count()
 
     def questions() -> Iterator[Row]:
         for row in tqdm(rows, desc="likelihoods", unit=" rows", disable=None):
-            if row.number in known or not needs_likelihood(row):
+            if row.number in likelihoods or not needs_likelihood(row):
                 continue
             assert row.question is not None  # it needs a likelihood
             pending[row.number] = _Pending(len(row.question.documents), {})
             for document in row.question.documents:
                 number = next(numbers)
-                asked[number] = (row.number, document.id)
+                origins[number] = (row.number, document.id)
                 evidence = (Evidence(document, 0.0),)
                 yield replace(row, number=number, evidence=evidence, problems=[])
 
     with file.open("a", encoding="utf-8") as stream:
-        for answered in answerer(questions()):
-            number, name = asked.pop(answered.number)
-            item = pending[number]
-            item.left -= 1
-            if answered.prediction is not None and answered.evidence:
-                item.found[name] = _log(answered)
-            if item.left == 0:
+        for answered_row in answerer(questions()):
+            number, document_id = origins.pop(answered_row.number)
+            pending_row = pending[number]
+            pending_row.remaining -= 1
+            if answered_row.prediction is not None and answered_row.evidence:
+                pending_row.likelihoods[document_id] = _log_likelihood(answered_row)
+            if pending_row.remaining == 0:
                 del pending[number]
-                known[number] = item.found
-                stream.write(json.dumps([number, item.found]) + "\n")
+                likelihoods[number] = pending_row.likelihoods
+                stream.write(json.dumps([number, pending_row.likelihoods]) + "\n")
                 stream.flush()
-    return known
+    return likelihoods
 
 
-def _log(row: Row) -> float:
+def _log_likelihood(row: Row) -> float:
     assert row.question is not None  # it was answered
     assert row.question.label is not None
     assert row.prediction is not None
-    return math.log(max(LEAST, row.prediction.probabilities[row.question.label]))
+    return math.log(max(MIN_PROBABILITY, row.prediction.probabilities[row.question.label]))
 
 
 def _read(file: Path, subject: str) -> dict[int, dict[str, float]]:
     """What was found before; a torn last line is cut off, a file of something else emptied."""
-    head = json.dumps(subject).encode() + b"\n"
+    header = json.dumps(subject).encode() + b"\n"
     data = file.read_bytes() if file.is_file() else b""
-    whole = data[: data.rfind(b"\n") + 1]
-    if not whole.startswith(head):
-        whole = head
-    if whole != data:
-        file.write_bytes(whole)
-    return dict(json.loads(line) for line in whole.splitlines()[1:])
+    complete_lines = data[: data.rfind(b"\n") + 1]
+    if not complete_lines.startswith(header):
+        complete_lines = header
+    if complete_lines != data:
+        file.write_bytes(complete_lines)
+    return dict(json.loads(line) for line in complete_lines.splitlines()[1:])

@@ -26,13 +26,13 @@ def candidate_loss(
     and all other documents are the negatives, in two terms of equal weight: the first is what
     `predict` ranks, the second keeps scores comparable across rows. Returns a scalar.
     """
-    logits, own = _scored(questions, documents, owner, scale)
-    positive = own & relevant[None, :]
-    asked = positive.any(dim=1)
-    within = logits.masked_fill(~own, float("-inf"))
+    logits, own_mask = _masked_logits(questions, documents, owner, scale)
+    positive = own_mask & relevant[None, :]
+    has_positive = positive.any(dim=1)
+    own_logits = logits.masked_fill(~own_mask, float("-inf"))
     return (
-        _multi_positive(within[asked], positive[asked])
-        + _multi_positive(logits[asked], positive[asked])
+        _multi_positive(own_logits[has_positive], positive[has_positive])
+        + _multi_positive(logits[has_positive], positive[has_positive])
     ) / 2
 
 
@@ -41,23 +41,26 @@ def distillation_loss(
 ) -> Tensor:
     """The same for documents that help more or less: how far each question's probabilities are from
     their `shares` (N,), which sum to 1 over its own; the cross-entropy, in the same two terms."""
-    logits, own = _scored(questions, documents, owner, scale)
-    target = shares[None, :] * own  # (Q, N)
-    within = logits.masked_fill(~own, float("-inf"))
-    return (_soft(within, target, own) + _soft(logits, target, own)) / 2
+    logits, own_mask = _masked_logits(questions, documents, owner, scale)
+    target = shares[None, :] * own_mask  # (Q, N)
+    own_logits = logits.masked_fill(~own_mask, float("-inf"))
+    return (
+        _soft_cross_entropy(own_logits, target, own_mask)
+        + _soft_cross_entropy(logits, target, own_mask)
+    ) / 2
 
 
-def _scored(
+def _masked_logits(
     questions: Tensor, documents: Tensor, owner: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Logits (Q, N), and which documents are a question's own (Q, N)."""
     logits = scale * questions @ documents.T
-    own = owner[None, :] == torch.arange(len(questions), device=owner.device)[:, None]
-    return logits, own
+    own_mask = owner[None, :] == torch.arange(len(questions), device=owner.device)[:, None]
+    return logits, own_mask
 
 
-def _soft(logits: Tensor, target: Tensor, own: Tensor) -> Tensor:
-    log_probabilities = F.log_softmax(logits.float(), dim=1).masked_fill(~own, 0.0)
+def _soft_cross_entropy(logits: Tensor, target: Tensor, own_mask: Tensor) -> Tensor:
+    log_probabilities = F.log_softmax(logits.float(), dim=1).masked_fill(~own_mask, 0.0)
     return -(target * log_probabilities).sum(dim=1).mean()
 
 

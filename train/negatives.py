@@ -18,7 +18,9 @@ POOL = 65_536
 
 
 @torch.inference_mode()
-def mine(towers: Towers, table: EmbeddedTable, count: int, generator: torch.Generator) -> Tensor:
+def mine_negatives(
+    towers: Towers, table: EmbeddedTable, count: int, generator: torch.Generator
+) -> Tensor:
     """(Q, count): for each question the closest documents of other rows, -1 where there are no
     more."""
     pool = torch.randperm(len(table.documents), generator=generator)[:POOL]
@@ -29,22 +31,25 @@ def mine(towers: Towers, table: EmbeddedTable, count: int, generator: torch.Gene
         ]
     )
     owner = table.owner[pool]
-    found = []
+    negatives = []
     for start in range(0, len(table.questions), CHUNK):
-        chosen = torch.arange(start, min(start + CHUNK, len(table.questions)))
-        part = table.take(chosen)
-        asked = towers.question(*table.embeddings(part.questions))
-        scores = asked @ vectors.T  # (CHUNK, POOL)
-        scores[(scores > _highest(towers, part, asked)[:, None]) | (owner == chosen[:, None])] = -2
-        best = scores.topk(min(count, len(pool)), dim=1)
-        found.append(torch.where(best.values > -2, pool[best.indices], -1))
-    return torch.cat(found)
+        indices = torch.arange(start, min(start + CHUNK, len(table.questions)))
+        part = table.take(indices)
+        questions = towers.question(*table.embeddings(part.questions))
+        scores = questions @ vectors.T  # (CHUNK, POOL)
+        scores[
+            (scores > _score_ceilings(towers, part, questions)[:, None])
+            | (owner == indices[:, None])
+        ] = -2
+        hardest = scores.topk(min(count, len(pool)), dim=1)
+        negatives.append(torch.where(hardest.values > -2, pool[hardest.indices], -1))
+    return torch.cat(negatives)
 
 
-def _highest(towers: Towers, part: EmbeddedTable, asked: Tensor) -> Tensor:
+def _score_ceilings(towers: Towers, part: EmbeddedTable, questions: Tensor) -> Tensor:
     """(Q,): what a negative may score at most."""
     owner, relevant = part.owner, part.relevant
     documents = towers.document(*part.embeddings(part.documents[relevant]))
-    scores = (asked[owner[relevant]] * documents).sum(dim=1)
-    best = torch.full((len(asked),), -1.0)
-    return best.scatter_reduce_(0, owner[relevant], scores, "amax") - MARGIN
+    scores = (questions[owner[relevant]] * documents).sum(dim=1)
+    highest = torch.full((len(questions),), -1.0)
+    return highest.scatter_reduce_(0, owner[relevant], scores, "amax") - MARGIN

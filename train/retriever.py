@@ -56,14 +56,14 @@ def train_retriever(config: RetrieverConfig) -> Path:
     resumed = checkpoint.is_file()
     run = Run(config.out, config, seed=config.seed, inputs=[config.table], resumed=resumed)
     table = read_table(config)
-    held_out, trained = split(table, config.held_out, config.seed)
-    if len(trained.questions) < config.batch_size:
+    held_out, train_table = split(table, config.held_out, config.seed)
+    if len(train_table.questions) < config.batch_size:
         raise InputError(
-            f"{config.table}: {len(trained.questions)} questions to train on fill no batch of "
+            f"{config.table}: {len(train_table.questions)} questions to train on fill no batch of "
             f"{config.batch_size}; give more rows or a smaller `batch_size`."
         )
     towers = Towers(TowersConfig(table.vectors.shape[1], config.hidden_size))
-    before = ranks(towers.eval(), held_out)
+    ranks_before = ranks(towers.eval(), held_out)
     settings = FitSettings(
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -73,13 +73,13 @@ def train_retriever(config: RetrieverConfig) -> Path:
         soft=config.supervision == "likelihood",
         seed=config.seed,
     )
-    Fit(towers, trained, held_out, settings, checkpoint).run(run.report)
-    after = ranks(towers, held_out)
+    Fit(towers, train_table, held_out, settings, checkpoint).run(run.report)
+    ranks_after = ranks(towers, held_out)
     save_towers(towers, config.out / "model")
-    best, gain = summary(after), recall_gain(before, after)
+    best_ranking, gain = summary(ranks_after), recall_gain(ranks_before, ranks_after)
     run.report(
-        best_recall_at_1=best.recall_at_1,
-        best_mrr=best.mrr,
+        best_recall_at_1=best_ranking.recall_at_1,
+        best_mrr=best_ranking.mrr,
         recall_gain=gain.value,
         low=gain.low,
         high=gain.high,
@@ -91,11 +91,12 @@ def train_retriever(config: RetrieverConfig) -> Path:
 def _check(config: RetrieverConfig, checkpoint: Path) -> None:
     if config.supervision == "likelihood" and config.generator is None:
         raise ConfigError("`supervision: likelihood` needs a `generator` to ask.")
-    different = changes(config.out, config, inputs=[config.table])
-    if checkpoint.is_file() and different:
+    changed_settings = changes(config.out, config, inputs=[config.table])
+    if checkpoint.is_file() and changed_settings:
         raise ConfigError(
-            f"{config.out} holds an unfinished run with other settings ({'; '.join(different)}); "
-            f"choose another `out`, or remove {checkpoint} to start anew."
+            f"{config.out} holds an unfinished run with other settings "
+            f"({'; '.join(changed_settings)}); choose another `out`, or remove {checkpoint} to "
+            "start anew."
         )
 
 
@@ -127,8 +128,10 @@ def _supervision(config: RetrieverConfig, images: ImageLoader) -> Supervision:
             PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring),
         )
         rows = read_rows(config.table)
-        found = measure_likelihoods(rows, answerer, config.out / LIKELIHOODS, _subject(config))
-    return partial(by_likelihood, found)
+        likelihoods = measure_likelihoods(
+            rows, answerer, config.out / LIKELIHOODS, _subject(config)
+        )
+    return partial(by_likelihood, likelihoods)
 
 
 def _subject(config: RetrieverConfig) -> str:
@@ -139,9 +142,9 @@ def _subject(config: RetrieverConfig) -> str:
         for file in sorted(config.generator.iterdir())
         if file.is_file()
     ]
-    asked = (config.scoring, config.max_images, config.max_prompt_tokens)
-    described = repr((sha256(config.table), files, asked))
-    return hashlib.sha256(described.encode()).hexdigest()
+    prompt_settings = (config.scoring, config.max_images, config.max_prompt_tokens)
+    description = repr((sha256(config.table), files, prompt_settings))
+    return hashlib.sha256(description.encode()).hexdigest()
 
 
 def split(table: EmbeddedTable, held_out: float, seed: int) -> tuple[EmbeddedTable, EmbeddedTable]:

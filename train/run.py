@@ -67,10 +67,10 @@ class Run:
         """Log a line of metrics and append it to `metrics.jsonl`."""
         if not self._main:
             return
-        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in metrics.items()}
-        log.info("%s", "  ".join(f"{key} {value}" for key, value in shown.items()))
+        rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in metrics.items()}
+        log.info("%s", "  ".join(f"{key} {value}" for key, value in rounded.items()))
         with (self.directory / "metrics.jsonl").open("a") as stream:
-            stream.write(json.dumps(shown) + "\n")
+            stream.write(json.dumps(rounded) + "\n")
 
 
 def changes(directory: Path, config: Any, *, inputs: Sequence[Path] = ()) -> list[str]:

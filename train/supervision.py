@@ -47,7 +47,7 @@ class ByAnswer:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._sample = [_plain(text) for text in _sampled(texts, SAMPLE)]
+        self._sample = [_normalized(text) for text in _reservoir_sample(texts, SAMPLE)]
         self._frequency = cache(self._count)
 
     def __call__(self, row: Row) -> Mapping[str, float]:
@@ -57,19 +57,19 @@ class ByAnswer:
         if question.label is None:
             return {}
         choice = question.choices[question.label]
-        holds = _whole(choice)
-        texts = {d.id: _plain(d.text) for d in question.documents if d.text}
-        found = [name for name, text in texts.items() if holds.search(text)]
-        by_chance = 1 - (1 - self._frequency(choice)) ** len(texts)
-        if len(found) == len(question.documents) or by_chance > 0.5:
+        pattern = _choice_pattern(choice)
+        texts = {d.id: _normalized(d.text) for d in question.documents if d.text}
+        matching_ids = [name for name, text in texts.items() if pattern.search(text)]
+        chance = 1 - (1 - self._frequency(choice)) ** len(texts)
+        if len(matching_ids) == len(question.documents) or chance > 0.5:
             return {}
-        unknown = (document.id for document in question.documents if document.image)
-        return {**dict.fromkeys(unknown, math.nan), **dict.fromkeys(found, 1.0)}
+        unknown_ids = (document.id for document in question.documents if document.image)
+        return {**dict.fromkeys(unknown_ids, math.nan), **dict.fromkeys(matching_ids, 1.0)}
 
     def _count(self, choice: str) -> float:
         """The share of all documents that hold a choice."""
-        holds = _whole(choice)
-        hits = sum(holds.search(text) is not None for text in self._sample)
+        pattern = _choice_pattern(choice)
+        hits = sum(pattern.search(text) is not None for text in self._sample)
         return hits / max(1, len(self._sample))
 
 
@@ -81,16 +81,16 @@ def texts_of(rows: Iterable[Row]) -> Iterable[str]:
                 yield document.text
 
 
-def _sampled(items: Iterable[str], size: int) -> list[str]:
+def _reservoir_sample(items: Iterable[str], size: int) -> list[str]:
     """`size` of the items at random, each as likely as any other; all where there are fewer."""
     random = Random(0)
-    kept: list[str] = []
+    sample: list[str] = []
     for number, item in enumerate(items):
         if number < size:
-            kept.append(item)
-        elif (place := random.randrange(number + 1)) < size:
-            kept[place] = item
-    return kept
+            sample.append(item)
+        elif (index := random.randrange(number + 1)) < size:
+            sample[index] = item
+    return sample
 
 
 def by_likelihood(likelihoods: Likelihoods, row: Row) -> Mapping[str, float]:
@@ -98,13 +98,13 @@ def by_likelihood(likelihoods: Likelihoods, row: Row) -> Mapping[str, float]:
     question = row.question
     if question is None or question.relevant is not None:
         return by_relevant(row)
-    found = likelihoods.get(row.number, {})
-    if not found:
+    log_likelihoods = likelihoods.get(row.number, {})
+    if not log_likelihoods:
         return {}
-    best = max(found.values())
-    if best - median(found.values()) < LEAST_GAIN:
+    best = max(log_likelihoods.values())
+    if best - median(log_likelihoods.values()) < LEAST_GAIN:
         return {}
-    return {name: math.exp(SHARPNESS * (value - best)) for name, value in found.items()}
+    return {name: math.exp(SHARPNESS * (value - best)) for name, value in log_likelihoods.items()}
 
 
 def needs_likelihood(row: Row) -> bool:
@@ -119,10 +119,10 @@ def needs_likelihood(row: Row) -> bool:
     )
 
 
-def _plain(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _whole(choice: str) -> re.Pattern[str]:
+def _choice_pattern(choice: str) -> re.Pattern[str]:
     """Matches a choice in a plain text, but not inside of a longer word or number."""
-    return re.compile(rf"(?<![\w.,])(?<!\w-){re.escape(_plain(choice))}(?![\w]|[.,-]\w)")
+    return re.compile(rf"(?<![\w.,])(?<!\w-){re.escape(_normalized(choice))}(?![\w]|[.,-]\w)")

@@ -53,8 +53,8 @@ class Tower(nn.Module):
         embeddings = embeddings * present[..., None]
         mean = F.normalize(embeddings.sum(dim=1), dim=-1)  # (B, D)
         product = embeddings[:, 0] * embeddings[:, 1]  # how the two agree, by dimension
-        seen = torch.cat([embeddings.flatten(1), product, present], dim=1)
-        return F.normalize(mean + torch.tanh(self.gate) * self.mlp(seen), dim=-1)
+        features = torch.cat([embeddings.flatten(1), product, present], dim=1)
+        return F.normalize(mean + torch.tanh(self.gate) * self.mlp(features), dim=-1)
 
 
 class Towers(nn.Module):

@@ -21,10 +21,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        mixed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         query, key, value = (
             part.view(*part.shape[:2], self.heads, -1).transpose(1, 2)
-            for part in mixed.chunk(3, dim=-1)
+            for part in qkv.chunk(3, dim=-1)
         )  # each (B, H, T, W / H)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
         out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))

@@ -72,7 +72,7 @@ def save_model(model: Any, base: Path, out: Path) -> Path:
     """Write a whole model with the tokenizer, processor and template of its `base`."""
     model.save_pretrained(out)
     for file in base.iterdir():
-        kept = file.suffix in {".json", ".jinja"} and not file.name.endswith(".index.json")
-        if kept and not (out / file.name).exists():
+        is_companion = file.suffix in {".json", ".jinja"} and not file.name.endswith(".index.json")
+        if is_companion and not (out / file.name).exists():
             shutil.copy(file, out)
     return out

@@ -39,13 +39,13 @@ class Answerer:
         self._engine = engine
         self._images = images
         self._spec = spec
-        # Asked, passing, and prepared with a row at either end of the thread's queue.
+        # Pending, bypassed, and prepared with a row at either end of the thread's queue.
         self.window = 2 * engine.window + PREPARED + 2
 
     def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]:
         prepared = prefetch(map(self._prepare, rows), PREPARED)
-        asked: dict[int, Row] = {}
-        passing: deque[Row] = deque()
+        pending: dict[int, Row] = {}
+        bypassed: deque[Row] = deque()
         exhausted = False
 
         def requests() -> Iterator[AnswerRequest]:
@@ -53,23 +53,23 @@ class Answerer:
             nonlocal exhausted
             for row, request in prepared:
                 if request is not None:
-                    asked[request.key] = row
+                    pending[request.key] = row
                     yield request
                 else:
-                    passing.append(row)
-                    if len(passing) >= self._engine.window:
+                    bypassed.append(row)
+                    if len(bypassed) >= self._engine.window:
                         return
             exhausted = True
 
         while not exhausted:
             for result in ask(self._engine, requests()):
-                yield _answered(asked.pop(result.key), result)
-                while passing:
-                    yield passing.popleft()
-            if asked:
-                raise InternalError(f"The engine gave no answer to {len(asked)} rows.")
-            yield from passing
-            passing.clear()
+                yield _set_answer(pending.pop(result.key), result)
+                while bypassed:
+                    yield bypassed.popleft()
+            if pending:
+                raise InternalError(f"The engine gave no answer to {len(pending)} rows.")
+            yield from bypassed
+            bypassed.clear()
 
     def _prepare(self, row: Row) -> tuple[Row, AnswerRequest | None]:
         """The row and what to ask about it: nothing if it has, or now gets, an error."""
@@ -87,18 +87,18 @@ class Answerer:
         return row, request
 
     def _request(self, row: Row, question: Question) -> AnswerRequest:
-        loaded: dict[str, Image] = {}
-        is_whole = False
-        while not is_whole:
+        images: dict[str, Image] = {}
+        is_complete = False
+        while not is_complete:
             evidence, prompt, token_ids = fit_prompt(
                 self._renderer, question, row.evidence, self._spec
             )
-            is_whole = self._load_images(prompt.images, loaded, row, question)
+            is_complete = self._load_images(prompt.images, images, row, question)
         row.evidence = evidence
         return AnswerRequest(
             key=row.number,
             token_ids=tuple(token_ids),
-            images=tuple(loaded[source] for source in prompt.images),
+            images=tuple(images[source] for source in prompt.images),
             options=tuple(
                 self._renderer.answer_ids(answer)
                 for answer in answer_texts(question, self._spec.scoring)
@@ -106,27 +106,27 @@ class Answerer:
         )
 
     def _load_images(
-        self, sources: Iterable[str], loaded: dict[str, "Image"], row: Row, question: Question
+        self, sources: Iterable[str], images: dict[str, "Image"], row: Row, question: Question
     ) -> bool:
         """Whether all images are there; documents with a broken one leave `row.evidence`."""
-        is_whole = True
+        is_complete = True
         for source in sources:
             try:
-                loaded[source] = loaded.get(source) or self._images.load(source)
+                images[source] = images.get(source) or self._images.load(source)
             except RowError as error:
                 if source == question.image:
                     raise RowError(error.code, f"question_image: {error}") from None
                 _leave_out(row, source, error)
-                is_whole = False
-        return is_whole
+                is_complete = False
+        return is_complete
 
 
 def _leave_out(row: Row, source: str, error: RowError) -> None:
     """Take the documents with a broken image out of a row's evidence, and say so."""
-    broken = [item for item in row.evidence if item.document.image == source]
+    unreadable = [item for item in row.evidence if item.document.image == source]
     row.evidence = tuple(item for item in row.evidence if item.document.image != source)
     row.problems += [
-        Problem(error.code, f"document {item.document.id!r}: {error}") for item in broken
+        Problem(error.code, f"document {item.document.id!r}: {error}") for item in unreadable
     ]
 
 
@@ -151,7 +151,7 @@ def fit_prompt(
         evidence = evidence[:-1]
 
 
-def _answered(row: Row, result: AnswerResult) -> Row:
+def _set_answer(row: Row, result: AnswerResult) -> Row:
     assert row.question is not None  # only rows with a question are asked about
     if result.error is not None:
         row.error = result.error

@@ -35,7 +35,7 @@ class AnswerResult:
 
 
 @dataclass(slots=True)
-class _Open:
+class _PendingAnswer:
     """An answer that is being asked for, and what has come of its forks."""
 
     request: AnswerRequest
@@ -45,38 +45,38 @@ class _Open:
 
 def ask(engine: Engine, requests: Iterable[AnswerRequest]) -> Iterator[AnswerResult]:
     """One result for each request, in any order; as many are in work as the engine takes."""
-    opened: dict[int, _Open] = {}
+    pending: dict[int, _PendingAnswer] = {}
 
-    def parts() -> Iterator[Request]:
+    def fork_requests() -> Iterator[Request]:
         for request in requests:
             assert len(request.options) != 1, "there is nothing to choose"
             forks = find_forks(request.options)
-            opened[request.key] = _Open(request, forks)
+            pending[request.key] = _PendingAnswer(request, forks)
             if not forks:
                 yield Request((request.key, 0), request.token_ids, request.images)
-            for place, fork in enumerate(forks):
+            for fork_index, fork in enumerate(forks):
                 token_ids = (*request.token_ids, *fork.prefix)
-                yield Request((request.key, place), token_ids, request.images, fork.tokens)
+                yield Request((request.key, fork_index), token_ids, request.images, fork.tokens)
 
-    for result in engine.generate(parts()):
-        key, place = result.key
-        answer = opened[key]
-        answer.results[place] = result
-        if len(answer.results) == max(1, len(answer.forks)):
-            yield _combined(opened.pop(key))
+    for result in engine.generate(fork_requests()):
+        key, fork_index = result.key
+        pending_answer = pending[key]
+        pending_answer.results[fork_index] = result
+        if len(pending_answer.results) == max(1, len(pending_answer.forks)):
+            yield _combine_results(pending.pop(key))
 
 
-def _combined(answer: _Open) -> AnswerResult:
-    key = answer.request.key
-    results = [answer.results[place] for place in sorted(answer.results)]
+def _combine_results(pending_answer: _PendingAnswer) -> AnswerResult:
+    key = pending_answer.request.key
+    results = [pending_answer.results[fork_index] for fork_index in sorted(pending_answer.results)]
     for result in results:
         if result.error is not None:
             return AnswerResult(key, error=result.error)
-    if not answer.forks:
+    if not pending_answer.forks:
         return AnswerResult(key, text=results[0].text)
     try:
         logits = [result.logits for result in results]
-        probabilities = combine(len(answer.request.options), answer.forks, logits)
+        probabilities = combine(len(pending_answer.request.options), pending_answer.forks, logits)
     except ValueError as error:
         problem = Problem("engine_failed", f"The engine could not answer: {error}")
         return AnswerResult(key, error=problem)

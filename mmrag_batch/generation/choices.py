@@ -36,13 +36,13 @@ def find_forks(answers: Sequence[Option]) -> list[Fork]:
         prefix, members = groups.pop(0)
         if len(members) < 2:
             continue
-        after: dict[int, list[int]] = {}
+        members_by_token: dict[int, list[int]] = {}
         for member in members:
-            after.setdefault(answers[member][len(prefix)], []).append(member)
-        if len(after) > 1:
-            followers = tuple(tuple(group) for group in after.values())
-            forks.append(Fork(prefix, tuple(after), followers))
-        groups += [((*prefix, token), tuple(group)) for token, group in after.items()]
+            members_by_token.setdefault(answers[member][len(prefix)], []).append(member)
+        if len(members_by_token) > 1:
+            followers = tuple(tuple(group) for group in members_by_token.values())
+            forks.append(Fork(prefix, tuple(members_by_token), followers))
+        groups += [((*prefix, token), tuple(group)) for token, group in members_by_token.items()]
     return forks
 
 
@@ -51,10 +51,10 @@ def combine(
 ) -> tuple[float, ...]:
     """The probability of each of `count` answers, given the logits of each fork's tokens."""
     probabilities = [1.0] * count
-    for fork, at_fork in zip(forks, logits, strict=True):
-        for share, members in zip(softmax(at_fork), fork.followers, strict=True):
+    for fork, fork_logits in zip(forks, logits, strict=True):
+        for probability, members in zip(softmax(fork_logits), fork.followers, strict=True):
             for member in members:
-                probabilities[member] *= share
+                probabilities[member] *= probability
     return tuple(probabilities)
 
 

@@ -6,17 +6,17 @@ from queue import Empty, SimpleQueue
 
 from mmrag_batch.generation.engine import Request, Result
 
-Asked = Future[Result]
-Ask = Callable[[Request], Asked]
+ResultFuture = Future[Result]
+Submit = Callable[[Request], ResultFuture]
 
 
 def as_completed(
     requests: Iterable[Request],
-    ask: Ask,
+    ask: Submit,
     window: int,
     *,
     patience: float | None = None,
-) -> Generator[tuple[Request, Asked], None, None]:
+) -> Generator[tuple[Request, ResultFuture], None, None]:
     """Ask up to `window` requests at once; yield each with its future when that is done.
 
     The next request is taken whenever one is done, never in chunks. When the consumer stops early,
@@ -24,30 +24,30 @@ def as_completed(
     are yielded with a future that raises TimeoutError, and no more are taken.
     """
     source = iter(requests)
-    asked: dict[Asked, Request] = {}
-    done: SimpleQueue[Asked] = SimpleQueue()
+    pending: dict[ResultFuture, Request] = {}
+    completed: SimpleQueue[ResultFuture] = SimpleQueue()
     exhausted = False
     try:
         while True:
-            while not exhausted and len(asked) < window:
+            while not exhausted and len(pending) < window:
                 request = next(source, None)
                 if request is None:
                     exhausted = True
                     break
                 future = ask(request)
-                asked[future] = request
-                future.add_done_callback(done.put)
-            if not asked:
+                pending[future] = request
+                future.add_done_callback(completed.put)
+            if not pending:
                 return
             try:
-                future = done.get(timeout=patience)
+                future = completed.get(timeout=patience)
             except Empty:
                 break
-            yield asked.pop(future), future
-        for request in list(asked.values()):
-            late: Asked = Future()
-            late.set_exception(TimeoutError())
-            yield request, late
+            yield pending.pop(future), future
+        for request in list(pending.values()):
+            expired: ResultFuture = Future()
+            expired.set_exception(TimeoutError())
+            yield request, expired
     finally:
-        for future in asked:
+        for future in pending:
             future.cancel()

@@ -37,15 +37,17 @@ class Renderer:
     def __init__(self, generator_dir: Path) -> None:
         source = _read(generator_dir / "tokenizer.json")
         self._tokenizer = Tokenizer.from_str(source)
-        self._plain = Tokenizer.from_str(source)
-        self._plain.encode_special_tokens = True
-        self._check_plain(generator_dir)
+        self._text_tokenizer = Tokenizer.from_str(source)
+        self._text_tokenizer.encode_special_tokens = True
+        self._check_text_tokenizer(generator_dir)
         config = json.loads(_read(generator_dir / "tokenizer_config.json"))
         self._template = _compile(generator_dir / TEMPLATE, chat_template(generator_dir))
-        named = {name: config.get(name) for name in ("bos_token", "eos_token")}
-        self._special_tokens = {name: _content(token) for name, token in named.items() if token}
+        token_config = {name: config.get(name) for name in ("bos_token", "eos_token")}
+        self._special_tokens = {
+            name: _content(token) for name, token in token_config.items() if token
+        }
         self._image_id = self._special_id(IMAGE_TOKEN)
-        self._written: dict[str, list[list[int]]] = {}
+        self._template_ids: dict[str, list[list[int]]] = {}
         # A table has few answers, over and over.
         self._answer_ids = lru_cache(ANSWERS)(lambda answer: (*self.encode(answer), self._end_id))
         self._end_id = self._special_id(self._special_tokens["eos_token"])
@@ -59,30 +61,30 @@ class Renderer:
         texts: list[str] = []
         layout = [_with_placeholders(message, texts) for message in messages]
         # What the template writes depends on the layout alone, and a table has few of them.
-        if (name := repr(layout)) not in self._written:
-            if len(self._written) >= LAYOUTS:
-                self._written.clear()
-            self._written[name] = self._write(layout, len(texts))
-        first, *others = self._written[name]
-        token_ids = list(first)
-        for text, written in zip(texts, others):
+        if (name := repr(layout)) not in self._template_ids:
+            if len(self._template_ids) >= LAYOUTS:
+                self._template_ids.clear()
+            self._template_ids[name] = self._write(layout, len(texts))
+        first_ids, *following_ids = self._template_ids[name]
+        token_ids = list(first_ids)
+        for text, template_ids in zip(texts, following_ids):
             token_ids += self.encode(text)
-            token_ids += written
-        images = sum(part.get("type") == "image" for part in _parts(messages))
-        if token_ids.count(self._image_id) != images:
+            token_ids += template_ids
+        image_count = sum(part.get("type") == "image" for part in _parts(messages))
+        if token_ids.count(self._image_id) != image_count:
             raise ConfigError(f"chat_template.jinja must write one {IMAGE_TOKEN} for each image.")
         return token_ids
 
-    def _write(self, layout: list[dict[str, Any]], texts: int) -> list[list[int]]:
+    def _write(self, layout: list[dict[str, Any]], text_count: int) -> list[list[int]]:
         """The token ids of what the template writes before, between and after the texts."""
         pieces = PLACEHOLDER.split(self._apply(layout))  # template, number, template, ..., template
-        if pieces[1::2] != [str(number) for number in range(texts)]:
+        if pieces[1::2] != [str(number) for number in range(text_count)]:
             raise ConfigError("chat_template.jinja must write every text once and in order.")
         return [self._encode_template(piece) for piece in pieces[::2]]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text: no special token comes out, whatever goes in."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        return self._text_tokenizer.encode(text, add_special_tokens=False).ids
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """The token ids of a whole answer, its end token included."""
@@ -92,8 +94,8 @@ class Renderer:
         """The text of generated token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def _encode_template(self, written: str) -> list[int]:
-        return self._tokenizer.encode(written, add_special_tokens=False).ids
+    def _encode_template(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _apply(self, messages: list[dict[str, Any]]) -> str:
         try:
@@ -109,7 +111,7 @@ class Renderer:
             raise ConfigError(f"tokenizer.json has no token {token}.")
         return token_id
 
-    def _check_plain(self, generator_dir: Path) -> None:
+    def _check_text_tokenizer(self, generator_dir: Path) -> None:
         """Only added tokens marked `special` can be switched off; refuse any other."""
         for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
             if token_id in self.encode(token.content):
@@ -133,14 +135,16 @@ def chat_template(generator_dir: Path) -> str:
 def _with_placeholders(message: Mapping[str, Any], texts: list[str]) -> dict[str, Any]:
     """The message with each text replaced by a placeholder; the texts are appended to `texts`."""
 
-    def stored(text: str) -> str:
+    def placeholder(text: str) -> str:
         texts.append(text)
         return f"\ue000{len(texts) - 1}\ue001"
 
     content = message["content"]
     if isinstance(content, str):
-        return {**message, "content": stored(content)}
-    parts = [{**part, "text": stored(part["text"])} if "text" in part else part for part in content]
+        return {**message, "content": placeholder(content)}
+    parts = [
+        {**part, "text": placeholder(part["text"])} if "text" in part else part for part in content
+    ]
     return {**message, "content": parts}
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from mmrag_batch.errors import UnavailableError
 from mmrag_batch.generation.engine import Request, Result
-from mmrag_batch.generation.inflight import Asked, as_completed
+from mmrag_batch.generation.inflight import ResultFuture, as_completed
 from mmrag_batch.records import Problem
 
 MAX_DEATHS = 20
@@ -25,14 +25,14 @@ class EngineDied(Exception):  # noqa: N818  # an event that is dealt with here
     """The process that was to answer a request is gone."""
 
 
-Lost = tuple[Request, Exception]
+FailedRequest = tuple[Request, Exception]
 """A request that was not answered, and EngineDied, or TimeoutError if the engine was stuck."""
 
 
 class Worker(Protocol):
     """A running engine."""
 
-    def ask(self, request: Request, /) -> Asked:
+    def ask(self, request: Request, /) -> ResultFuture:
         """The future of the answer. It raises EngineDied, now or later, if the engine dies."""
         ...
 
@@ -55,9 +55,9 @@ class Supervisor:
         self._start = start
         self._row_timeout = row_timeout
         self._worker: Worker | None = start()
-        self._asked_at_once = window
-        self.window = window + MAX_DEATHS_IN_A_ROW  # verdicts wait for the next answer
-        self._verdicts: list[Result] = []
+        self._concurrency = window
+        self.window = window + MAX_DEATHS_IN_A_ROW  # error results wait for an answer
+        self._error_results: list[Result] = []
         self._deaths = 0
         self._deaths_in_a_row = 0
 
@@ -66,7 +66,7 @@ class Supervisor:
         source = iter(requests)
         exhausted = False
 
-        def until_a_death() -> Iterator[Request]:
+        def requests_until_death() -> Iterator[Request]:
             nonlocal exhausted
             while not suspects:
                 request = next(source, None)
@@ -76,20 +76,21 @@ class Supervisor:
                 yield request
 
         while not exhausted:
-            suspects: list[Lost] = []
-            yield from self._answers(until_a_death(), suspects)
-            guilty: dict[int, Exception] = {}  # a row's other requests are not tried after it
+            suspects: list[FailedRequest] = []
+            yield from self._answers(requests_until_death(), suspects)
+            # A row's other requests are not tried after an error.
+            errors_by_row: dict[int, Exception] = {}
             for request, _ in suspects:
                 row, _ = request.key
-                killers: list[Lost] = []
-                if row not in guilty:
-                    yield from self._answers([request], killers)
-                    if killers:
-                        guilty[row] = killers[0][1]
-                if row in guilty:
-                    self._verdicts.append(_verdict(request, guilty[row]))
-        yield from self._verdicts
-        self._verdicts.clear()
+                repeat_failures: list[FailedRequest] = []
+                if row not in errors_by_row:
+                    yield from self._answers([request], repeat_failures)
+                    if repeat_failures:
+                        errors_by_row[row] = repeat_failures[0][1]
+                if row in errors_by_row:
+                    self._error_results.append(_error_result(request, errors_by_row[row]))
+        yield from self._error_results
+        self._error_results.clear()
 
     def close(self) -> None:
         """End the worker."""
@@ -97,28 +98,30 @@ class Supervisor:
         if worker is not None:
             worker.close()
 
-    def _answers(self, requests: Iterable[Request], lost: list[Lost]) -> Iterator[Result]:
-        """Results until the engine dies, if it does; the unanswered ones are appended to `lost`."""
-        asked = as_completed(requests, self._ask, self._asked_at_once, patience=self._row_timeout)
-        for request, answer in asked:
+    def _answers(
+        self, requests: Iterable[Request], failures: list[FailedRequest]
+    ) -> Iterator[Result]:
+        """Results until the engine dies, if it does; unanswered ones are appended to `failures`."""
+        completed = as_completed(requests, self._ask, self._concurrency, patience=self._row_timeout)
+        for request, future in completed:
             try:
-                result = answer.result()
+                result = future.result()
             except (EngineDied, TimeoutError) as error:
-                lost.append((request, error))
+                failures.append((request, error))
                 continue
             self._deaths_in_a_row = 0
-            yield from self._verdicts
-            self._verdicts.clear()
+            yield from self._error_results
+            self._error_results.clear()
             yield result
-        if lost:
-            self._bury(len(lost))
+        if failures:
+            self._record_death(len(failures))
 
-    def _ask(self, request: Request) -> Asked:
+    def _ask(self, request: Request) -> ResultFuture:
         if self._worker is None:
             self._worker = self._start()
         return self._worker.ask(request)
 
-    def _bury(self, lost: int) -> None:
+    def _record_death(self, row_count: int) -> None:
         self.close()
         self._deaths += 1
         self._deaths_in_a_row += 1
@@ -129,11 +132,12 @@ class Supervisor:
                 "device; --engine-rows 1 asks for the least. Then run the same command again."
             )
         log.warning(
-            "The engine died. Starting it again; the %d rows it had are asked one by one.", lost
+            "The engine died. Starting it again; the %d rows it had are asked one by one.",
+            row_count,
         )
 
 
-def _verdict(request: Request, error: Exception) -> Result:
+def _error_result(request: Request, error: Exception) -> Result:
     if isinstance(error, TimeoutError):
         problem = Problem(
             "timeout", "The engine was stuck twice at this row, the second time alone."

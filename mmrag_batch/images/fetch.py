@@ -37,69 +37,71 @@ class MediaFetcher:
         *,
         max_bytes: int,
         seconds: float = SECONDS,
-        allows: Callable[[Address], bool] = is_public,
+        is_allowed: Callable[[Address], bool] = is_public,
     ) -> None:
         self._hosts = frozenset(host.strip().lower() for host in hosts)
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._allows = allows
+        self._is_allowed = is_allowed
 
-    def __call__(self, url: str, shown: str) -> bytes:
-        """The bytes at `url`; `shown` names it in messages."""
+    def __call__(self, url: str, name: str) -> bytes:
+        """The bytes at `url`; messages call it `name`."""
         try:
             parts = urlsplit(url)
             port = parts.port or (443 if parts.scheme.lower() == "https" else 80)
         except ValueError as error:
-            raise RowError("image_denied", f"{shown}: no usable URL: {error}") from None
-        self._check(parts, shown)
+            raise RowError("image_denied", f"{name}: no usable URL: {error}") from None
+        self._check(parts, name)
         try:
-            return self._fetch(parts, port, shown)
+            return self._fetch(parts, port, name)
         except (OSError, http.client.HTTPException, UnicodeError) as error:
-            raise RowError("image_missing", f"{shown}: cannot be fetched: {error!r}") from None
+            raise RowError("image_missing", f"{name}: cannot be fetched: {error!r}") from None
 
-    def _check(self, parts: SplitResult, shown: str) -> None:
+    def _check(self, parts: SplitResult, name: str) -> None:
         if parts.scheme.lower() not in ("http", "https") or "@" in parts.netloc:
-            raise RowError("image_denied", f"{shown}: expected http(s)://host/path, no password")
+            raise RowError("image_denied", f"{name}: expected http(s)://host/path, no password")
         if (parts.hostname or "") not in self._hosts:
             allowed = ", ".join(sorted(self._hosts))
-            raise RowError("image_denied", f"{shown}: its host is not allowed; allowed: {allowed}")
+            raise RowError("image_denied", f"{name}: its host is not allowed; allowed: {allowed}")
 
-    def _fetch(self, parts: SplitResult, port: int, shown: str) -> bytes:
+    def _fetch(self, parts: SplitResult, port: int, name: str) -> bytes:
         host = parts.hostname or ""
         connection = http.client.HTTPConnection(host, port)
         connection.sock = self._connect(host, port, secure=parts.scheme.lower() == "https")
         # A timeout of the socket would start anew with every byte of a server that dawdles.
-        clock = threading.Timer(self._seconds, connection.sock.shutdown, [socket.SHUT_RDWR])
-        clock.daemon = True
-        clock.start()
+        timer = threading.Timer(self._seconds, connection.sock.shutdown, [socket.SHUT_RDWR])
+        timer.daemon = True
+        timer.start()
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept": "image/*"})
             with connection.getresponse() as response:
-                return self._read(response, shown)
+                return self._read(response, name)
         finally:
-            clock.cancel()
+            timer.cancel()
             connection.close()
 
     def _connect(self, host: str, port: int, *, secure: bool) -> socket.socket:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for *_, where in found:
-            address = ipaddress.ip_address(str(where[0]).partition("%")[0])
-            if not self._allows(address):
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for *_, socket_address in addresses:
+            address = ipaddress.ip_address(str(socket_address[0]).partition("%")[0])
+            if not self._is_allowed(address):
                 raise RowError("image_denied", f"{host} is at {address}, which is not public")
-        plain = socket.create_connection((str(found[0][4][0]), port), timeout=self._seconds)
+        tcp_socket = socket.create_connection(
+            (str(addresses[0][4][0]), port), timeout=self._seconds
+        )
         if not secure:
-            return plain
-        return ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+            return tcp_socket
+        return ssl.create_default_context().wrap_socket(tcp_socket, server_hostname=host)
 
-    def _read(self, response: http.client.HTTPResponse, shown: str) -> bytes:
+    def _read(self, response: http.client.HTTPResponse, name: str) -> bytes:
         if 300 <= response.status < 400:
-            raise RowError("image_denied", f"{shown}: redirects are not followed; give its target")
+            raise RowError("image_denied", f"{name}: redirects are not followed; give its target")
         if response.status != http.client.OK:
-            raise RowError("image_missing", f"{shown}: the server says {response.status}")
+            raise RowError("image_missing", f"{name}: the server says {response.status}")
         data = response.read(self._max_bytes + 1)
         if len(data) > self._max_bytes:
-            raise RowError("image_too_large", f"{shown}: over {self._max_bytes >> 20} MiB")
+            raise RowError("image_too_large", f"{name}: over {self._max_bytes >> 20} MiB")
         if response.length:
-            raise RowError("image_missing", f"{shown}: ends {response.length:,} bytes too early")
+            raise RowError("image_missing", f"{name}: ends {response.length:,} bytes too early")
         return data

@@ -41,38 +41,38 @@ def settle_warnings() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it logs, it raises as well
 
 
-def decode(data: bytes, shown: str) -> Image.Image:
+def decode(data: bytes, name: str) -> Image.Image:
     """The first frame of an encoded image, upright, in RGB with transparency on white.
 
-    `shown` names the image in messages. Raises RowError: `image_corrupt`, `image_too_large` (told
+    Messages call the image `name`. Raises RowError: `image_corrupt`, `image_too_large` (told
     from the header, before anything is decoded), `image_bad_aspect`.
     """
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.size, shown)
+            _check_size(image.size, name)
             image.load()
             return _to_rgb(_turn_upright(image))
     except RowError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise RowError("image_too_large", f"{shown}: {error}") from None
+        raise RowError("image_too_large", f"{name}: {error}") from None
     except UnidentifiedImageError:
         kinds = ", ".join(FORMATS)
-        raise RowError("image_corrupt", f"{shown}: not an image of {kinds}") from None
+        raise RowError("image_corrupt", f"{name}: not an image of {kinds}") from None
     except Exception as error:  # a hostile file can make a decoder raise nearly anything
         if "too large" in str(error):  # what Pillow says of a PNG's compressed text
-            raise RowError("image_too_large", f"{shown}: {error}") from None
-        raise RowError("image_corrupt", f"{shown}: {type(error).__name__}: {error}") from error
+            raise RowError("image_too_large", f"{name}: {error}") from None
+        raise RowError("image_corrupt", f"{name}: {type(error).__name__}: {error}") from error
 
 
-def _check_size(size: tuple[int, int], shown: str) -> None:
+def _check_size(size: tuple[int, int], name: str) -> None:
     short, long = sorted(size)
     if short * long > MAX_PIXELS:
         pixels = f"{size[0]} x {size[1]} pixels, over {MAX_PIXELS:,}"
-        raise RowError("image_too_large", f"{shown}: {pixels}")
+        raise RowError("image_too_large", f"{name}: {pixels}")
     if long > MAX_ASPECT * short:
         ratio = f"{size[0]} x {size[1]} pixels, sides over {MAX_ASPECT} to 1"
-        raise RowError("image_bad_aspect", f"{shown}: {ratio}")
+        raise RowError("image_bad_aspect", f"{name}: {ratio}")
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
@@ -80,8 +80,8 @@ def _turn_upright(image: Image.Image) -> Image.Image:
         orientation = image.getexif().get(_ORIENTATION)
     except (OSError, SyntaxError, ValueError, KeyError, struct.error):
         return image  # EXIF that cannot be read turns nothing
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -89,7 +89,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).clip(0, 65535).astype(np.uint32)
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        front = image.convert("RGBA")
-        white = Image.new("RGBA", front.size, "white")
-        return Image.alpha_composite(white, front).convert("RGB")
+        rgba = image.convert("RGBA")
+        background = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(background, rgba).convert("RGB")
     return image.convert("RGB")

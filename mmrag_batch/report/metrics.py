@@ -94,20 +94,20 @@ def evaluate(path: Path, *, by: Sequence[str] = ()) -> Metrics:
         raise ConfigError(
             f"--by: {path} has no column {', '.join(unknown)}; it has {', '.join(columns)}."
         )
-    named: dict[str, list[str]] = {column: [] for column in by}
-    found = []
+    column_values: dict[str, list[str]] = {column: [] for column in by}
+    row_facts = []
     for row in read_rows(path):  # texts and documents are not kept: a file may be large
-        found.append(_facts(row))
-        for column, values in named.items():
+        row_facts.append(_facts(row))
+        for column, values in column_values.items():
             values.append(str(row.cells.get(column, "")))
-    facts = pd.DataFrame(found, columns=FACTS)
-    depth = min(MAX_DEPTH, int(facts["kept"].max())) if found else 0
+    facts = pd.DataFrame(row_facts, columns=FACTS)
+    depth = min(MAX_DEPTH, int(facts["kept"].max())) if row_facts else 0
     groups = {
         column: {
-            str(value): score(some, depth)
-            for value, some in facts.groupby(pd.Series(values, dtype=object))
+            str(value): score(group, depth)
+            for value, group in facts.groupby(pd.Series(values, dtype=object))
         }
-        for column, values in named.items()
+        for column, values in column_values.items()
     }
     return Metrics(overall=score(facts, depth), by=groups)
 
@@ -116,7 +116,7 @@ def score(facts: pd.DataFrame, depth: int) -> Scores:
     """The figures of some rows, with ranks up to `depth`; for the columns see `_facts`."""
     statuses = facts["status"].value_counts()
     labelled = facts[facts["correct"].notna()]
-    sure = labelled[labelled["confidence"].notna()]
+    scored = labelled[labelled["confidence"].notna()]
     confidences = facts["confidence"].dropna()
     ranked = facts[facts["relevant"] > 0]
     return Scores(
@@ -126,8 +126,8 @@ def score(facts: pd.DataFrame, depth: int) -> Scores:
         error=int(statuses.get("error", 0)),
         accuracy=wilson(int(labelled["correct"].sum()), len(labelled)) if len(labelled) else None,
         mean_confidence=float(confidences.mean()) if len(confidences) else None,
-        calibration_error=calibration_error(list(sure["confidence"]), list(sure["correct"]))
-        if len(sure)
+        calibration_error=calibration_error(list(scored["confidence"]), list(scored["correct"]))
+        if len(scored)
         else None,
         retrieval=retrieval(list(ranked["ranks"]), list(ranked["relevant"]), depth)
         if len(ranked) and depth
@@ -155,11 +155,11 @@ def calibration_error(confidences: Sequence[float], correct: Sequence[bool]) -> 
 def retrieval(ranks: Sequence[Sequence[int]], relevant: Sequence[int], depth: int) -> Retrieval:
     """Means over questions. For each: the ranks (from 1) of the relevant documents that were kept,
     in order, and how many documents are relevant."""
-    found = [[rank for rank in question if rank <= depth] for question in ranks]
-    first = np.array([question[0] if question else math.inf for question in found])
-    gains = [ndcg(question, count, depth) for question, count in zip(found, relevant)]
+    top_ranks = [[rank for rank in question if rank <= depth] for question in ranks]
+    first = np.array([question[0] if question else math.inf for question in top_ranks])
+    gains = [ndcg(question, count, depth) for question, count in zip(top_ranks, relevant)]
     return Retrieval(
-        rows=len(found),
+        rows=len(top_ranks),
         depth=depth,
         recall={k: float((first <= k).mean()) for k in sorted({1, depth})},
         mrr=float((1 / first).mean()),
@@ -169,8 +169,8 @@ def retrieval(ranks: Sequence[Sequence[int]], relevant: Sequence[int], depth: in
 
 def ndcg(ranks: Sequence[int], relevant: int, depth: int) -> float:
     """Discounted gain of documents that are relevant or not, as a share of the best possible."""
-    best = range(1, min(relevant, depth) + 1)
-    return _discounted(ranks) / _discounted(best)
+    ideal_ranks = range(1, min(relevant, depth) + 1)
+    return _discounted(ranks) / _discounted(ideal_ranks)
 
 
 def _discounted(ranks: Sequence[int]) -> float:

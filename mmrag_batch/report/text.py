@@ -13,11 +13,11 @@ def as_json(metrics: Metrics) -> str:
 
 def as_text(metrics: Metrics) -> str:
     """One line for all rows and one for each group; `-` where a figure has no rows."""
-    named = {"all": metrics.overall}
+    group_scores = {"all": metrics.overall}
     for column, groups in metrics.by.items():
-        named |= {f"{column}={value}": scores for value, scores in groups.items()}
+        group_scores |= {f"{column}={value}": scores for value, scores in groups.items()}
     depth = metrics.overall.retrieval.depth if metrics.overall.retrieval else 1
-    lines = [{"": name} | _cells(scores, depth) for name, scores in named.items()]
+    lines = [{"": name} | _cells(scores, depth) for name, scores in group_scores.items()]
     header = {title: title for title in lines[0]}
     widths = {title: max(len(line[title]) for line in [header, *lines]) for title in header}
     return "\n".join(

@@ -54,7 +54,7 @@ class _Window:
     """Key -> the source of an image to encode."""
     keys: dict[str, str] = field(default_factory=dict)
     """Source of an image -> key."""
-    broken: dict[str, RowError] = field(default_factory=dict)
+    errors: dict[str, RowError] = field(default_factory=dict)
     """Source or key of an image -> why it cannot be used."""
 
 
@@ -76,38 +76,38 @@ class Embedder:
         for row in rows:
             if row.error is None and (question := row.question) is not None:
                 if question.documents:
-                    self._find(window, question.text, question.image)
+                    self._collect(window, question.text, question.image)
                 for document in question.documents:
-                    self._find(window, document.text, document.image)
+                    self._collect(window, document.text, document.image)
                 row.images = {file: self._digest(window, file) for file in image_files(question)}
         self._encode(window)
         return [self._assemble(window, row) for row in rows]
 
-    def _find(self, window: _Window, text: str | None, image: str | None) -> None:
+    def _collect(self, window: _Window, text: str | None, image: str | None) -> None:
         """Look both modalities up, or note that they must be encoded."""
         if text is not None:
             key = text_key(text)
-            if not self._known(window, key):
+            if not self._has_vector(window, key):
                 window.texts[key] = text
         if image is not None:
             digest = self._image_key(window, image)
-            if digest is not None and not self._known(window, digest):
+            if digest is not None and not self._has_vector(window, digest):
                 window.images.setdefault(digest, image)
 
     def _image_key(self, window: _Window, source: str) -> str | None:
         """The key of an image, None if it cannot be read; a window reads it once."""
-        if source not in window.keys and source not in window.broken:
+        if source not in window.keys and source not in window.errors:
             try:
                 window.keys[source] = IMAGE + self._images.digest(source)
             except RowError as error:
-                window.broken[source] = error
+                window.errors[source] = error
         return window.keys.get(source)
 
     def _digest(self, window: _Window, source: str) -> str | None:
         key = self._image_key(window, source)
         return None if key is None else key.removeprefix(IMAGE)
 
-    def _known(self, window: _Window, key: str) -> bool:
+    def _has_vector(self, window: _Window, key: str) -> bool:
         if key in window.vectors:
             return True
         vector = self._cache.get(key)
@@ -119,19 +119,19 @@ class Embedder:
         if window.texts:
             texts = self._encoder.encode_texts(list(window.texts.values()))
             self._keep(window, list(window.texts), texts)
-        decoded: list[str] = []
-        images = self._encoder.encode_images(self._decoded(window, decoded))
-        self._keep(window, decoded, images)
+        decoded_keys: list[str] = []
+        images = self._encoder.encode_images(self._decode_images(window, decoded_keys))
+        self._keep(window, decoded_keys, images)
 
-    def _decoded(self, window: _Window, decoded: list[str]) -> Iterator["Image"]:
-        """Images one by one; the keys of those that could be decoded go to `decoded`."""
+    def _decode_images(self, window: _Window, decoded_keys: list[str]) -> Iterator["Image"]:
+        """Images one by one; the keys of those that could be decoded go to `decoded_keys`."""
         for key, source in window.images.items():
             try:
                 image = self._images.load(source)
             except RowError as error:
-                window.broken[key] = error
+                window.errors[key] = error
                 continue
-            decoded.append(key)
+            decoded_keys.append(key)
             yield image
 
     def _keep(self, window: _Window, keys: Sequence[str], vectors: Iterable[Floats]) -> None:
@@ -145,9 +145,9 @@ class Embedder:
             return None
         try:
             if not question.documents:
-                self._raise_broken(window, question.image)
+                self._raise_error(window, question.image)
                 return None
-            asked = self._embedding(window, question.text, question.image)
+            question_embedding = self._embedding(window, question.text, question.image)
         except RowError as error:
             row.error = Problem(error.code, f"question_image: {error}")
             return None
@@ -158,22 +158,22 @@ class Embedder:
                 documents.append(document)
             except RowError as error:
                 row.problems.append(Problem(error.code, f"document {document.id!r}: {error}"))
-        return EmbeddedRow(asked, tuple(documents), tuple(candidates))
+        return EmbeddedRow(question_embedding, tuple(documents), tuple(candidates))
 
     def _embedding(self, window: _Window, text: str | None, image: str | None) -> Embedding:
         """The embedding of one side. Raises RowError for a broken image."""
         modalities = np.zeros((2, self._encoder.embedding_size), np.float32)
-        self._raise_broken(window, image)
+        self._raise_error(window, image)
         if image is not None:
             modalities[0] = window.vectors[window.keys[image]]
         if text is not None:
             modalities[1] = window.vectors[text_key(text)]
         return Embedding(modalities, np.array([image is not None, text is not None], np.float32))
 
-    def _raise_broken(self, window: _Window, image: str | None) -> None:
+    def _raise_error(self, window: _Window, image: str | None) -> None:
         for name in (image, window.keys.get(image or "")):
-            if name in window.broken:
-                raise window.broken[name]
+            if name in window.errors:
+                raise window.errors[name]
 
 
 def text_key(text: str) -> str:

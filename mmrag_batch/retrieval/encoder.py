@@ -51,10 +51,10 @@ class Encoder:
     def encode_images(self, images: Iterable["Image"]) -> Floats:
         """RGB images -> (N, D). Takes a batch of images at a time from `images`."""
         pixels = map(self.pixels, images)
-        parts = [np.empty((0, self.embedding_size), np.float32)]
+        embeddings = [np.empty((0, self.embedding_size), np.float32)]
         while batch := list(islice(pixels, IMAGE_BATCH)):
-            parts.append(run_session(self._image, {"pixels": np.stack(batch)}))
-        return np.concatenate(parts)
+            embeddings.append(run_session(self._image, {"pixels": np.stack(batch)}))
+        return np.concatenate(embeddings)
 
     def pixels(self, image: "Image") -> Floats:
         """An RGB image -> what the image encoder reads, (3, S, S)."""

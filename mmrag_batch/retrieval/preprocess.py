@@ -35,8 +35,8 @@ def preprocess_image(
     """An RGB image -> normalised pixels (3, size, size)."""
     image = _square(image, size, framing, Image.Resampling[resample.upper()])
     pixels = np.asarray(image, dtype=np.float32) / 255
-    normal = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    return np.ascontiguousarray(normal.transpose(2, 0, 1))
+    normalized = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(normalized.transpose(2, 0, 1))
 
 
 def _square(
@@ -44,8 +44,8 @@ def _square(
 ) -> Image.Image:
     if framing == "stretch":
         return image.resize((size, size), resample)
-    short = min(image.size)
-    width, height = (side * size // short for side in image.size)  # rounded down, as published
+    short_side = min(image.size)
+    width, height = (side * size // short_side for side in image.size)  # rounded down, as published
     image = image.resize((width, height), resample)
     if framing == "torchvision":
         left, top = round((width - size) / 2), round((height - size) / 2)

@@ -64,22 +64,22 @@ class RowDocuments:
 
     def find(self, rows: Sequence[Row], /) -> list[tuple[Evidence, ...]]:
         """The `top_k` best of each row."""
-        embedded = self._embedder.embed(rows)
-        asked = [item for item in embedded if item is not None]
-        ranked = iter(self._rank(asked) if asked else ())
-        return [() if item is None else next(ranked) for item in embedded]
+        embedded_rows = self._embedder.embed(rows)
+        readable_rows = [item for item in embedded_rows if item is not None]
+        ranked = iter(self._rank(readable_rows) if readable_rows else ())
+        return [() if item is None else next(ranked) for item in embedded_rows]
 
-    def _rank(self, asked: Sequence[EmbeddedRow]) -> Iterator[tuple[Evidence, ...]]:
-        questions = self._towers.questions([item.question for item in asked])
-        candidates = [candidate for item in asked for candidate in item.candidates]
+    def _rank(self, rows: Sequence[EmbeddedRow]) -> Iterator[tuple[Evidence, ...]]:
+        questions = self._towers.questions([item.question for item in rows])
+        candidates = [candidate for item in rows for candidate in item.candidates]
         documents = self._towers.documents(candidates) if candidates else questions[:0]
         start = 0
-        for question, item in zip(questions, asked):
+        for question, item in zip(questions, rows):
             stop = start + len(item.candidates)
             # Summed row by row: equal documents score equally, wherever they stand.
             scores = (documents[start:stop] * question).sum(axis=1) * self._temperature
-            best = np.argsort(-scores, kind="stable")[: self._top_k]
-            yield tuple(Evidence(item.documents[i], float(scores[i])) for i in best)
+            top_indices = np.argsort(-scores, kind="stable")[: self._top_k]
+            yield tuple(Evidence(item.documents[i], float(scores[i])) for i in top_indices)
             start = stop
 
 

@@ -84,12 +84,12 @@ def run_session(
     is copied to a GPU or back but once."""
     import onnxruntime
 
-    cuda = session.get_providers()[0] == PROVIDERS["cuda"]
+    is_cuda = session.get_providers()[0] == PROVIDERS["cuda"]
     binding = session.io_binding()
     for name, array in inputs.items():
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda" if cuda else "cpu", 0)
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda" if is_cuda else "cpu", 0)
         binding.bind_ortvalue_input(name, value)
-    binding.bind_output(session.get_outputs()[0].name, "cuda" if cuda else "cpu", 0)
+    binding.bind_output(session.get_outputs()[0].name, "cuda" if is_cuda else "cpu", 0)
     session.run_with_iobinding(binding)
     output: NDArray[np.float32] = binding.copy_outputs_to_cpu()[0]
     return output
@@ -100,9 +100,9 @@ def _share_memory() -> None:
     """One arena for the sessions of this process; each would keep the peak of its own."""
     import onnxruntime
 
-    where = onnxruntime.OrtMemoryInfo(
+    memory_info = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
     # No limit, and otherwise ONNX Runtime's defaults.
     config = onnxruntime.OrtArenaCfg(0, -1, -1, -1)
-    onnxruntime.create_and_register_allocator(where, config)
+    onnxruntime.create_and_register_allocator(memory_info, config)

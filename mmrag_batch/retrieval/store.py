@@ -42,58 +42,58 @@ class EmbeddingStore:
         self._writable = True
         self._files: tuple[int, int] | None = None
         """Descriptors of the vectors and the keys that this process writes."""
-        self._own: dict[bytes, int] = {}
+        self._own_rows: dict[bytes, int] = {}
         """Hash -> row in the files that this process writes."""
-        segments = list(self._mapped())
+        segments = list(self._map_segments())
         self._vectors = [vectors for vectors, _ in segments]
         self._keys = [keys for _, keys in segments]
-        self._first = np.cumsum([0, *map(len, self._keys)])
+        self._first_entries = np.cumsum([0, *map(len, self._keys)])
         starts = [keys["start"] for keys in self._keys]
-        found = np.concatenate([np.empty(0, np.uint64), *starts]).astype(np.uint64)
-        self._order = np.argsort(found, kind="stable")
-        self._starts = found[self._order]
+        entry_starts = np.concatenate([np.empty(0, np.uint64), *starts]).astype(np.uint64)
+        self._order = np.argsort(entry_starts, kind="stable")
+        self._starts = entry_starts[self._order]
 
     def __len__(self) -> int:
-        return len(self._starts) + len(self._own)
+        return len(self._starts) + len(self._own_rows)
 
     def get(self, key: str) -> Floats | None:
         """A copy of the embedding (D,) kept under `key`, or None."""
         digest = _digest(key)
-        row = self._own.get(digest)
+        row = self._own_rows.get(digest)
         if row is not None:
             assert self._files is not None  # what is our own has been written
             data = os.pread(self._files[0], 4 * self._size, row * 4 * self._size)
             return np.frombuffer(data, np.float32).copy()
         start = np.uint64(int.from_bytes(digest[:8]))
-        place = int(np.searchsorted(self._starts, start))
-        while place < len(self._starts) and self._starts[place] == start:
-            embedding = self._read(int(self._order[place]), digest)
+        position = int(np.searchsorted(self._starts, start))
+        while position < len(self._starts) and self._starts[position] == start:
+            embedding = self._read(int(self._order[position]), digest)
             if embedding is not None:
                 return embedding
-            place += 1
+            position += 1
         return None
 
     def put(self, key: str, embedding: Floats) -> None:
         """Keep an embedding (D,) under `key`."""
         digest = _digest(key)
-        if not self._writable or digest in self._own:
+        if not self._writable or digest in self._own_rows:
             return
         data = np.ascontiguousarray(embedding, np.float32).tobytes()
         crc = zlib.crc32(data, zlib.crc32(digest))
         try:
-            vectors, keys = self._opened()
+            vectors, keys = self._open_files()
             _write(vectors, data)
             _write(keys, digest + crc.to_bytes(4, "little"))
         except OSError as error:
             self._writable = False  # a torn entry stays the last one
             self._warn(f"cannot be written ({error.strerror}); what is new is not kept")
             return
-        self._own[digest] = len(self._own)
+        self._own_rows[digest] = len(self._own_rows)
 
     def _read(self, entry: int, digest: bytes) -> Floats | None:
         """The embedding of an entry, if it is that of `digest` and whole."""
-        segment = int(np.searchsorted(self._first, entry, side="right")) - 1
-        row = entry - int(self._first[segment])
+        segment = int(np.searchsorted(self._first_entries, entry, side="right")) - 1
+        row = entry - int(self._first_entries[segment])
         key = self._keys[segment][row]
         if key.tobytes()[:32] != digest:
             return None
@@ -103,7 +103,7 @@ class EmbeddingStore:
             return None
         return embedding
 
-    def _opened(self) -> tuple[int, int]:
+    def _open_files(self) -> tuple[int, int]:
         if self._files is None:
             self._directory.mkdir(parents=True, exist_ok=True)
             stem = self._directory / uuid4().hex
@@ -120,18 +120,19 @@ class EmbeddingStore:
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 
-    def _mapped(self) -> list[tuple[Floats, NDArray[np.void]]]:
+    def _map_segments(self) -> list[tuple[Floats, NDArray[np.void]]]:
         """The vectors (N, D) and keys (N,) of each pair of files; what is torn is cut off."""
         segments: list[tuple[Floats, NDArray[np.void]]] = []
         try:
             for file in sorted(self._directory.glob("*.keys")):
-                vectors = file.with_suffix(".vectors")
+                vectors_file = file.with_suffix(".vectors")
                 count = min(
-                    file.stat().st_size // KEY.itemsize, vectors.stat().st_size // (4 * self._size)
+                    file.stat().st_size // KEY.itemsize,
+                    vectors_file.stat().st_size // (4 * self._size),
                 )
                 if count:
-                    mapped = np.memmap(vectors, np.float32, "r", shape=(count, self._size))
-                    segments.append((mapped, np.fromfile(file, KEY, count)))
+                    vectors = np.memmap(vectors_file, np.float32, "r", shape=(count, self._size))
+                    segments.append((vectors, np.fromfile(file, KEY, count)))
         except OSError as error:
             self._warn(f"cannot be read ({error.strerror}); embeddings are computed again")
         return segments
@@ -169,6 +170,6 @@ def _digest(key: str) -> bytes:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    written = os.write(descriptor, data)
-    if written != len(data):  # a disk that has just become full takes a part
+    written_bytes = os.write(descriptor, data)
+    if written_bytes != len(data):  # a disk that has just become full takes a part
         raise OSError(0, "the disk is full")

@@ -60,13 +60,13 @@ def parse_documents(cell: object) -> tuple[Document, ...]:
     expected = "a list of texts, image paths or objects with `text` or `image`"
     items = parse_list("bad_documents", "documents", expected, cell) or []
     documents = tuple(_parse_document(number, item) for number, item in enumerate(items))
-    seen: set[str] = set()
+    ids: set[str] = set()
     for number, document in enumerate(documents):
-        if document.id in seen:
+        if document.id in ids:
             raise expected_error(
                 "bad_documents", "documents", "an id of its own", document.id, number
             )
-        seen.add(document.id)
+        ids.add(document.id)
     return documents
 
 
@@ -78,8 +78,8 @@ def find_label(cell: object, choices: Sequence[str]) -> int | None:
     if text in choices:
         return choices.index(text)
     # An integer column with gaps is written by pandas as 2.0.
-    found = re.fullmatch(r"\s*([0-9]{1,2})(?:\.0)?\s*", text)
-    return int(found[1]) if found and int(found[1]) < len(choices) else None
+    match = re.fullmatch(r"\s*([0-9]{1,2})(?:\.0)?\s*", text)
+    return int(match[1]) if match and int(match[1]) < len(choices) else None
 
 
 def parse_relevant(cell: object) -> tuple[str | int, ...] | None:
@@ -91,12 +91,12 @@ def parse_relevant(cell: object) -> tuple[str | int, ...] | None:
     items = parse_list("bad_relevant", column, expected, cell)
     if items is None:
         return None
-    named: list[str | int] = []
+    references: list[str | int] = []
     for number, item in enumerate(items):
         if isinstance(item, bool) or not isinstance(item, str | int):
             raise expected_error("bad_relevant", column, "an id or an index", item, number)
-        named.append(item)
-    return tuple(named)
+        references.append(item)
+    return tuple(references)
 
 
 def resolve_relevant(
@@ -104,16 +104,16 @@ def resolve_relevant(
 ) -> tuple[frozenset[str], tuple[str | int, ...]]:
     """The ids of the documents that are named, and the items that name none."""
     ids = {document.id for document in documents}
-    known: set[str] = set()
+    relevant_ids: set[str] = set()
     unknown: list[str | int] = []
     for item in items:
         if isinstance(item, int) and 0 <= item < len(documents):
-            known.add(documents[item].id)
+            relevant_ids.add(documents[item].id)
         elif item in ids:
-            known.add(str(item))
+            relevant_ids.add(str(item))
         else:
             unknown.append(item)
-    return frozenset(known), tuple(unknown)
+    return frozenset(relevant_ids), tuple(unknown)
 
 
 def _parse_document(number: int, item: object) -> Document:

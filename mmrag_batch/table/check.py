@@ -32,22 +32,26 @@ def check_table(path: Path, images: ImageLoader) -> Iterator[Finding]:
     """
     read_header(path)
     deque(scan(path), maxlen=0)
-    good: set[str] = set()
+    valid_digests: set[str] = set()
     for row in read_rows(path):
         if row.error is not None:
             yield Finding(row.line, row.id, row.error, fatal=True)
         elif row.question is not None:
-            for problem, fatal in _check_question(row, row.question, images, good):
+            for problem, fatal in _check_question(row, row.question, images, valid_digests):
                 yield Finding(row.line, row.id, problem, fatal)
 
 
 def _check_question(
-    row: Row, question: Question, images: ImageLoader, good: set[str]
+    row: Row, question: Question, images: ImageLoader, valid_digests: set[str]
 ) -> Iterator[tuple[Problem, bool]]:
-    if question.image is not None and (problem := _check_image(question.image, images, good)):
+    if question.image is not None and (
+        problem := _check_image(question.image, images, valid_digests)
+    ):
         yield problem, True
     for document in question.documents:
-        if document.image is not None and (problem := _check_image(document.image, images, good)):
+        if document.image is not None and (
+            problem := _check_image(document.image, images, valid_digests)
+        ):
             yield Problem(problem.code, f"document {document.id!r}: {problem.message}"), False
     yield from ((problem, False) for problem in _check_truth(row, question))
 
@@ -62,14 +66,14 @@ def _check_truth(row: Row, question: Question) -> Iterator[Problem]:
         yield Problem("bad_relevant", f"relevant names {item!r}, which is no document of the row")
 
 
-def _check_image(source: str, images: ImageLoader, good: set[str]) -> Problem | None:
+def _check_image(source: str, images: ImageLoader, valid_digests: set[str]) -> Problem | None:
     try:
         digest = images.digest(source)
-        if digest not in good:
+        if digest not in valid_digests:
             images.load(source)
     except RowError as error:
         return Problem(error.code, str(error))
-    if len(good) >= REMEMBERED:
-        good.clear()
-    good.add(digest)
+    if len(valid_digests) >= REMEMBERED:
+        valid_digests.clear()
+    valid_digests.add(digest)
     return None

@@ -77,8 +77,8 @@ def _records(path: Path) -> Iterator[Record]:
         elif len(cells) == width:
             yield Record(line, dict(zip(columns, cells)))
         else:
-            found = f"expected {width} cells, as the header has, not {len(cells)}"
-            yield Record(line, dict(zip(columns, cells)), Problem("bad_row", found))
+            message = f"expected {width} cells, as the header has, not {len(cells)}"
+            yield Record(line, dict(zip(columns, cells)), Problem("bad_row", message))
 
 
 def _header(path: Path, rows: Iterator[CsvRow]) -> list[str]:

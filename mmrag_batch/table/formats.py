@@ -80,19 +80,19 @@ def open_writer(path: Path, columns: Sequence[str]) -> Writer:
 
 
 def _reader(path: Path) -> TableFormat:
-    if (found := _find(path)) is None:
-        known = ", ".join(suffix for one in FORMATS for suffix in one.suffixes)
-        raise InputError(f"{path}: the input must end in one of {known}.")
-    return found
+    if (table_format := _find(path)) is None:
+        suffixes = ", ".join(suffix for one in FORMATS for suffix in one.suffixes)
+        raise InputError(f"{path}: the input must end in one of {suffixes}.")
+    return table_format
 
 
 def find_writer(path: Path) -> Callable[[Sequence[str]], Writer]:
     """What makes a writer for a file of that name. Raises as `open_writer` does."""
-    found = _find(path)
-    if found is None or found.writer is None:
-        known = ", ".join(suffix for one in FORMATS if one.writer for suffix in one.suffixes)
-        raise OutputError(f"{path}: the output must end in one of {known}.")
-    return found.writer
+    table_format = _find(path)
+    if table_format is None or table_format.writer is None:
+        suffixes = ", ".join(suffix for one in FORMATS if one.writer for suffix in one.suffixes)
+        raise OutputError(f"{path}: the output must end in one of {suffixes}.")
+    return table_format.writer
 
 
 def _find(path: Path) -> TableFormat | None:

@@ -39,8 +39,8 @@ class JsonLinesWriter:
 
     def row(self, values: Mapping[str, object]) -> bytes:
         """One row, with its line end."""
-        known = {name: values[name] for name in self._columns if name in values}
-        return encode(to_json(known) + "\n")
+        cells = {name: values[name] for name in self._columns if name in values}
+        return encode(to_json(cells) + "\n")
 
 
 def _records(path: Path) -> Iterator[Record]:
@@ -51,17 +51,17 @@ def _records(path: Path) -> Iterator[Record]:
 
 
 def _record(line: int, text: str) -> Record:
-    def broken(what: str) -> Record:
-        return Record(line, {}, Problem("bad_row", what))
+    def bad_record(message: str) -> Record:
+        return Record(line, {}, Problem("bad_row", message))
 
     try:
         cells = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return broken(f"not valid JSON: {error}")
+        return bad_record(f"not valid JSON: {error}")
     if not isinstance(cells, dict):
-        return broken("expected a JSON object")
+        return bad_record("expected a JSON object")
     if _is_deep(cells):
-        return broken(f"nested over {MAX_DEPTH} levels deep")
+        return bad_record(f"nested over {MAX_DEPTH} levels deep")
     return Record(line, cells)
 
 

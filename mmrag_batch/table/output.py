@@ -46,10 +46,10 @@ class RowFormat:
     """
 
     def __init__(self, path: Path, input_columns: Sequence[str]) -> None:
-        taken = [name for name in OUTPUT_COLUMNS if name in input_columns]
-        if taken:
+        duplicates = [name for name in OUTPUT_COLUMNS if name in input_columns]
+        if duplicates:
             raise InputError(
-                f"The input already has the output column {', '.join(map(repr, taken))}. "
+                f"The input already has the output column {', '.join(map(repr, duplicates))}. "
                 "Rename it, or use the table that was put in before."
             )
         self._writer = open_writer(path, (*input_columns, *OUTPUT_COLUMNS))
@@ -62,15 +62,15 @@ class RowFormat:
 
 def _values(line: int, answer: Answer) -> tuple[object, ...]:
     """The values of OUTPUT_COLUMNS; None where there is nothing to say."""
-    place = answer.index
-    where = f"line {line}: " if answer.status == "error" else ""
-    told = "; ".join(f"{problem.code}: {where}{problem.message}" for problem in answer.problems)
+    index = answer.index
+    prefix = f"line {line}: " if answer.status == "error" else ""
+    error = "; ".join(f"{problem.code}: {prefix}{problem.message}" for problem in answer.problems)
     return (
         answer.prediction,
-        place,
-        None if place is None or not answer.probabilities else answer.probabilities[place],
-        None if place is None else answer.probabilities or None,
+        index,
+        None if index is None or not answer.probabilities else answer.probabilities[index],
+        None if index is None else answer.probabilities or None,
         [{"id": name, "score": score} for name, score in answer.evidence],
         answer.status,
-        told or None,
+        error or None,
     )

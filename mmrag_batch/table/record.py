@@ -29,14 +29,14 @@ def check_columns(path: Path, names: Iterable[str]) -> tuple[str, ...]:
     columns = tuple(names)
     if not columns:
         raise InputError(f"{path} is empty: it has no columns. Write a `{REQUIRED}` column.")
-    twice = [name for name, times in Counter(columns).items() if times > 1]
-    if twice:
+    duplicates = [name for name, count in Counter(columns).items() if count > 1]
+    if duplicates:
         raise InputError(
-            f"{path}: duplicate column {', '.join(map(repr, twice))}. Rename all but one."
+            f"{path}: duplicate column {', '.join(map(repr, duplicates))}. Rename all but one."
         )
     if REQUIRED not in columns:
-        near = get_close_matches(REQUIRED, columns, n=1)
-        hint = f"Did you mean {near[0]!r}? Rename it." if near else "Add or rename one."
-        found = ", ".join(map(repr, columns))
-        raise InputError(f"{path}: no column {REQUIRED!r}. Found: {found}. {hint}")
+        matches = get_close_matches(REQUIRED, columns, n=1)
+        hint = f"Did you mean {matches[0]!r}? Rename it." if matches else "Add or rename one."
+        column_list = ", ".join(map(repr, columns))
+        raise InputError(f"{path}: no column {REQUIRED!r}. Found: {column_list}. {hint}")
     return columns

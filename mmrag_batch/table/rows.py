@@ -28,9 +28,9 @@ def scan(path: Path) -> Iterator[Record]:
     """
     hashes = array("q")
     for record in read_records(path):
-        given = record.cells.get("id")
-        if not is_empty(given):
-            hashes.append(hash(str(given)))
+        id_cell = record.cells.get("id")
+        if not is_empty(id_cell):
+            hashes.append(hash(str(id_cell)))
         yield record
     ordered = np.sort(np.frombuffer(hashes, dtype=np.int64))
     repeated = ordered[1:][ordered[1:] == ordered[:-1]]
@@ -48,20 +48,20 @@ def read_rows(path: Path, only: Iterable[int] | None = None) -> Iterator[Row]:
     if only is None:
         yield from (parse_row(number, record) for number, record in records)
         return
-    for wanted in only:
+    for wanted_number in only:
         for number, record in records:
-            if number == wanted:
+            if number == wanted_number:
                 yield parse_row(number, record)
                 break
 
 
 def parse_row(number: int, record: Record) -> Row:
     """The row that a record is: with a question, or with an error."""
-    given = record.cells.get("id")
+    id_cell = record.cells.get("id")
     row = Row(
         number=number,
         line=record.line,
-        id=str(number) if is_empty(given) else str(given),
+        id=str(number) if is_empty(id_cell) else str(id_cell),
         cells=record.cells,
         error=record.problem,
     )
@@ -73,16 +73,16 @@ def parse_row(number: int, record: Record) -> Row:
     return row
 
 
-def _check_ids(path: Path, suspects: frozenset[int]) -> None:
+def _check_ids(path: Path, repeated_hashes: frozenset[int]) -> None:
     """Raise InputError if two ids are equal, and not just their hashes."""
     lines: dict[str, int] = {}
     for record in read_records(path):
-        given = record.cells.get("id")
-        if is_empty(given) or hash(str(given)) not in suspects:
+        id_cell = record.cells.get("id")
+        if is_empty(id_cell) or hash(str(id_cell)) not in repeated_hashes:
             continue
-        first = lines.setdefault(str(given), record.line)
+        first = lines.setdefault(str(id_cell), record.line)
         if first != record.line:
             raise InputError(
-                f"{path}: lines {first} and {record.line} have the same id {str(given)!r}. "
+                f"{path}: lines {first} and {record.line} have the same id {str(id_cell)!r}. "
                 "Give every row its own id, or drop the column."
             )

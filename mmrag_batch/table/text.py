@@ -65,11 +65,11 @@ class _CheckedGzip(gzip.GzipFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path, "rb")
         self._path = path
-        self._most = max(UNCHECKED, MAX_RATIO * path.stat().st_size)
+        self._max_bytes = max(UNCHECKED, MAX_RATIO * path.stat().st_size)
 
     def read1(self, size: int = -1) -> bytes:
         data = super().read1(size)
-        if self.tell() > self._most:
+        if self.tell() > self._max_bytes:
             raise InputError(
                 f"{self._path} unpacks to over {MAX_RATIO} times its size, as no table should. If "
                 f"it is one, unpack it: gzip -d {shlex.quote(str(self._path))}"
@@ -113,10 +113,10 @@ def _bad_byte(path: Path) -> InputError:
         TextIOWrapper(binary, "utf-8", errors="surrogateescape", newline="") as stream,
     ):
         for line, text in enumerate(read_lines(path, stream), start=1):
-            if found := re.search(r"[\udc80-\udcff]", text):
-                offset += len(text[: found.start()].encode())
+            if match := re.search(r"[\udc80-\udcff]", text):
+                offset += len(text[: match.start()].encode())
                 return InputError(
-                    f"{path}, line {line}: byte {ord(found[0]) - 0xDC00:#04x} at offset {offset} "
+                    f"{path}, line {line}: byte {ord(match[0]) - 0xDC00:#04x} at offset {offset} "
                     f"is not UTF-8. {_HOW_TO_CONVERT}"
                 )
             offset += len(text.encode())

@@ -50,7 +50,7 @@ def _parse_literal(text: str) -> object:
     except (ValueError, RecursionError):
         pass
     # Python keeps an unknown escape as it stands but warns of it; doubled, it means the same.
-    text = _ESCAPE.sub(lambda found: _double_unknown(found[0]), text)
+    text = _ESCAPE.sub(lambda match: _double_unknown(match[0]), text)
     try:
         return text if _joins_strings(text) else ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError):
@@ -96,9 +96,9 @@ def _texts(cell: object) -> Iterator[str]:
 
 
 def expected_error(
-    code: str, column: str, expected: str, found: object, item: int | None = None
+    code: str, column: str, expected: str, value: object, item: int | None = None
 ) -> RowError:
     """The error of a cell, or of one item of its list, that is not what it should be."""
-    where = f"column {column!r}" if item is None else f"column {column!r}, item {item}"
-    shown = "nothing" if is_empty(found) else _SHORT.repr(found)
-    return RowError(code, f"{where}: expected {expected}, found {shown}")
+    location = f"column {column!r}" if item is None else f"column {column!r}, item {item}"
+    value_text = "nothing" if is_empty(value) else _SHORT.repr(value)
+    return RowError(code, f"{location}: expected {expected}, found {value_text}")

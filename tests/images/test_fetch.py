@@ -71,7 +71,7 @@ def url() -> Iterator[str]:
 
 
 def fetcher(*hosts: str, seconds: float = 5, max_bytes: int = 10_000) -> MediaFetcher:
-    return MediaFetcher(hosts, max_bytes=max_bytes, seconds=seconds, allows=lambda _: True)
+    return MediaFetcher(hosts, max_bytes=max_bytes, seconds=seconds, is_allowed=lambda _: True)
 
 
 def code_of(fetch: MediaFetcher, url: str) -> str:
@@ -131,7 +131,7 @@ def test_g12_the_address_that_was_checked_is_the_one_connected_to(
         return True
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    fetch = MediaFetcher(["rebound.example"], max_bytes=10_000, allows=allows)
+    fetch = MediaFetcher(["rebound.example"], max_bytes=10_000, is_allowed=allows)
     assert fetch(f"http://rebound.example:{port}/a.png", "x").startswith(b"\x89PNG")
     assert checked == ["127.0.0.1"]
 

@@ -132,9 +132,9 @@ def test_no_other_photo_is_from_the_city_that_is_asked() -> None:
 def test_wear_spares_the_relevant_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_world, "WORN", 0.0)
+    monkeypatch.setattr(demo_world, "DAMAGE_RATE", 0.0)
     new = made(tmp_path, 40)
-    monkeypatch.setattr(demo_world, "WORN", 1.0)
+    monkeypatch.setattr(demo_world, "DAMAGE_RATE", 1.0)
     worn = made(tmp_path, 40)
     seen = set()
     for before, after in zip(new, worn):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mmrag_batch.train import fitting, negatives
 from mmrag_batch.train.data import EmbeddedTable
 from mmrag_batch.train.fitting import Fit, FitSettings
-from mmrag_batch.train.negatives import mine
+from mmrag_batch.train.negatives import mine_negatives
 from mmrag_batch.train.ranking import Ranking, rank, vectors
 from mmrag_batch.train.retriever import split
 from mmrag_batch.train.towers import Towers, TowersConfig
@@ -130,7 +130,7 @@ def mined(monkeypatch: pytest.MonkeyPatch) -> tuple[Towers, EmbeddedTable, Tenso
     monkeypatch.setattr(negatives, "MARGIN", MARGIN)
     torch.manual_seed(0)
     towers, table = Towers(TowersConfig(12, 8)).eval(), separable(20)
-    return towers, table, mine(towers, table, 4, torch.Generator().manual_seed(0))
+    return towers, table, mine_negatives(towers, table, 4, torch.Generator().manual_seed(0))
 
 
 def test_negatives_are_the_closest_of_other_rows_below_the_margin(
@@ -154,6 +154,6 @@ def test_negatives_are_the_closest_of_other_rows_below_the_margin(
 def test_negatives_come_from_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(negatives, "POOL", 3)
     towers, table = Towers(TowersConfig(12, 8)).eval(), separable(20)
-    found = mine(towers, table, 9, torch.Generator().manual_seed(0))
+    found = mine_negatives(towers, table, 9, torch.Generator().manual_seed(0))
     assert found.shape == (20, 3)
     assert len(set(found.flatten().tolist()) - {-1}) <= 3

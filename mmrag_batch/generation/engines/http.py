@@ -14,7 +14,7 @@ ATTEMPTS = 8
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
 """Seconds. Waits double from the first to the longest: all attempts together take a minute."""
-PASSING = frozenset({408, 429, 502, 503, 504})
+TRANSIENT = frozenset({408, 429, 502, 503, 504})
 """Statuses that say nothing about the request."""
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
 """A request may wait in the server's queue for long."""
@@ -66,15 +66,17 @@ class Server:
             try:
                 response = self._client.request(method, path, json=body)
             except httpx2.TransportError as error:
-                problem, asked = f"{type(error).__name__}: {error}", ""
+                problem, retry_after = f"{type(error).__name__}: {error}", ""
             else:
                 if response.is_success:
                     return response.json()
-                problem, asked = _message(response), response.headers.get("retry-after", "")
-                last = attempt == ATTEMPTS - 1
-                if response.status_code not in PASSING and (response.status_code < 500 or last):
+                problem, retry_after = _message(response), response.headers.get("retry-after", "")
+                is_last = attempt == ATTEMPTS - 1
+                if response.status_code not in TRANSIENT and (
+                    response.status_code < 500 or is_last
+                ):
                     raise self._refusal(response.status_code, problem)
-            self._wait(attempt, asked, problem)
+            self._wait(attempt, retry_after, problem)
         raise UnavailableError(
             f"The server at {self.name} did not answer {ATTEMPTS} times in a row: {problem} "
             "Check --endpoint and the server's log, then run the same command again."
@@ -86,13 +88,13 @@ class Server:
             return DeniedError(f"The server at {self.name} refuses us: {problem}{hint}")
         return Refused(problem)
 
-    def _wait(self, attempt: int, asked: str, problem: str) -> None:
+    def _wait(self, attempt: int, retry_after: str, problem: str) -> None:
         """Wait as long as the server asked for, or longer each time; not at all once closed."""
-        wait = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
-        if asked.isdecimal():
-            wait = min(LONGEST_WAIT, float(asked))
-        log.debug("%s: %s; trying again in %.1f s.", self.name, problem, wait)
-        if self._closed.wait(wait):
+        delay = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
+        if retry_after.isdecimal():
+            delay = min(LONGEST_WAIT, float(retry_after))
+        log.debug("%s: %s; trying again in %.1f s.", self.name, problem, delay)
+        if self._closed.wait(delay):
             raise UnavailableError("The connection was closed.")
 
 
@@ -100,7 +102,7 @@ def _message(response: httpx2.Response) -> str:
     """What the server says is wrong; never the request, which may be long."""
     try:
         error = response.json()["error"]
-        said = error["message"] if isinstance(error, dict) else error
+        message = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError):
-        said = response.text
-    return f"{response.status_code} {response.reason_phrase}: {str(said)[:500]}"
+        message = response.text
+    return f"{response.status_code} {response.reason_phrase}: {str(message)[:500]}"

@@ -60,7 +60,7 @@ def answer(request: Request, digest: bytes | None = None) -> Result:
     """What this engine answers to a prompt."""
     digest = digest or _digest(request)
     if request.score:
-        logits = [digest[place % len(digest)] / 64 for place in range(len(request.score))]
+        logits = [digest[index % len(digest)] / 64 for index in range(len(request.score))]
         return Result(request.key, logits=tuple(logits))
     return Result(request.key, text=f"answer {digest.hex()[:8]}")
 

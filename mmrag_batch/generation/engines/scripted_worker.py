@@ -21,7 +21,7 @@ from threading import Event, Thread
 
 from mmrag_batch.errors import ConfigError
 from mmrag_batch.generation.engine import Request, Result
-from mmrag_batch.generation.inflight import Asked
+from mmrag_batch.generation.inflight import ResultFuture
 from mmrag_batch.generation.supervisor import EngineDied
 from mmrag_batch.records import Problem
 
@@ -58,27 +58,27 @@ class ScriptedWorker:
     def __init__(self, script: Script, answer: Callable[[Request], Result]) -> None:
         self._script = script
         self._answer_to = answer
-        self._asked: SimpleQueue[tuple[Request, Asked] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Request, ResultFuture] | None] = SimpleQueue()
         self._closed = Event()
         time.sleep(script.load)
         self._thread = Thread(target=self._work, name="scripted engine", daemon=True)
         self._thread.start()
 
-    def ask(self, request: Request, /) -> Asked:
+    def ask(self, request: Request, /) -> ResultFuture:
         """The future of the answer; it raises EngineDied if the worker dies before."""
-        future: Asked = Future()
-        self._asked.put((request, future))
+        future: ResultFuture = Future()
+        self._queue.put((request, future))
         return future
 
     def close(self) -> None:
         """End the worker, whatever it is at."""
         self._closed.set()
-        self._asked.put(None)
+        self._queue.put(None)
         self._thread.join()
 
     def _work(self) -> None:
-        while (asked := self._asked.get()) is not None and not self._closed.is_set():
-            request, future = asked
+        while (item := self._queue.get()) is not None and not self._closed.is_set():
+            request, future = item
             row, _ = request.key
             self._closed.wait(self._script.slow.get(row, self._script.delay))
             if row in self._script.hang:
@@ -99,9 +99,9 @@ class ScriptedWorker:
             return Result(request.key, error=problem)
         return self._answer_to(request)
 
-    def _die(self, future: Asked) -> None:
+    def _die(self, future: ResultFuture) -> None:
         """Take everything along that was asked, until the worker is closed."""
         future.set_exception(EngineDied())
-        while (asked := self._asked.get()) is not None:
-            if asked[1].set_running_or_notify_cancel():
-                asked[1].set_exception(EngineDied())
+        while (item := self._queue.get()) is not None:
+            if item[1].set_running_or_notify_cancel():
+                item[1].set_exception(EngineDied())

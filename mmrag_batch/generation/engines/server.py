@@ -74,7 +74,7 @@ class ServerEngine:
         self._server = Server(endpoint, key=key, connections=concurrency)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="server")
         try:
-            self._model = self._served(model)
+            self._model = self._served_model(model)
             self._generate([0], (), {"max_tokens": 1})  # is it allowed, and does it answer?
         except Refused as error:
             self.close()
@@ -90,15 +90,15 @@ class ServerEngine:
         def ask(request: Request) -> Any:
             return self._threads.submit(self._answer, request)
 
-        for _, answer in as_completed(requests, ask, self.window):
-            yield answer.result()
+        for _, future in as_completed(requests, ask, self.window):
+            yield future.result()
 
     def close(self) -> None:
         """Close the connections; what is still asked is given up."""
         self._server.close()
         self._threads.shutdown(cancel_futures=True)
 
-    def _served(self, model: str | None) -> str:
+    def _served_model(self, model: str | None) -> str:
         names = [entry["id"] for entry in self._server.get("/v1/models")["data"]]
         if model is None:
             return str(names[0])
@@ -126,20 +126,20 @@ class ServerEngine:
         self, token_ids: Sequence[int], images: list[dict[str, str]], tokens: tuple[int, ...]
     ) -> list[float]:
         """Log-probabilities of what may follow: logits but for a constant."""
-        found: dict[int, float] = {}
+        logits: dict[int, float] = {}
         for start in range(0, len(tokens), MAX_LOGPROBS):
-            part = tokens[start : start + MAX_LOGPROBS]
+            chunk = tokens[start : start + MAX_LOGPROBS]
             sampling = {
                 "max_tokens": 1,
-                "logprobs": len(part),
-                "logprob_token_ids": part,
-                "allowed_token_ids": part,  # the one that it samples counts as one of those asked
+                "logprobs": len(chunk),
+                "logprob_token_ids": chunk,
+                "allowed_token_ids": chunk,  # the one that it samples counts as one of those asked
             }
             [step] = self._generate(token_ids, images, sampling)["logprobs"]["content"]
-            found |= {item["token_id"]: item["logprob"] for item in step["top_logprobs"]}
-        if min(found.values()) <= NO_NUMBER:
+            logits |= {item["token_id"]: item["logprob"] for item in step["top_logprobs"]}
+        if min(logits.values()) <= NO_NUMBER:
             raise ValueError("the model gave a logit that is not a finite number")
-        return [found[token] for token in tokens]
+        return [logits[token] for token in tokens]
 
     def _generate(
         self,

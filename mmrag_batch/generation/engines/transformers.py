@@ -127,8 +127,9 @@ class TransformersEngine:
         ]
 
     def _write(self, batch: Batch, inputs: Inputs) -> list[Result]:
-        written = self._model.generate(**inputs, generation_config=self._generation)  # (B, L + new)
-        answers = written[:, inputs["input_ids"].shape[1] :].tolist()
+        # (B, L + new)
+        sequences = self._model.generate(**inputs, generation_config=self._generation)
+        answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
         texts = self._tokenizer.decode_batch(answers, skip_special_tokens=True)
         return [Result(request.key, text=text.strip()) for request, text in zip(batch, texts)]
 
@@ -141,8 +142,8 @@ def batched(requests: Iterable[Request], size: int) -> Iterator[Batch]:
     source = iter(requests)
     while window := list(islice(source, LOOKAHEAD * size)):
         window.sort(key=lambda request: (*_kind(request), len(request.token_ids)))
-        for _, alike in groupby(window, key=_kind):
-            while batch := list(islice(alike, size)):
+        for _, group in groupby(window, key=_kind):
+            while batch := list(islice(group, size)):
                 yield batch
 
 

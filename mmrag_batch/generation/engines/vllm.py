@@ -32,21 +32,21 @@ def open_engine(settings: PredictSettings, bundle: Bundle, spec: PromptSpec) -> 
     from vllm import __version__
     from vllm.platforms import current_platform
 
-    here = current_platform.device_type
-    if here not in ("cpu", "cuda") or settings.device not in ("auto", here):
+    device = current_platform.device_type
+    if device not in ("cpu", "cuda") or settings.device not in ("auto", device):
         raise UnavailableError(
-            f"vLLM {__version__} runs on {here or 'no device'} here, not on {settings.device}. "
+            f"vLLM {__version__} runs on {device or 'no device'} here, not on {settings.device}. "
             "For a GPU: pip install 'mmrag-batch[gpu]'; or use --engine transformers."
         )
-    default: Dtype = "bfloat16" if here == "cuda" else "float32"
-    kind = default if settings.dtype == "auto" else settings.dtype
+    default: Dtype = "bfloat16" if device == "cuda" else "float32"
+    dtype = default if settings.dtype == "auto" else settings.dtype
     family = open_family(bundle.generator_dir)
     limits = choose_limits(
-        family.shape(kind),
-        device=here,
+        family.shape(dtype),
+        device=device,
         memory=(
             psutil.virtual_memory().available
-            if here == "cpu"
+            if device == "cpu"
             else current_platform.get_device_total_memory()
         ),
         max_images=spec.max_images,
@@ -56,13 +56,13 @@ def open_engine(settings: PredictSettings, bundle: Bundle, spec: PromptSpec) -> 
         step_tokens=settings.engine_tokens,
         kv_cache_gib=settings.kv_cache_gib,
     )
-    log.info("vLLM %s on %s in %s: %s.", __version__, here, kind, _in_words(limits))
+    log.info("vLLM %s on %s in %s: %s.", __version__, device, dtype, _describe(limits))
 
     def start() -> VllmProcess:
         return VllmProcess(
             bundle.generator_dir,
             limits,
-            dtype=kind,
+            dtype=dtype,
             max_new_tokens=settings.max_new_tokens,
             arguments=family.vllm_arguments(spec.max_images),
         )
@@ -70,10 +70,10 @@ def open_engine(settings: PredictSettings, bundle: Bundle, spec: PromptSpec) -> 
     return Supervisor(start, window=2 * limits.rows, row_timeout=settings.row_timeout)
 
 
-def _in_words(limits: Limits) -> str:
+def _describe(limits: Limits) -> str:
     cache = limits.kv_cache_bytes
-    held = "all that is free" if cache is None else f"{cache / GIB:.2f} GiB"
+    cache_size = "all that is free" if cache is None else f"{cache / GIB:.2f} GiB"
     return (
         f"{limits.rows} rows at a time of up to {limits.row_tokens:,} tokens, "
-        f"{limits.step_tokens:,} tokens a step, a KV cache of {held}"
+        f"{limits.step_tokens:,} tokens a step, a KV cache of {cache_size}"
     )

@@ -51,17 +51,23 @@ def choose_limits(
     encoder_tokens = max_images * shape.encoder_tokens
     row_bytes = row_tokens * shape.self_attention_bytes
     row_bytes += encoder_tokens * shape.cross_attention_bytes
-    room = _room(shape, device, memory) if kv_cache_gib is None else kv_cache_gib * GIB
-    rows = rows or max(1, min(MAX_ROWS[device], room // row_bytes))
-    least = max(row_tokens, encoder_tokens)
-    wanted = max(least, STEP_TOKENS[device], min(rows, ENCODED_AT_ONCE) * encoder_tokens)
-    kv_cache_bytes = None if kv_cache_gib is None else room
+    cache_budget = (
+        _cache_budget(shape, device, memory) if kv_cache_gib is None else kv_cache_gib * GIB
+    )
+    rows = rows or max(1, min(MAX_ROWS[device], cache_budget // row_bytes))
+    min_step_tokens = max(row_tokens, encoder_tokens)
+    default_step_tokens = max(
+        min_step_tokens, STEP_TOKENS[device], min(rows, ENCODED_AT_ONCE) * encoder_tokens
+    )
+    kv_cache_bytes = None if kv_cache_gib is None else cache_budget
     if device == "cpu" and kv_cache_bytes is None:
         kv_cache_bytes = max(GIB // 4, 2 * rows * row_bytes)  # twice: whole blocks are handed out
-    return Limits(rows, row_tokens, max(least, step_tokens or wanted), kv_cache_bytes)
+    return Limits(
+        rows, row_tokens, max(min_step_tokens, step_tokens or default_step_tokens), kv_cache_bytes
+    )
 
 
-def _room(shape: Shape, device: str, memory: int) -> int:
+def _cache_budget(shape: Shape, device: str, memory: int) -> int:
     """Bytes for the KV cache: what weights and the largest step leave."""
     if device == "cpu":
         return int(memory * CPU_SHARE) // 2

@@ -59,7 +59,7 @@ class VllmProcess:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        engine = AsyncEngineArgs(
+        engine_args = AsyncEngineArgs(
             model=str(generator_dir),
             dtype=dtype,
             max_model_len=limits.row_tokens,
@@ -83,13 +83,13 @@ class VllmProcess:
             skip_clone=True,
         )
         self._max_new_tokens = max_new_tokens
-        self._asked = 0
+        self._request_count = 0
         if current_platform.is_cpu():
             # It has a process of its own all the same. What this spares is one more, for the model,
             # which vLLM would bind to cores: the two poll each other and take a core from the rest.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
-            self._llm = AsyncLLM.from_engine_args(engine)
+            self._llm = AsyncLLM.from_engine_args(engine_args)
         except Exception as error:
             raise UnavailableError(
                 f"vLLM did not start: {error} Its own words, if any, are above; "
@@ -112,8 +112,8 @@ class VllmProcess:
         del self._llm
         gc.collect()  # it is in a cycle, and must not wait for a half-gone interpreter
 
-    def _submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _shutdown(self) -> None:
         import zmq
@@ -124,11 +124,11 @@ class VllmProcess:
         for resource in vars(self._llm.engine_core.resources).values():
             if isinstance(resource, zmq.Socket):
                 resource.close(linger=0)
-        ours = asyncio.current_task()
-        others = [task for task in asyncio.all_tasks() if task is not ours]
-        for task in others:
+        current_task = asyncio.current_task()
+        other_tasks = [task for task in asyncio.all_tasks() if task is not current_task]
+        for task in other_tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*other_tasks, return_exceptions=True)
 
     async def _answer(self, request: Request) -> Result:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -159,7 +159,7 @@ class VllmProcess:
         if request.images:
             prompt["multi_modal_data"] = {"image": list(request.images)}
         [rendered] = await self._llm.renderer.render_cmpl_async([prompt])
-        self._asked += 1
-        async for result in self._llm.generate(rendered, sampling, str(self._asked)):
+        self._request_count += 1
+        async for result in self._llm.generate(rendered, sampling, str(self._request_count)):
             [output] = result.outputs
         return output
