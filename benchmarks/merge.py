@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 from transformers import MllamaForConditionalGeneration
 
 from mmrag_batch.export.checkpoint import INDEX, module_name
+from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.train.mllama import GeneratorSizes, build_generator, model_config
-from mmrag_batch.train.tuning import LORA_TARGETS
 
 GIB = 2**30
 
@@ -93,7 +93,7 @@ def _portions(weights: dict[str, torch.Tensor], size: float) -> Iterator[list[st
 
 def write_adapter(directory: Path, model: MllamaForConditionalGeneration) -> None:
     """Noise on every projection of the text model."""
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules=LORA_TARGETS)
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules=Mllama.lora_targets)
     adapted = get_peft_model(model, lora)
     halves = {
         name.replace(".default", ""): torch.randn(parameter.shape) * 0.02
@@ -102,7 +102,7 @@ def write_adapter(directory: Path, model: MllamaForConditionalGeneration) -> Non
     }
     directory.mkdir()
     save_file(halves, directory / "adapter_model.safetensors")
-    lora.target_modules = LORA_TARGETS
+    lora.target_modules = Mllama.lora_targets
     lora.save_pretrained(str(directory))
 
 

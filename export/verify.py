@@ -1,6 +1,5 @@
 """What was merged, read again from the disk and compared with base and adapter."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,7 @@ from safetensors import safe_open
 from mmrag_batch.errors import ConfigError, InternalError
 from mmrag_batch.export.adapter import Adapter, Update
 from mmrag_batch.export.checkpoint import BLOCK, Tensor, read_shard, shard_files
-from mmrag_batch.families.mllama.inputs import collate, load_image_processor
-from mmrag_batch.families.mllama.loading import load_model
+from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import build_prompt
 from mmrag_batch.records import Question
@@ -150,7 +148,7 @@ def check_logits(base: Path, adapter: Adapter, out: Path, *, always: bool = Fals
         )
         return None
     expected = _sample_logits(_adapted(base, adapter), base)
-    merged_logits = _sample_logits(load_model(out, dtype=torch.float32), out)
+    merged_logits = _sample_logits(open_family(out).load(dtype=torch.float32), out)
     difference = float((merged_logits - expected).abs().max())
     tolerance = max(TOLERANCE.get(tensor.dtype, 0.0) for tensor in tensors)
     if not difference <= tolerance:  # catches nan, too
@@ -170,7 +168,7 @@ def _adapted(base: Path, adapter: Adapter) -> PeftModel:
         alpha_pattern={f"^{name}": update.alpha for name, update in updates.items()},
         use_rslora=bool(adapter.config.get("use_rslora")),
     )
-    model = get_peft_model(load_model(base, dtype=torch.float32), config)
+    model = get_peft_model(open_family(base).load(dtype=torch.float32), config)
     weights = {}
     for name, update in updates.items():
         embedding = "embed_tokens" in name
@@ -198,13 +196,7 @@ def _sample_logits(model: torch.nn.Module, generator_dir: Path) -> torch.Tensor:
     token_ids = Renderer(generator_dir).render(
         build_prompt(question, (), max_images=1, scoring="letter").messages
     )
-    config = json.loads((generator_dir / "config.json").read_text(encoding="utf-8"))
-    inputs = collate(
-        [token_ids],
-        [[picture]],
-        load_image_processor(generator_dir),
-        pad_id=0,  # one row is not padded
-        image_token_id=config["image_token_index"],
-    )
+    # One row is not padded.
+    inputs = open_family(generator_dir).collate([token_ids], [[picture]], pad_id=0)
     logits: torch.Tensor = model(**inputs).logits
     return logits

@@ -128,16 +128,30 @@ class TextLlama:
     """A family of models that read texts alone: images are passed over."""
 
     placeholder = "<|image|>"
+    image_token_id = -1  # its tokenizer need not know of any
+    lora_targets = r".*\.(q_proj|v_proj)"
+    kept_in_full: tuple[str, ...] = ("lm_head",)
 
     def __init__(self, generator_dir: Path) -> None:
         self._directory = generator_dir
 
-    def load(self, *, dtype: "torch.dtype") -> Any:
+    def load(
+        self,
+        *,
+        dtype: "torch.dtype",
+        quantization: Any = None,
+        device: "torch.device | None" = None,
+    ) -> Any:
         """The model."""
         from transformers import LlamaForCausalLM
 
         return LlamaForCausalLM.from_pretrained(
-            self._directory, dtype=dtype, local_files_only=True, use_safetensors=True
+            self._directory,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            quantization_config=quantization,
+            device_map=device,
         )
 
     def collate(

@@ -108,7 +108,7 @@ def test_the_recipes_of_contributing_work_as_they_are_written(table: Path) -> No
     assert len(blocks) == 6
     names: dict[str, object] = {}
     for block in blocks:
-        assert len(block.splitlines()) <= 12
+        assert len([line for line in block.splitlines() if line]) <= 10
         exec(compile(block, "CONTRIBUTING.md", "exec"), names)
     rows = call(table, "--engine", "echo", "--candidates", "none", "--executor", "reversed")
     assert [row["prediction"] for row in rows] == [rows[0]["prediction"]] * len(ROWS)

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from mmrag_batch.errors import InputError, RowError
-from mmrag_batch.families.mllama.inputs import collate
+from mmrag_batch.families.family import Family
 from mmrag_batch.generation.answerer import fit_prompt
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import Prompt, PromptSpec, answer_texts, build_prompt
@@ -192,30 +191,26 @@ class Collator:
 
     def __init__(
         self,
-        image_processor: MllamaImageProcessorPil,
+        family: Family,
         *,
         pad_id: int,
-        image_token_id: int,
         prompt_loss: float,
     ) -> None:
-        self._image_processor = image_processor
+        self._family = family
         self._pad_id = pad_id
-        self._image_token_id = image_token_id
         self._prompt_loss = prompt_loss
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        inputs = collate(
+        inputs = self._family.collate(
             [[*example.prompt, *example.answer] for example in examples],
             [example.images for example in examples],
-            self._image_processor,
-            self._pad_id,
-            self._image_token_id,
+            pad_id=self._pad_id,
         )
         ids, attention_mask = inputs["input_ids"], inputs["attention_mask"].bool()
         weights = attention_mask * self._prompt_loss
         for row, example in enumerate(examples):
             weights[row, -len(example.answer) :] = 1.0  # rows are padded on the left
-        labels = ids.masked_fill(~attention_mask | (ids == self._image_token_id), IGNORED)
+        labels = ids.masked_fill(~attention_mask | (ids == self._family.image_token_id), IGNORED)
         return {**inputs, "labels": labels, "loss_weights": weights}
 
 

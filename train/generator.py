@@ -23,7 +23,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.errors import ConfigError, UnavailableError
-from mmrag_batch.families.mllama.inputs import load_image_processor
+from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import PromptSpec
@@ -112,9 +112,8 @@ def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> Answe
         train_dataset=examples,
         eval_dataset=held_out or None,
         data_collator=Collator(
-            load_image_processor(config.base),
+            open_family(config.base),
             pad_id=model.generation_config.pad_token_id,
-            image_token_id=model.config.image_token_index,
             prompt_loss=config.prompt_loss,
         ),
     )
@@ -138,9 +137,10 @@ def with_evidence(
 
 def trainable(config: GeneratorConfig) -> Any:
     """The base with the weights unfrozen, or added, that this run trains."""
-    model = load_base(config.base, lora=bool(config.lora_rank), four_bits=config.four_bits)
+    family = open_family(config.base)
+    model = load_base(family, lora=bool(config.lora_rank), four_bits=config.four_bits)
     if config.lora_rank:
-        return add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
+        return add_lora(model, family.lora_targets, rank=config.lora_rank, alpha=config.lora_alpha)
     model.model.vision_model.requires_grad_(not config.freeze_vision)
     return model
 

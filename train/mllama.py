@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
+from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.families.mllama.loading import pass_by_position
-from mmrag_batch.generation.rendering import IMAGE_TOKEN
 from mmrag_batch.prompt import build_prompt
 from mmrag_batch.records import Evidence
 from mmrag_batch.table.rows import read_rows
@@ -105,7 +105,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([*SPECIAL_TOKENS, IMAGE_TOKEN])
+    tokenizer.add_special_tokens([*SPECIAL_TOKENS, Mllama.placeholder])
     return tokenizer
 
 
@@ -115,7 +115,7 @@ def model_config(tokenizer: Tokenizer, sizes: GeneratorSizes) -> MllamaConfig:
     Mllama's head leaves out the image token, which is never generated: the token is the last one
     and its id equals the head's size (the embedding has eight rows more).
     """
-    image_id = _id(tokenizer, IMAGE_TOKEN)
+    image_id = _id(tokenizer, Mllama.placeholder)
     text = MllamaTextConfig(
         vocab_size=image_id,
         hidden_size=sizes.hidden_size,

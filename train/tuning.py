@@ -8,14 +8,9 @@ import torch
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import BitsAndBytesConfig, MllamaForConditionalGeneration
+from transformers import BitsAndBytesConfig
 
-from mmrag_batch.families.mllama.loading import load_model, pass_by_position
-
-LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-"""Every projection of the text model; the vision tower stays as it is."""
-IN_FULL = ("lm_head", "model.vision_model", "model.multi_modal_projector")
-"""What a model in 4 bits keeps in 16: what it sees and what it answers with, an eighth of it."""
+from mmrag_batch.families.family import Family
 
 
 def processes() -> PartialState:
@@ -23,7 +18,7 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def load_base(base: Path, *, lora: bool, four_bits: bool) -> MllamaForConditionalGeneration:
+def load_base(family: Family, *, lora: bool, four_bits: bool) -> Any:
     """The model to tune.
 
     A base that LoRA leaves as it is needs no more than bfloat16 on a GPU; in 4 bits it is
@@ -32,22 +27,15 @@ def load_base(base: Path, *, lora: bool, four_bits: bool) -> MllamaForConditiona
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu and lora else torch.float32
     if not four_bits:
-        return load_model(base, dtype=dtype)
-    model: MllamaForConditionalGeneration = MllamaForConditionalGeneration.from_pretrained(
-        base,
-        dtype=dtype,
-        local_files_only=True,
-        use_safetensors=True,
-        device_map={"": processes().device},
-        quantization_config=BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=list(IN_FULL),
-        ),
+        return family.load(dtype=dtype)
+    quantization = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(family.kept_in_full),
     )
-    pass_by_position(model.model.vision_model)
+    model = family.load(dtype=dtype, quantization=quantization, device=processes().device)
     keep_gradients(model)
     return model
 
@@ -63,9 +51,9 @@ def keep_gradients(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def add_lora(model: MllamaForConditionalGeneration, *, rank: int, alpha: int) -> Any:
-    """The model with a new adapter, in float32, on the projections of its text model."""
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS))
+def add_lora(model: Any, targets: str, *, rank: int, alpha: int) -> Any:
+    """The model with a new adapter, in float32, on the layers whose names `targets` matches."""
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
 
 
 def save_model(model: Any, base: Path, out: Path) -> Path:

@@ -36,13 +36,29 @@ class Shape:
 class Family(Protocol):
     """A generator directory of this kind, opened; nothing heavy is loaded until it is asked for.
 
-    `placeholder` is the token that the chat template writes for an image, once each.
+    `placeholder` is the token that the chat template writes for an image, once each. LoRA tunes
+    the layers whose names `lora_targets` (a regular expression) matches; those that `kept_in_full`
+    names are not quantised when others are: what a model sees and what it answers with.
     """
 
     placeholder: str
+    lora_targets: str
+    kept_in_full: tuple[str, ...]
 
-    def load(self, *, dtype: "torch.dtype") -> Any:
-        """The model, on the CPU and in eval mode: no network, no pickle, no remote code."""
+    @property
+    def image_token_id(self) -> int:
+        """The id of the placeholder in prompts."""
+        ...
+
+    def load(
+        self,
+        *,
+        dtype: "torch.dtype",
+        quantization: Any = None,
+        device: "torch.device | None" = None,
+    ) -> Any:
+        """The model, in eval mode; on the CPU where no device is named. No network, no pickle, no
+        remote code. `quantization` is a config of transformers', for weights as they are loaded."""
         ...
 
     def collate(

@@ -17,8 +17,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.families.family import open_family
 
-IMAGE_TOKEN = "<|image|>"  # noqa: S105
 ANSWERS = 4096
 """Answers whose tokens are remembered."""
 LAYOUTS = 1024
@@ -46,7 +46,8 @@ class Renderer:
         self._special_tokens = {
             name: _content(token) for name, token in token_config.items() if token
         }
-        self._image_id = self._special_id(IMAGE_TOKEN)
+        self._placeholder = open_family(generator_dir).placeholder
+        self._image_id = self._special_id(self._placeholder)
         self._template_ids: dict[str, list[list[int]]] = {}
         # A table has few answers, over and over.
         self._answer_ids = lru_cache(ANSWERS)(lambda answer: (*self.encode(answer), self._end_id))
@@ -72,7 +73,9 @@ class Renderer:
             token_ids += template_ids
         image_count = sum(part.get("type") == "image" for part in _parts(messages))
         if token_ids.count(self._image_id) != image_count:
-            raise ConfigError(f"chat_template.jinja must write one {IMAGE_TOKEN} for each image.")
+            raise ConfigError(
+                f"chat_template.jinja must write one {self._placeholder} for each image."
+            )
         return token_ids
 
     def _write(self, layout: list[dict[str, Any]], text_count: int) -> list[list[int]]:

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from mmrag_batch.errors import InputError
-from mmrag_batch.families.mllama.inputs import load_image_processor
-from mmrag_batch.generation.rendering import IMAGE_TOKEN, Renderer
+from mmrag_batch.families.family import open_family
+from mmrag_batch.families.mllama.family import Mllama
+from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import PromptSpec, Scoring, build_prompt
 from mmrag_batch.records import Document, Question, Row
@@ -148,12 +149,11 @@ def test_only_what_fills_no_batch_waits(lettered: Examples) -> None:
 def test_loss_falls_on_answers_and_as_told_on_prompts(
     lettered: Examples, tiny_generator_dir: Path, prompt_loss: float
 ) -> None:
-    image_id = token_id(tiny_generator_dir, IMAGE_TOKEN)
+    image_id = token_id(tiny_generator_dir, Mllama.placeholder)
     pad_id = token_id(tiny_generator_dir, PAD)
     collator = Collator(
-        load_image_processor(tiny_generator_dir),
+        open_family(tiny_generator_dir),
         pad_id=pad_id,
-        image_token_id=image_id,
         prompt_loss=prompt_loss,
     )
     batch = [lettered[i] for i in range(len(lettered)) if lettered.image_count(i) == 1][:3]
@@ -173,14 +173,13 @@ def test_loss_falls_on_answers_and_as_told_on_prompts(
 def test_a_text_that_looks_like_a_special_token_carries_loss_as_text(
     renderer: Renderer, tiny_generator_dir: Path
 ) -> None:
-    image_id = token_id(tiny_generator_dir, IMAGE_TOKEN)
+    image_id = token_id(tiny_generator_dir, Mllama.placeholder)
     collator = Collator(
-        load_image_processor(tiny_generator_dir),
+        open_family(tiny_generator_dir),
         pad_id=token_id(tiny_generator_dir, PAD),
-        image_token_id=image_id,
         prompt_loss=0.0,
     )
-    answer = renderer.answer_ids(IMAGE_TOKEN)
+    answer = renderer.answer_ids(Mllama.placeholder)
     labels = collator([Example(prompt=[1, 2], answer=answer, images=[])])["labels"]
     assert labels.tolist() == [[1, 2, *answer]]
     assert image_id not in answer

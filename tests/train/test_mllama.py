@@ -7,9 +7,9 @@ from tokenizers import Tokenizer
 from transformers import MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
+from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.families.mllama.inputs import collate, load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
-from mmrag_batch.generation.rendering import IMAGE_TOKEN
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.table.rows import read_rows
 from mmrag_batch.train.mllama import (
@@ -111,7 +111,7 @@ def test_the_image_token_is_the_one_that_the_head_leaves_out(
     model: MllamaForConditionalGeneration, tiny_generator_dir: Path
 ) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_generator_dir / "tokenizer.json"))
-    image_id = tokenizer.token_to_id(IMAGE_TOKEN)
+    image_id = tokenizer.token_to_id(Mllama.placeholder)
     assert image_id == tokenizer.get_vocab_size() - 1
     assert image_id == model.config.image_token_index
     assert model.lm_head.out_features == image_id

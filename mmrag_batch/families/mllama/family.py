@@ -18,15 +18,28 @@ class Mllama:
     """A checkpoint of Llama 3.2 Vision."""
 
     placeholder = "<|image|>"
+    lora_targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    kept_in_full: tuple[str, ...] = ("lm_head", "model.vision_model", "model.multi_modal_projector")
 
     def __init__(self, generator_dir: Path) -> None:
         self._directory = generator_dir
 
-    def load(self, *, dtype: "torch.dtype") -> Any:
+    def load(
+        self,
+        *,
+        dtype: "torch.dtype",
+        quantization: Any = None,
+        device: "torch.device | None" = None,
+    ) -> Any:
         """The model."""
         from mmrag_batch.families.mllama.loading import load_model
 
-        return load_model(self._directory, dtype=dtype)
+        return load_model(self._directory, dtype=dtype, quantization=quantization, device=device)
+
+    @property
+    def image_token_id(self) -> int:
+        """Of the placeholder."""
+        return int(self._config["image_token_index"])
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -48,8 +61,7 @@ class Mllama:
         """One batch; see `inputs.py`."""
         from mmrag_batch.families.mllama.inputs import collate
 
-        image_token = self._config["image_token_index"]
-        return collate(token_ids, images, self._image_processor, pad_id, image_token)
+        return collate(token_ids, images, self._image_processor, pad_id, self.image_token_id)
 
     def shape(self, dtype: str) -> Shape:
         """What a row takes."""

@@ -13,9 +13,16 @@ from mmrag_batch.errors import MissingError
 from mmrag_batch.families.family import read_config
 
 
-def load_model(generator_dir: Path, *, dtype: torch.dtype) -> MllamaForConditionalGeneration:
-    """The model of a generator directory, on the CPU and in eval mode.
+def load_model(
+    generator_dir: Path,
+    *,
+    dtype: torch.dtype,
+    quantization: Any = None,
+    device: torch.device | None = None,
+) -> MllamaForConditionalGeneration:
+    """The model of a generator directory, in eval mode; on the CPU, where no `device` is named.
 
+    `quantization` is a config of transformers', by which weights are quantised as they are loaded.
     No network, no pickle, no remote code. Raises MissingError for a directory without a
     checkpoint, UnavailableError for one of another architecture.
     """
@@ -24,7 +31,12 @@ def load_model(generator_dir: Path, *, dtype: torch.dtype) -> MllamaForCondition
     read_config(generator_dir)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a batch job has its own
     model: MllamaForConditionalGeneration = MllamaForConditionalGeneration.from_pretrained(
-        generator_dir, dtype=dtype, local_files_only=True, use_safetensors=True
+        generator_dir,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        quantization_config=quantization,
+        device_map=None if device is None else {"": device},
     )  # from_pretrained leaves it in eval mode
     pass_by_position(model.model.vision_model)
     return model
