@@ -100,3 +100,8 @@ def read_kept(key: bytes, *columns: object) -> Kept | None:
         return kept if expected == checksum(key, kept) else None
     except (TypeError, ValueError):
         return None
+
+
+def hash_note(name: str, note: object) -> str:
+    """What belongs to a note (JSON) under this name alone."""
+    return hashlib.blake2b(f"{name} {json.dumps(note)}".encode(), digest_size=8).hexdigest()

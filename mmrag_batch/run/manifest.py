@@ -23,6 +23,8 @@ from mmrag_batch.run.store import AnswerStore
 
 TEMPORARY = "temporary"
 """The note that names the file which becomes the output."""
+PUBLISHED = "published "
+"""What the note begins with that says what an output was when it appeared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +77,28 @@ def find_manifest(paths: Paths) -> Manifest | None:
 def find_published(paths: Paths, store: AnswerStore, *, overwrite: bool) -> Manifest | None:
     """What `check_replaceable` finds once that is made good which a run left behind that died while
     it published, or a manifest that was lost."""
-    if (temporary := store.read_note(TEMPORARY)) is not None:
-        left = paths.store.with_name(temporary)
-        if check_ours(left):
-            left.unlink()
-        forget_temporary(store)
-    if (lost := _find_lost(paths, store)) is not None:
-        write_manifest(paths, lost, name_temporary(paths, store))
-        forget_temporary(store)
+    settle(store)
     is_new = store.read_note(_note_name(paths)) is None and not check_ours(paths.output)
     if is_new and check_ours(paths.manifest) and read_manifest(paths) is None:
         raise OutputError(f"{paths.manifest} is no manifest of a run. Move it away.")
     return check_replaceable(paths, overwrite=overwrite)
+
+
+def settle(store: AnswerStore) -> None:
+    """Make good what a run left behind that died while it published: its temporary file goes, and
+    each output of the store that has no manifest gets it. Nothing that stays needs the store."""
+    if (temporary := store.read_note(TEMPORARY)) is not None:
+        abandoned = store.path.with_name(temporary)
+        if check_ours(abandoned):
+            abandoned.unlink()
+        forget_temporary(store)
+    for name in store.note_names():
+        if name.startswith(PUBLISHED):
+            paths = Paths.of(store.path.parent / name.removeprefix(PUBLISHED), store.path)
+            with suppress(OutputError):  # something else has its name now
+                if (lost := _find_lost(paths, store)) is not None:
+                    write_manifest(paths, lost, name_temporary(paths, store))
+                    forget_temporary(store)
 
 
 def _find_lost(paths: Paths, store: AnswerStore) -> Manifest | None:
@@ -156,4 +168,4 @@ def forget_temporary(store: AnswerStore) -> None:
 
 def _note_name(paths: Paths) -> str:
     """The note of what appeared; several outputs may share a store."""
-    return "published " + os.path.relpath(paths.output, paths.store.parent)
+    return PUBLISHED + os.path.relpath(paths.output, paths.store.parent)

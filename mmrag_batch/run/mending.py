@@ -10,10 +10,11 @@ from typing import TypeVar
 from mmrag_batch.errors import InternalError
 from mmrag_batch.run.database import DamagedError, check_store, journal_of
 from mmrag_batch.run.files import check_ours, sync_folder
-from mmrag_batch.run.job import NOTE
 from mmrag_batch.run.store import AnswerStore
 
 log = logging.getLogger(__name__)
+OWN_NOTES = ("name", "revision")
+"""What a store notes of itself, and another one not."""
 T = TypeVar("T")
 
 
@@ -60,7 +61,9 @@ def salvage(path: Path) -> None:
             count += 1
         mended.commit()
         with suppress(DamagedError):
-            mended.note(NOTE, damaged.read_note(NOTE))
+            for noted in damaged.note_names():
+                if noted not in OWN_NOTES and (note := damaged.read_note(noted)) is not None:
+                    mended.note(noted, note)
             for start in damaged.starts():
                 mended.add(start, number=start.id)
     if not count:

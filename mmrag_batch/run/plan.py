@@ -18,7 +18,7 @@ from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.job import NOTE, Job
 from mmrag_batch.run.keys import answer_settings, differences, digest_images
 from mmrag_batch.run.lock import Lock, is_held, read_holder
-from mmrag_batch.run.manifest import Manifest, check_replaceable, find_published
+from mmrag_batch.run.manifest import Manifest, check_replaceable, settle
 from mmrag_batch.run.mending import move_aside
 from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
@@ -134,11 +134,12 @@ def begin_anew(settings: PredictSettings, paths: Paths, shard: Shard | None, loc
     """Move the answers of an output aside, its shards' as well; a shard leaves those of its array,
     whose other tasks begin anew themselves. Raises what `check_replaceable` does, before that."""
     output = settings.output
+    whole = Paths.of(output, settings.store)
+    if os.path.lexists(whole.store) and (shard is None or not is_held(whole.lock)):
+        # It knows what it has published; that it cannot be used does not matter any more.
+        with suppress(ConfigError, InternalError), AnswerStore(whole.store, lock.check) as old:
+            settle(old)
     if shard is None:
-        if os.path.lexists(paths.store):
-            # It knows what it has published; that it cannot be used does not matter any more.
-            with suppress(ConfigError, InternalError), AnswerStore(paths.store, lock.check) as old:
-                find_published(paths, old, overwrite=settings.overwrite)
         check_replaceable(paths, overwrite=settings.overwrite)
     shards = find_shards(output)
     others = [its for other, its in shards if shard is None or other.count != shard.count]

@@ -5,7 +5,6 @@ commit is on disk when it returns. An answer that does not pass its checksum is 
 run that holds the lock writes; others read between its commits.
 """
 
-import hashlib
 import json
 import secrets
 import sqlite3
@@ -19,7 +18,7 @@ from typing import Any, Self, cast
 
 from mmrag_batch.errors import ConfigError, MmragError, OutputError, StorageError
 from mmrag_batch.run import database
-from mmrag_batch.run.answers import Kept, Start, checksum, read_kept
+from mmrag_batch.run.answers import Kept, Start, checksum, hash_note, read_kept
 from mmrag_batch.run.database import DamagedError, check_store, explain
 
 COMMIT_ROWS = 64
@@ -232,7 +231,7 @@ class AnswerStore:
             self._put(name, note)
 
     def _put(self, name: str, note: object) -> None:
-        text = json.dumps([note, _hash_note(name, note)])
+        text = json.dumps([note, hash_note(name, note)])
         self._sql.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, text.encode()))
 
     def read_note(self, name: str) -> Any:
@@ -241,9 +240,15 @@ class AnswerStore:
             row = self._sql.execute("SELECT note FROM notes WHERE name = ?", (name,)).fetchone()
         try:
             note, expected = json.loads(row[0]) if row is not None else (None, None)
-            return note if expected == _hash_note(name, note) else None
+            return note if expected == hash_note(name, note) else None
         except (TypeError, ValueError):
             return None
+
+    def note_names(self) -> list[str]:
+        """The names of all notes."""
+        with self._storing():
+            rows = self._sql.execute("SELECT name FROM notes ORDER BY name").fetchall()
+        return [name.decode() for (name,) in rows]
 
     @property
     def revision(self) -> int:
@@ -292,7 +297,3 @@ class AnswerStore:
                 yield
             except (sqlite3.Error, OSError) as error:
                 raise explain(self.path, error) from error
-
-
-def _hash_note(name: str, note: object) -> str:
-    return hashlib.blake2b(f"{name} {json.dumps(note)}".encode(), digest_size=8).hexdigest()
