@@ -6,7 +6,7 @@ Random sequences of commands, kills, signals, full disks and changes to the tabl
 its outputs: after every command the output is compared with what one uninterrupted run would write
 (tests/faults/world.py says what else is checked). Then damages to single files of outputs of 300
 rows. The engine is a double; all that reads, keeps and writes is real. Prints tables in Markdown,
-and what led to the first wrong thing, if there is one.
+and what led to each thing that was wrong.
 """
 
 import sys
@@ -127,9 +127,8 @@ def main(
             outcomes = [outcome for found, _ in damaged for outcome in found]
             typer.echo("\n".join(tell_damages(outcomes, minutes)))
     if wrong:
-        typer.echo(
-            f"\n{len(wrong)} batches or damages went wrong, the first as follows:\n{wrong[0]}"
-        )
+        typer.echo(f"\n{len(wrong)} batches or damages went wrong:")
+        typer.echo("\n\n".join(wrong))
         raise typer.Exit(1)
 
 
