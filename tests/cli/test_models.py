@@ -89,7 +89,7 @@ def test_a_merge_needs_little_more_memory_than_what_it_imports(tmp_path: Path) -
     cells = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")[1:-1]]
     assert cells[1] == "3"
     imports, peak = (float(cell.removesuffix(" GiB")) for cell in cells[3:5])
-    assert peak - imports <= 0.45, done.stdout
+    assert peak - imports <= 0.52, done.stdout
 
 
 @pytest.mark.parametrize("model", ["generator"])
