@@ -62,8 +62,8 @@ def salvage(path: Path) -> None:
         mended.commit()
         with suppress(DamagedError):
             for noted in damaged.note_names():
-                if noted not in OWN_NOTES and (note := damaged.read_note(noted)) is not None:
-                    mended.note(noted, note)
+                if noted not in OWN_NOTES:
+                    mended.note(noted, damaged.read_note(noted))
             for start in damaged.starts():
                 mended.add(start, number=start.id)
     if not count:

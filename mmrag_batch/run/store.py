@@ -245,10 +245,11 @@ class AnswerStore:
             return None
 
     def note_names(self) -> list[str]:
-        """The names of all notes."""
+        """The names of all notes that are whole."""
         with self._storing():
             rows = self._sql.execute("SELECT name FROM notes ORDER BY name").fetchall()
-        return [name.decode() for (name,) in rows]
+        names = [str(name, "utf-8", "replace") for (name,) in rows if isinstance(name, bytes)]
+        return [name for name in names if self.read_note(name) is not None]
 
     @property
     def revision(self) -> int:

@@ -1,5 +1,6 @@
 """What is left of a publication when a store is moved aside or mended."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,17 @@ def test_j11_a_mended_store_knows_what_it_has_published() -> None:
     with AnswerStore(Path("out.csv.store")) as store:
         assert store.read_note(PUBLISHED + "out.csv") == published
         assert store.read_note("name") != name
+
+
+@pytest.mark.parametrize("name", [None, 7, b"\xff", b"published \0.csv"])
+def test_j11_a_note_whose_name_is_damaged_is_none(name: object) -> None:
+    predict("out.csv")
+    with sqlite3.connect("out.csv.store") as sql:
+        sql.execute("PRAGMA writable_schema = ON")
+        sql.execute("DROP TABLE notes")
+        sql.execute("CREATE TABLE notes (name, note)")
+        sql.execute("INSERT INTO notes VALUES (?, ?)", (name, b"[{}, 0]"))
+    sql.close()
+    with AnswerStore(Path("out.csv.store")) as store:
+        assert store.note_names() == []
+    salvage(Path("out.csv.store"))
