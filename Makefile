@@ -5,6 +5,7 @@ BIN := .venv/bin
 READY := .venv/ready
 VLLM := .venv/vllm
 DEMO := build/demo
+# Two workers of one thread each: threads that outnumber cores wait for each other.
 WORKERS := --numprocesses 2
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -43,11 +44,11 @@ check: $(READY) $(VLLM)  ## What CI runs: ruff, mypy strict, tests
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(BIN)/mypy
-	$(BIN)/pytest --quiet $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet $(WORKERS) --dist loadgroup
 
 # Not a part of `check`: on Python 3.11, measuring takes half as long again as what it measures.
 coverage: $(READY)  ## What the tests of one process cover, a floor under it
-	$(BIN)/pytest --quiet $(WORKERS) --dist loadgroup -m "not (slurm or vllm)" --ignore=tests/faults \
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet $(WORKERS) --dist loadgroup -m "not (slurm or vllm)" --ignore=tests/faults \
 		--cov --cov-report=term
 
 # What loads no torch, no vLLM and no Slurm; mypy is left to `check`. The same .venv serves both: one

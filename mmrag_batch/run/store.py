@@ -88,9 +88,9 @@ class AnswerStore:
             raise
 
     def check(self) -> None:
-        """Raise DamagedError unless every page can be read: a second for a million answers."""
+        """Raise DamagedError unless every page can be read, and every answer found by its key."""
         with self._storing():
-            (told,) = self._sql.execute("PRAGMA quick_check(1)").fetchone()
+            (told,) = self._sql.execute("PRAGMA integrity_check(1)").fetchone()
             if told != b"ok":
                 raise DamagedError(f"{self.path} is damaged: {told.decode(errors='replace')}.")
 
