@@ -18,7 +18,7 @@ from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.job import NOTE, Job
 from mmrag_batch.run.keys import answer_settings, differences, digest_images
 from mmrag_batch.run.lock import Lock, is_held, read_holder
-from mmrag_batch.run.manifest import Manifest, check_replaceable, settle
+from mmrag_batch.run.manifest import Manifest, check_replaceable, find_published, settle
 from mmrag_batch.run.mending import move_aside
 from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
@@ -138,7 +138,10 @@ def begin_anew(settings: PredictSettings, paths: Paths, shard: Shard | None, loc
     if os.path.lexists(whole.store) and (shard is None or not is_held(whole.lock)):
         # It knows what it has published; that it cannot be used does not matter any more.
         with suppress(ConfigError, InternalError), AnswerStore(whole.store, lock.check) as old:
-            settle(old)
+            if shard is None:
+                find_published(whole, old, overwrite=settings.overwrite)
+            else:
+                settle(old)
     if shard is None:
         check_replaceable(paths, overwrite=settings.overwrite)
     shards = find_shards(output)
