@@ -6,7 +6,7 @@ READY := .venv/ready
 VLLM := .venv/vllm
 DEMO := build/demo
 # Two workers of one thread each: threads that outnumber cores wait for each other.
-WORKERS := --numprocesses 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2 --dist loadgroup
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -44,11 +44,11 @@ check: $(READY) $(VLLM)  ## What CI runs: ruff, mypy strict, tests
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet $(WORKERS) --dist loadgroup
+	$(PYTEST)
 
 # Not a part of `check`: on Python 3.11, measuring takes half as long again as what it measures.
 coverage: $(READY)  ## What the tests of one process cover, a floor under it
-	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet $(WORKERS) --dist loadgroup -m "not (slurm or vllm)" --ignore=tests/faults \
+	$(PYTEST) -m "not (slurm or vllm)" --ignore=tests/faults \
 		--cov --cov-report=term
 
 # What loads no torch, no vLLM and no Slurm; mypy is left to `check`. The same .venv serves both: one
@@ -59,7 +59,7 @@ QUICK := $(addprefix tests/,execute images report run table) $(filter-out \
 quick: $(READY)  ## Lint and the tests that load no model: a minute or so
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
-	$(BIN)/pytest --quiet $(WORKERS) --dist loadgroup -m "not (slow or slurm or vllm)" $(QUICK)
+	$(PYTEST) -m "not (slow or slurm or vllm)" $(QUICK)
 
 # The demo bundle from nothing. Each step is a file that the next one needs, so an interrupted build
 # goes on where it stopped. See docs/demo-bundle.md.

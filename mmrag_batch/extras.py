@@ -7,12 +7,13 @@ from mmrag_batch.errors import UnavailableError
 
 
 @contextmanager
-def requires(extra: str) -> Iterator[None]:
-    """Turns a missing package into an UnavailableError that names the extra to install."""
+def requires(extra: str | None) -> Iterator[None]:
+    """Turns a missing package into an UnavailableError that names the extra to install; None where
+    what is missing is not of ours to know."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "mmrag_batch":
+        if extra is None or error.name is None or error.name.partition(".")[0] == "mmrag_batch":
             raise
         raise UnavailableError(
             f"{error.name} is not installed. Run `pip install 'mmrag-batch[{extra}]'`."

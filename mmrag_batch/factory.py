@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mmrag_batch.bundle import Bundle
-from mmrag_batch.extras import requires
 from mmrag_batch.machine import retrieval_cores
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.settings import PredictSettings
@@ -52,8 +51,7 @@ def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stag
     images = open_images(settings)
     name = _engine_name(settings)
     threads = retrieval_cores() if name == "vllm" else None
-    with requires("cpu"):
-        candidates = open_source(settings.candidates, settings, bundle, images, threads)
+    candidates = open_source(settings.candidates, settings, bundle, images, threads)
     with open_engine(name, settings, bundle, spec) as engine:
         yield [
             Retriever(candidates),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrag_batch.bundle import Bundle
 from mmrag_batch.errors import InputError
-from mmrag_batch.families.family import Shape, read_config
+from mmrag_batch.families.family import BYTES, Shape, pad_left, read_config
 from mmrag_batch.generation.engine import Request, Result
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Evidence, Row
@@ -164,14 +164,12 @@ class TextLlama:
         """One left-padded batch."""
         import torch
 
-        length = max(map(len, token_ids))
-        padded = [[pad_id] * (length - len(row)) + list(row) for row in token_ids]
-        attended = [[0] * (length - len(row)) + [1] * len(row) for row in token_ids]
+        padded, attended = pad_left(token_ids, pad_id)
         return {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(attended)}
 
     def shape(self, dtype: str) -> Shape:
         """What a row takes."""
-        config, size = read_config(self._directory), {"float32": 4, "bfloat16": 2}[dtype]
+        config, size = read_config(self._directory), BYTES[dtype]
         head = config["hidden_size"] // config["num_attention_heads"]
         token = 2 * size * head * config["num_key_value_heads"] * config["num_hidden_layers"]
         stored = sum(file.stat().st_size for file in self._directory.glob("*.safetensors"))

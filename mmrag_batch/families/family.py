@@ -81,6 +81,20 @@ class Family(Protocol):
         ...
 
 
+BYTES = {"float32": 4, "bfloat16": 2}
+"""Of one number, by dtype."""
+
+
+def pad_left(
+    token_ids: Sequence[Sequence[int]], pad_id: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Rows of one length, and for each of their tokens 1, or 0 where it only fills the row."""
+    length = max(map(len, token_ids))
+    padded = [[pad_id] * (length - len(row)) + list(row) for row in token_ids]
+    attended = [[0] * (length - len(row)) + [1] * len(row) for row in token_ids]
+    return padded, attended
+
+
 MLLAMA = "MllamaForConditionalGeneration"
 FAMILIES: dict[str, Callable[[Path], Family] | str] = {
     MLLAMA: "mmrag_batch.families.mllama.family:Mllama",

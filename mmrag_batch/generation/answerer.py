@@ -112,7 +112,8 @@ class Answerer:
         is_complete = True
         for source in sources:
             try:
-                images[source] = images.get(source) or self._images.load(source)
+                if source not in images:
+                    images[source] = self._images.load(source)
             except RowError as error:
                 if source == question.image:
                     raise RowError(error.code, f"question_image: {error}") from None

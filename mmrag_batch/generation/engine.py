@@ -76,13 +76,13 @@ class EngineKind(NamedTuple):
 
     open: Open | str
     runs_bundle: bool = True
-    extra: str = "cpu"
+    extra: str | None = None
 
 
 _ENGINES = "mmrag_batch.generation.engines"
 ENGINES: dict[str, EngineKind] = {
     "vllm": EngineKind(f"{_ENGINES}.vllm:open_engine", extra="gpu"),
-    "transformers": EngineKind(f"{_ENGINES}.transformers:open_engine"),
+    "transformers": EngineKind(f"{_ENGINES}.transformers:open_engine", extra="cpu"),
     "server": EngineKind(f"{_ENGINES}.server:open_engine", runs_bundle=False, extra="server"),
     "scripted": EngineKind(f"{_ENGINES}.scripted:open_engine", runs_bundle=False),
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from mmrag_batch.bundle import Bundle
+from mmrag_batch.extras import requires
 from mmrag_batch.plugs import load, pick
 from mmrag_batch.records import Evidence, Row
 from mmrag_batch.settings import PredictSettings
@@ -32,14 +33,16 @@ Open = Callable[[PredictSettings, Bundle, ImageStore, int | None], Candidates]
 
 class Source(NamedTuple):
     """How a source is opened: by a function, or by one named `module:function` that nothing imports
-    before. `key` gives what answers depend on beyond the row, such as the hash of a corpus."""
+    before. `key` gives what answers depend on beyond the row, such as the hash of a corpus; `extra`
+    is what to install."""
 
     open: Open | str
     key: Callable[[PredictSettings], str] = lambda _: ""
+    extra: str | None = None
 
 
 SOURCES: dict[str, Source] = {
-    "row": Source("mmrag_batch.retrieval.retriever:open_row_documents"),
+    "row": Source("mmrag_batch.retrieval.retriever:open_row_documents", extra="cpu"),
 }
 
 
@@ -57,4 +60,6 @@ def open_source(
     name: str, settings: PredictSettings, bundle: Bundle, images: ImageStore, threads: int | None
 ) -> Candidates:
     """The source of that name, opened."""
-    return load(find_source(name).open)(settings, bundle, images, threads)
+    source = find_source(name)
+    with requires(source.extra):
+        return load(source.open)(settings, bundle, images, threads)

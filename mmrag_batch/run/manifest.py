@@ -77,7 +77,8 @@ def find_manifest(paths: Paths) -> Manifest | None:
 def find_published(paths: Paths, store: AnswerStore, *, overwrite: bool) -> Manifest | None:
     """What `check_replaceable` finds once that is made good which a run left behind that died while
     it published, or a manifest that was lost."""
-    settle(store)
+    _remove_temporary(store)
+    _restore_manifest(paths, store)
     is_new = store.read_note(_note_name(paths)) is None and not check_ours(paths.output)
     if is_new and check_ours(paths.manifest) and read_manifest(paths) is None:
         raise OutputError(f"{paths.manifest} is no manifest of a run. Move it away.")
@@ -87,18 +88,26 @@ def find_published(paths: Paths, store: AnswerStore, *, overwrite: bool) -> Mani
 def settle(store: AnswerStore) -> None:
     """Make good what a run left behind that died while it published: its temporary file goes, and
     each output of the store that has no manifest gets it. Nothing that stays needs the store."""
+    _remove_temporary(store)
+    for name in store.note_names():
+        if name.startswith(PUBLISHED):
+            paths = Paths.of(store.path.parent / name.removeprefix(PUBLISHED), store.path)
+            with suppress(OutputError):  # something else has its name now
+                _restore_manifest(paths, store)
+
+
+def _remove_temporary(store: AnswerStore) -> None:
     if (temporary := store.read_note(TEMPORARY)) is not None:
         abandoned = store.path.with_name(temporary)
         if check_ours(abandoned):
             abandoned.unlink()
         forget_temporary(store)
-    for name in store.note_names():
-        if name.startswith(PUBLISHED):
-            paths = Paths.of(store.path.parent / name.removeprefix(PUBLISHED), store.path)
-            with suppress(OutputError):  # something else has its name now
-                if (lost := _find_lost(paths, store)) is not None:
-                    write_manifest(paths, lost, name_temporary(paths, store))
-                    forget_temporary(store)
+
+
+def _restore_manifest(paths: Paths, store: AnswerStore) -> None:
+    if (lost := _find_lost(paths, store)) is not None:
+        write_manifest(paths, lost, name_temporary(paths, store))
+        forget_temporary(store)
 
 
 def _find_lost(paths: Paths, store: AnswerStore) -> Manifest | None:

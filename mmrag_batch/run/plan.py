@@ -138,10 +138,9 @@ def begin_anew(settings: PredictSettings, paths: Paths, shard: Shard | None, loc
     if os.path.lexists(whole.store) and (shard is None or not is_held(whole.lock)):
         # It knows what it has published; that it cannot be used does not matter any more.
         with suppress(ConfigError, InternalError), AnswerStore(whole.store, lock.check) as old:
+            settle(old)
             if shard is None:
                 find_published(whole, old, overwrite=settings.overwrite)
-            else:
-                settle(old)
     if shard is None:
         check_replaceable(paths, overwrite=settings.overwrite)
     shards = find_shards(output)

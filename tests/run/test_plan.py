@@ -50,6 +50,7 @@ def test_j10_a_link_in_place_of_another_output_stays_as_it_is() -> None:
     Path("b.csv").rename("moved.csv")
     Path("b.csv").symlink_to("moved.csv")
     predict("c.csv", "--store", "shared.store")
+    predict("c.csv", "--store", "shared.store", "--fresh")
     assert Path("b.csv").is_symlink()
     assert not Path("b.csv.manifest.json").exists()
 

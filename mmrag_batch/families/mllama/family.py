@@ -5,13 +5,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrag_batch.families.family import Shape, read_config
+from mmrag_batch.families.family import BYTES, Shape, read_config
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-
-BYTES = {"float32": 4, "bfloat16": 2}
 
 
 class Mllama:

@@ -14,6 +14,8 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
+from mmrag_batch.families.family import pad_left
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -52,9 +54,7 @@ def collate(
         if list(row).count(image_token_id) != len(row_images):
             raise ValueError(f"{len(row_images)} images, but another number of image tokens")
 
-    length = max(len(row) for row in token_ids)
-    padded = [[pad_id] * (length - len(row)) + list(row) for row in token_ids]
-    attended = [[0] * (length - len(row)) + [1] * len(row) for row in token_ids]
+    padded, attended = pad_left(token_ids, pad_id)
     attention_mask = torch.tensor(attended)
     inputs = {
         "input_ids": torch.tensor(padded),
