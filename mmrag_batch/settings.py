@@ -117,8 +117,8 @@ class PredictSettings:
     engine_tokens: int | None = setting(
         number(64, 10**6),
         None,
-        "Tokens a step of vllm.",
-        otherwise="for 4 questions' images",
+        "Text tokens a step of vllm.",
+        otherwise="8,192; 2,048 on a CPU",
         repeated=True,
     )
     kv_cache_gib: int | None = setting(

@@ -43,7 +43,7 @@ from mmrag_batch.train.examples import (
 from mmrag_batch.train.held_out import Scorer, split_rows
 from mmrag_batch.train.run import Run, changes
 from mmrag_batch.train.settings import GeneratorConfig
-from mmrag_batch.train.tuning import add_lora, load_base, processes, save_model
+from mmrag_batch.train.tuning import add_lora, freeze, load_base, processes, save_model
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +139,10 @@ def trainable(config: GeneratorConfig) -> Any:
     """The base with the weights unfrozen, or added, that this run trains."""
     family = open_family(config.base)
     model = load_base(family, lora=bool(config.lora_rank), four_bits=config.four_bits)
+    if config.lora_rank or config.freeze_vision:
+        freeze(model.model.vision_model)
     if config.lora_rank:
         return add_lora(model, family.lora_targets, rank=config.lora_rank, alpha=config.lora_alpha)
-    model.model.vision_model.requires_grad_(not config.freeze_vision)
     return model
 
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 Device = Literal["cpu", "cuda"]
 log = logging.getLogger(__name__)
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+BESIDE_AN_ENGINE = {
+    "arena_extend_strategy": "kSameAsRequested",  # not to the next power of two
+    "cudnn_conv_algo_search": "HEURISTIC",  # the exhaustive search takes gigabytes for a moment
+}
+"""How the CUDA provider leaves to the generator what it does not need."""
 
 
 def find_device(name: Literal["auto", "cpu", "cuda"]) -> Device:
@@ -62,7 +67,10 @@ def open_session(file: Path, *, device: Device, threads: int | None = None) -> "
     options.intra_op_num_threads = threads or 0
     # Spinning threads would take the cores that generation works on at the same time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers = [provider] if device == "cpu" else [provider, PROVIDERS["cpu"]]
+    providers: list[Any] = [PROVIDERS["cpu"]]
+    if device == "cuda":
+        onnxruntime.preload_dlls()  # CUDA lies in Python packages, where the loader does not look
+        providers.insert(0, (provider, BESIDE_AN_ENGINE))
     try:
         session = onnxruntime.InferenceSession(file, options, providers=providers)
     except Exception as error:  # what ONNX Runtime raises has no base of its own

@@ -5,11 +5,13 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 
 from mmrag_batch.errors import ConfigError, UnavailableError
 from mmrag_batch.export.merge import merge_adapter
@@ -18,7 +20,8 @@ from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.train.examples import labelled_rows
-from mmrag_batch.train.generator import train_generator, trainable, with_evidence
+from mmrag_batch.train.generator import build_trainer, train_generator, trainable, with_evidence
+from mmrag_batch.train.run import Run
 from mmrag_batch.train.settings import GeneratorConfig
 
 ADAPTER = "adapter_model.safetensors"
@@ -92,6 +95,23 @@ def test_lora_trains_nothing_but_projections_of_the_text_model(full: GeneratorCo
     assert all("lora_" in name and "language_model" in name for name in trained)
     for layer in ("self_attn.q_proj", "cross_attn.k_proj", "mlp.down_proj"):
         assert any(layer in name for name in trained)
+
+
+@pytest.mark.parametrize("frozen", [{"lora_rank": 2}, {"freeze_vision": True}])
+def test_a_frozen_tower_keeps_nothing_for_a_way_back(
+    full: GeneratorConfig, frozen: dict[str, Any]
+) -> None:
+    """With checkpoints transformers has what every embedding returns ask for gradients."""
+    config = replace(full, gradient_checkpointing=True, steps=1, **frozen)
+    run = Run(config.out, config, seed=0)
+    trainer = build_trainer(config, config.out / "checkpoints", run)
+    seen: list[bool] = []
+    assert trainer.model is not None
+    [tower] = [m for m in trainer.model.modules() if isinstance(m, MllamaVisionModel)]
+    tower.register_forward_hook(lambda *call: seen.append(call[2].last_hidden_state.requires_grad))
+    trainer.train()
+    assert seen
+    assert not any(seen)
 
 
 def test_without_a_rank_everything_is_trained(full: GeneratorConfig) -> None:

@@ -7,11 +7,9 @@ from mmrag_batch.families.family import Shape
 ANSWER_TOKENS = 256
 """Least room for an answer: choices that are scored as texts may be longer than free-form ones."""
 STEP_TOKENS = {"cpu": 2048, "cuda": 8192}
-"""Least tokens a step; more would let those who decode wait for those who begin."""
+"""Least tokens a step, images apart; more would let those who decode wait for those who begin."""
 MAX_ROWS = {"cpu": 64, "cuda": 256}
 """Rows at a time beyond which a device gets no faster."""
-ENCODED_AT_ONCE = 4
-"""Rows whose images fit in one step: vLLM bounds the encoder's tokens by those of a step."""
 GPU_SHARE = 0.85
 """Of the GPU's memory; the retriever's graphs lie beside the engine."""
 CPU_SHARE = 0.25
@@ -55,16 +53,11 @@ def choose_limits(
         _cache_budget(shape, device, memory) if kv_cache_gib is None else kv_cache_gib * GIB
     )
     rows = rows or max(1, min(MAX_ROWS[device], cache_budget // row_bytes))
-    min_step_tokens = max(row_tokens, encoder_tokens)
-    default_step_tokens = max(
-        min_step_tokens, STEP_TOKENS[device], min(rows, ENCODED_AT_ONCE) * encoder_tokens
-    )
     kv_cache_bytes = None if kv_cache_gib is None else cache_budget
     if device == "cpu" and kv_cache_bytes is None:
         kv_cache_bytes = max(GIB // 4, 2 * rows * row_bytes)  # twice: whole blocks are handed out
-    return Limits(
-        rows, row_tokens, max(min_step_tokens, step_tokens or default_step_tokens), kv_cache_bytes
-    )
+    step_tokens = max(row_tokens, step_tokens or STEP_TOKENS[device])
+    return Limits(rows, row_tokens, step_tokens, kv_cache_bytes)
 
 
 def _cache_budget(shape: Shape, device: str, memory: int) -> int:

@@ -31,6 +31,7 @@ def prepare_environment(cores: int) -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",  # it would call home
         "VLLM_PLUGINS": "mllama",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",  # answers are greedy; it would be compiled at the start
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would copy our threads' locks
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # it binds each run of a machine to the same cores
         "OMP_NUM_THREADS": str(cores),

@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, list[Image.Image]]] = {
     "3 tiles": (f"{BOS}<|image|>{TEXT}", [THREE]),
     "4 tiles": (f"{BOS}<|image|>{TEXT}", [FOUR]),
     "two apart": (f"{BOS}<|image|>The red cube.<|image|>{TEXT}", [THREE, ONE]),
+    "eight tiles": (f"{BOS}<|image|><|image|>{TEXT}", [FOUR, FOUR.rotate(180)]),
     "two adjacent": (f"{BOS}See <|image|><|image|>{TEXT}", [ONE, TWO]),
     "one, then two": (f"{BOS}<|image|>A thing.<|image|><|image|>{TEXT}", [FOUR, TWO, ONE]),
     "two, then one": (f"{BOS}<|image|><|image|>A thing.<|image|>{TEXT}", [TWO, ONE, THREE]),
@@ -50,7 +51,12 @@ class Answer:
 
 @pytest.fixture(scope="session")
 def random_generator_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Mllama of ten layers, two of them cross-attention, that listens to its images.
+    """A random Mllama that listens to its images."""
+    return write_random_generator(tmp_path_factory.mktemp("random") / "generator")
+
+
+def write_random_generator(directory: Path) -> Path:
+    """Ten layers, two of them cross-attention, in `directory`.
 
     Heads are 32 wide, the least that vLLM's CPU attention takes. Weights as small as the
     initialisation's would make all answers alike.
@@ -58,7 +64,6 @@ def random_generator_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mmrag_batch.families.mllama.loading import load_model
     from mmrag_batch.train.mllama import GeneratorSizes, build_generator
 
-    directory = tmp_path_factory.mktemp("random") / "generator"
     sizes = GeneratorSizes(
         vocabulary=320,
         hidden_size=128,
@@ -85,24 +90,24 @@ def random_generator_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prompt(random_generator_dir: Path) -> Callable[[str], dict[str, Any]]:
     """vLLM's form of a case: token ids and images."""
-    tokenizer = Tokenizer.from_file(str(random_generator_dir / "tokenizer.json"))
+    return prompts(random_generator_dir).__getitem__
 
-    def make(case: str) -> dict[str, Any]:
-        text, images = CASES[case]
-        token_ids = tokenizer.encode(text, add_special_tokens=False).ids
-        if not images:
-            return {"prompt_token_ids": token_ids}
-        return {"prompt_token_ids": token_ids, "multi_modal_data": {"image": images}}
 
-    return make
+def prompts(generator_dir: Path) -> dict[str, dict[str, Any]]:
+    """Every case in vLLM's form."""
+    tokenizer = Tokenizer.from_file(str(generator_dir / "tokenizer.json"))
+    made: dict[str, dict[str, Any]] = {}
+    for case, (text, images) in CASES.items():
+        made[case] = {"prompt_token_ids": tokenizer.encode(text, add_special_tokens=False).ids}
+        if images:
+            made[case]["multi_modal_data"] = {"image": images}
+    return made
 
 
 @pytest.fixture(scope="session")
-def reference(
-    random_generator_dir: Path, prompt: Callable[[str], dict[str, Any]]
-) -> dict[str, Answer]:
+def reference(random_generator_dir: Path) -> dict[str, Answer]:
     """What transformers answers to each case, alone."""
-    return answers(random_generator_dir, {case: prompt(case) for case in CASES}, TOKENS)
+    return answers(random_generator_dir, prompts(random_generator_dir), TOKENS)
 
 
 @pytest.fixture(scope="session")
@@ -112,13 +117,13 @@ def transformers_answers() -> Callable[..., dict[str, Answer]]:
 
 
 def answers(
-    generator_dir: Path, prompts: dict[str, dict[str, Any]], count: int
+    generator_dir: Path, prompts: dict[str, dict[str, Any]], count: int, dtype: str = "float32"
 ) -> dict[str, Answer]:
-    """`count` greedy tokens of transformers for each of vLLM's prompts."""
+    """`count` greedy tokens of transformers, on a CPU, for each of vLLM's prompts."""
     from mmrag_batch.families.mllama.inputs import collate, load_image_processor
     from mmrag_batch.families.mllama.loading import load_model
 
-    model: Any = load_model(generator_dir, dtype=torch.float32)
+    model: Any = load_model(generator_dir, dtype=getattr(torch, dtype))
     image_processor = load_image_processor(generator_dir)
     found = {}
     for case, prompt in prompts.items():
@@ -137,7 +142,7 @@ def answers(
                 return_dict_in_generate=True,
             )
         chosen = output.sequences[0, len(token_ids) :]
-        logprobs = torch.cat(output.logits).log_softmax(-1).gather(1, chosen[:, None])
+        logprobs = torch.cat(output.logits).float().log_softmax(-1).gather(1, chosen[:, None])
         found[case] = Answer(chosen.tolist(), logprobs.flatten().tolist())
     return found
 

@@ -37,12 +37,12 @@ def test_a_config_that_travels_between_processes_is_widened_once(
         assert travelled.text.head_size == config.text.head_size
 
 
-def settings(limit: int, budget: int) -> SimpleNamespace:
-    """As much of vLLM's configuration as the budget looks at; 20 tokens an image."""
+def settings(limit: int, budget: int, tokens: int = 20) -> SimpleNamespace:
+    """As much of vLLM's configuration as the budget looks at; `tokens` an image."""
     return SimpleNamespace(
         model_config=SimpleNamespace(
             multimodal_config=SimpleNamespace(get_limit_per_prompt=lambda _: limit),
-            hf_config=SimpleNamespace(tokens_per_image=20),
+            hf_config=SimpleNamespace(tokens_per_image=tokens),
         ),
         scheduler_config=SimpleNamespace(
             max_num_encoder_input_tokens=budget,
@@ -53,15 +53,25 @@ def settings(limit: int, budget: int) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(
-    ("limit", "budget", "expected"), [(3, 50, 60), (3, 100, 100), (999, 100, 160)]
+    ("limit", "budget", "tokens", "longest", "expected"),
+    [
+        (3, 50, 20, 60, 240),  # four requests at once
+        (3, 500, 20, 60, 500),
+        (999, 100, 20, 160, 640),  # eight images are the most
+        (1, 8192, 6404, 6_404, 25_616),
+        (2, 8192, 6404, 12_808, 32_768),
+        (8, 8192, 6404, 51_232, 51_232),
+    ],
 )
-def test_the_encoder_has_room_for_the_images_of_a_request(
-    limit: int, budget: int, expected: int
+def test_the_encoder_has_room_for_the_images_of_requests(
+    limit: int, budget: int, tokens: int, longest: int, expected: int
 ) -> None:
-    config = settings(limit, budget)
+    config = settings(limit, budget, tokens)
     EncoderBudget.verify_and_update_config(config)
     scheduler = config.scheduler_config
     assert scheduler.max_num_encoder_input_tokens == scheduler.encoder_cache_size == expected
+    # CUDA graphs are captured for this length: attention may leave out what comes after it.
+    assert config.model_config.hf_config.max_source_positions == longest
 
 
 def test_a_limit_of_no_images_is_refused() -> None:

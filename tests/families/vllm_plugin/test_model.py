@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vllm
 CASES = [
     "text only",
+    "eight tiles",
     "1 tile",
     "2 tiles",
     "3 tiles",

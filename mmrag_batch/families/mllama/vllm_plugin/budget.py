@@ -2,13 +2,18 @@
 
 vLLM takes the budget of encoder tokens from `max_num_batched_tokens`, a limit on text, and refuses
 to start where one request's images do not fit: eight images of the 11B are 51,232 tokens. They are
-no part of a text batch, so the budget is raised to what a request may hold, and the limit stays.
+no part of a text batch, so the budget is what the tower takes at once, and the limit stays.
 """
 
 from typing import Any
 
 MAX_IMAGES = 8
 """Most images of a request; vLLM's `limit_mm_per_prompt` lowers it."""
+TOKENS_AT_ONCE = 32_768
+"""Most tokens that go through the tower at once: five images of the 11B keep a large GPU busy, and
+activations stay within what vLLM measured."""
+REQUESTS_AT_ONCE = 4
+"""Requests beyond which a step gets no faster by encoding more of them."""
 
 
 class EncoderBudget:
@@ -16,13 +21,17 @@ class EncoderBudget:
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Raise the encoder's budget; ValueError where no image is allowed at all."""
+        """Raise the encoder's budget, and the length for which CUDA graphs are captured, to what
+        requests may hold; ValueError where no image is allowed at all."""
         model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
         limit = model.multimodal_config.get_limit_per_prompt("image")
         if limit < 1:
             raise ValueError("limit_mm_per_prompt must allow one image, also for text alone.")
-        tokens = min(limit, MAX_IMAGES) * model.hf_config.tokens_per_image
+        request = min(limit, MAX_IMAGES) * model.hf_config.tokens_per_image
+        # Attention captured for fewer keys than a request brings may leave out the rest.
+        model.hf_config.max_source_positions = request
         scheduler.disable_chunked_mm_input = False  # an item begins at place 0, so none is cut
+        tokens = max(request, min(REQUESTS_AT_ONCE * request, TOKENS_AT_ONCE))
         if scheduler.max_num_encoder_input_tokens < tokens:
             scheduler.max_num_encoder_input_tokens = scheduler.encoder_cache_size = tokens
 

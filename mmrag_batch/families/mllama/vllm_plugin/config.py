@@ -38,8 +38,8 @@ class EncoderDecoderMllamaConfig(MllamaConfig):
     sub_configs = {"text_config": WidenedTextConfig, "vision_config": MllamaVisionConfig}  # noqa: RUF012  # as in its base
     is_encoder_decoder: bool = True
     max_source_positions: int | None = None
-    """Encoder length for which CUDA graphs are captured: one image of every tile. It must not pass
-    the encoder's token budget, which holds one image at least."""
+    """Encoder length for which CUDA graphs are captured: that of one image, until `EncoderBudget`
+    sees how many images a request may have."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict) or self.text_config is None:

@@ -15,12 +15,9 @@ from torch import Tensor, nn
 from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 
 from mmrag_batch.families.mllama.loading import pass_by_position
+from mmrag_batch.families.mllama.vllm_plugin.budget import TOKENS_AT_ONCE
 from mmrag_batch.families.mllama.vllm_plugin.config import EncoderDecoderMllamaConfig
 from mmrag_batch.families.mllama.vllm_plugin.shared_images import SharedImages
-
-TOKENS_AT_ONCE = 32_768
-"""Most tokens that go through the tower at once: five images of the 11B keep a large GPU busy, and
-activations stay within what vLLM measured."""
 
 
 @dataclass(frozen=True, slots=True)
