@@ -72,13 +72,25 @@ def _read_head(path: Path, size: int) -> bytes:
         raise OutputError(f"{path} cannot be opened ({error.strerror}).") from None
 
 
-def explain(path: Path, error: sqlite3.Error | OSError) -> MmragError:
-    """What a failure means: pages that cannot be read, or a disk that fails."""
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_ERROR")):
+FAILURES = (sqlite3.Error, OSError, UnicodeDecodeError)
+"""What reading and writing a store may raise: the last where SQLite quotes damaged bytes."""
+_DISK = (
+    *("SQLITE_BUSY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_LOCKED"),
+    *("SQLITE_NOLFS", "SQLITE_NOMEM", "SQLITE_PERM", "SQLITE_PROTOCOL", "SQLITE_READONLY"),
+)
+"""Codes that say nothing of what is in the file; all others do (sqlite.org/rescode.html)."""
+
+
+def explain(path: Path, error: sqlite3.Error | OSError | UnicodeDecodeError) -> MmragError:
+    """What a failure means: a disk that fails, or a file that cannot be read as it is."""
+    if not isinstance(error, OSError) and not _code_of(error).startswith(_DISK):
         return DamagedError(f"{path} is damaged ({error}). Run the same command again.")
     text = error.strerror if isinstance(error, OSError) else str(error)
     return StorageError(
         f"{path}: {text}. Every answer committed before is safe. Make room or mend the disk, then "
         "run the same command again."
     )
+
+
+def _code_of(error: Exception) -> str:
+    return getattr(error, "sqlite_errorname", "")  # Python's own errors have none

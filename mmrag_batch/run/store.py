@@ -19,7 +19,7 @@ from typing import Any, Self, cast
 from mmrag_batch.errors import ConfigError, MmragError, OutputError, StorageError
 from mmrag_batch.run import database
 from mmrag_batch.run.answers import Kept, Start, checksum, hash_note, read_kept
-from mmrag_batch.run.database import DamagedError, check_store, explain
+from mmrag_batch.run.database import FAILURES, DamagedError, check_store, explain
 
 COMMIT_ROWS = 64
 COMMIT_SECONDS = 5.0
@@ -82,8 +82,8 @@ class AnswerStore:
     def _may_have_answers(self) -> bool:
         try:
             return self._sql.execute("SELECT 1 FROM answers LIMIT 1").fetchone() is not None
-        except sqlite3.DatabaseError as error:
-            if self._check_lock is None and error.sqlite_errorname.startswith("SQLITE_CORRUPT"):
+        except FAILURES as error:
+            if self._check_lock is None and isinstance(explain(self.path, error), DamagedError):
                 return True  # `scan` finds what can still be read
             raise
 
@@ -107,7 +107,7 @@ class AnswerStore:
                 return None
             try:
                 row = self._sql.execute(database.FIND, (key,)).fetchone()
-            except (sqlite3.Error, OSError) as error:
+            except FAILURES as error:
                 raise explain(self.path, error) from error
         return None if row is None or row[0] != key else read_kept(*row)
 
@@ -296,5 +296,5 @@ class AnswerStore:
         with self._lock:
             try:
                 yield
-            except (sqlite3.Error, OSError) as error:
+            except FAILURES as error:
                 raise explain(self.path, error) from error

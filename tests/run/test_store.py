@@ -15,7 +15,7 @@ from mmrag_batch.errors import ConfigError, InternalError, LockedError, OutputEr
 from mmrag_batch.records import Answer, Problem, Status
 from mmrag_batch.run import store as stores
 from mmrag_batch.run.answers import Kept, Start, checksum, read_kept, to_answer, to_kept
-from mmrag_batch.run.database import DamagedError
+from mmrag_batch.run.database import DamagedError, explain
 from mmrag_batch.run.mending import mending, move_aside
 from mmrag_batch.run.store import COMMIT_ROWS, AnswerStore
 
@@ -236,6 +236,32 @@ def test_what_lies_on_damaged_pages_is_lost_and_nothing_else(path: Path, seed: i
     assert left.items() <= answers.items()
     assert len(left) > 2800
     assert path.with_name(path.name + ".damaged-1").read_bytes() == bytes(data)
+
+
+def test_a_damage_that_sqlite_quotes_is_a_damage(path: Path) -> None:
+    """Python cannot decode the message, and raises that instead."""
+    fill(path, 50)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"CREATE TABLE answers", b"CREATE TABLE \xc8nswers", 1))
+    with pytest.raises(DamagedError, match=r"store is damaged \(.*Run the same command again"):
+        AnswerStore(path, nobody)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("SQLITE_FULL", StorageError),
+        ("SQLITE_IOERR_FSYNC", StorageError),
+        ("SQLITE_READONLY_DBMOVED", StorageError),
+        ("SQLITE_CORRUPT_INDEX", DamagedError),
+        ("SQLITE_TOOBIG", DamagedError),  # a length that is damaged
+        ("SQLITE_MISMATCH", DamagedError),
+    ],
+)
+def test_a_failure_is_the_disks_or_the_files(path: Path, code: str, kind: type[Exception]) -> None:
+    error = sqlite3.DatabaseError("it fails")
+    error.sqlite_errorname = code
+    assert type(explain(path, error)) is kind
 
 
 def test_a_store_of_which_nothing_can_be_read_is_not_taken_for_an_empty_one(path: Path) -> None:
