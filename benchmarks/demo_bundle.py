@@ -18,7 +18,7 @@ import torch
 import typer
 
 from mmrag_batch.bundle import Bundle, open_bundle
-from mmrag_batch.execute.local import run
+from mmrag_batch.execute.local import run_stages
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
@@ -63,7 +63,7 @@ def answer(bundle: Bundle, generator: Path, table: Path) -> Metrics:
     def keep(row: Row) -> None:
         lines[row.number] = row_format.row(row.cells, row.line, answer_of(row))
 
-    run(read_rows(table), [retriever, answerer], keep)
+    run_stages(read_rows(table), [retriever, answerer], keep)
     out.write_bytes(row_format.header + b"".join(lines[number] for number in sorted(lines)))
     return evaluate(out, by=["kind"])
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import MllamaForConditionalGeneration
 
-from mmrag_batch.export.checkpoint import INDEX, module_name
+from mmrag_batch.export.checkpoint import INDEX
 from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.train.mllama import GeneratorSizes, build_generator, model_config
 
@@ -50,7 +50,7 @@ def published(name: str) -> str:
         "language_model." + name,
         name.removeprefix("model."),
     ):
-        if theirs != name and module_name(theirs) == name:
+        if theirs != name and Mllama.module_name(theirs) == name:
             return theirs
     return name
 

@@ -23,8 +23,8 @@ from typing import Annotated, Any
 import typer
 
 from mmrag_batch.bundle import open_bundle
-from mmrag_batch.execute.local import run
-from mmrag_batch.factory import open_stages
+from mmrag_batch.execute.local import run_stages
+from mmrag_batch.factory import find_stages
 from mmrag_batch.machine import cores
 from mmrag_batch.records import Row
 from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
@@ -76,8 +76,13 @@ def main(
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         table = write_world(Path(folder), rows=2 * rows * repetitions, seed=9401)
         settings = PredictSettings(table, table.with_name("out.csv"), device="cpu", batch_size=1)
-        ours = stack.enter_context(open_stages(replace(settings, engine="vllm"), bundle))
-        plain = stack.enter_context(open_stages(replace(settings, engine="transformers"), bundle))
+        ours, plain = (
+            [stack.enter_context(open_stage()) for open_stage in find_stages(chosen, bundle)]
+            for chosen in (
+                replace(settings, engine="vllm"),
+                replace(settings, engine="transformers"),
+            )
+        )
         import torch  # its threads follow from the environment that vLLM was given
 
         share = torch.get_num_threads()
@@ -86,7 +91,7 @@ def main(
             mine, others = list(islice(source, rows)), list(islice(source, rows))
             few = list(islice(again, 2 * rows))[:FEW]
             written: list[Row] = []
-            whole.append(timed(run, mine, ours, written.append) / rows)
+            whole.append(timed(run_stages, mine, ours, written.append) / rows)
             parts = [timed(list, stage(others)) / rows for stage in ours]
             summed.append(sum(parts))
             slower.append(max(parts))

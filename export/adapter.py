@@ -1,13 +1,13 @@
 """A LoRA adapter in PEFT's format, whoever made it: what it adds to which weight of its base.
 
-Names may be those of any transformers version (`checkpoint.module_name`); alpha and rank may differ
+Names may be those of any transformers version (`Family.module_name`); alpha and rank may differ
 by layer, and the scale may be rank-stabilised (Kalajdzievski 2023). What is not a plain sum, or
 would change more than the weights it aims at, is refused.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from mmrag_batch.bundle import PICKLES
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError
-from mmrag_batch.export.checkpoint import DTYPES, Tensor, module_name, read_json
+from mmrag_batch.export.checkpoint import DTYPES, Tensor, read_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -77,8 +77,8 @@ class Adapter:
     updates: Mapping[str, Update]
 
 
-def read_adapter(directory: Path) -> Adapter:
-    """Read an adapter.
+def read_adapter(directory: Path, module_name: Callable[[str], str]) -> Adapter:
+    """Read an adapter whose tensors a family names so.
 
     Raises MissingError where there is none, DeniedError for a pickle, ConfigError for one that is
     no plain LoRA or that changes nothing.

@@ -13,10 +13,10 @@ from mmrag_batch.bundle import (
     read_retriever_spec,
     write_manifest,
 )
+from mmrag_batch.export.dry_run import Step, is_exported, plan_export
 from mmrag_batch.export.merge import merge_adapter
 from mmrag_batch.export.onnx_retriever import export_encoders, export_towers
 from mmrag_batch.export.parity import PARITY
-from mmrag_batch.export.plan import Step, is_exported, plan_export
 from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.export.staging import check_out, staged
 

@@ -5,7 +5,6 @@ gaps. Knowing where a tensor lies, one can be replaced without reading the other
 """
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,6 @@ WHOLE = "model.safetensors"
 BLOCK = 16 * 2**20
 """Most bytes of a tensor that are in memory at a time."""
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-RENAMED = (
-    (re.compile(r"^language_model\.model\."), "model.language_model."),
-    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
-    (re.compile(r"^(vision_model|multi_modal_projector)\."), r"model.\1."),
-)
-"""How the names in published Mllama checkpoints, and in adapters for transformers up to 4.51, turn
-into those of the modules of today."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +39,6 @@ class Tensor:
         rows = self.shape[0]
         step = max(1, BLOCK * rows // max(1, self.end - self.begin))
         return ((start, min(start + step, rows)) for start in range(0, rows, step))
-
-
-def module_name(name: str) -> str:
-    """The name that a tensor of an Mllama checkpoint has in transformers' module of today."""
-    for pattern, replacement in RENAMED:
-        name = pattern.sub(replacement, name)
-    return name
 
 
 def shard_files(directory: Path) -> list[Path]:

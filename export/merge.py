@@ -18,7 +18,6 @@ from mmrag_batch.export.checkpoint import (
     INDEX,
     Tensor,
     check_unquantised,
-    module_name,
     read_rows,
     read_shard,
     shard_files,
@@ -32,6 +31,7 @@ from mmrag_batch.export.verify import (
     check_logits,
     check_samples,
 )
+from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import TEMPLATE, chat_template
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -80,9 +80,10 @@ def plan_merge(base: Path, adapter_dir: Path) -> Plan:
         if not (base / name).is_file():
             raise MissingError(f"{base / name} is missing; a generator needs it.")
     check_unquantised(base)
-    adapter = read_adapter(adapter_dir)
+    family = open_family(base)
+    adapter = read_adapter(adapter_dir, family.module_name)
     shards = {file: read_shard(file) for file in shard_files(base)}
-    tensors = {module_name(t.name): t for shard in shards.values() for t in shard}
+    tensors = {family.module_name(t.name): t for shard in shards.values() for t in shard}
     check_fits(adapter, base, tensors)
     updates = {tensors[name].name: update for name, update in adapter.updates.items()}
     return Plan(base, adapter, shards, updates)

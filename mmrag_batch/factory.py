@@ -3,6 +3,7 @@ that open engines."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from mmrag_batch.bundle import Bundle
 from mmrag_batch.machine import retrieval_cores
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.settings import PredictSettings
-from mmrag_batch.stages import Stage
+from mmrag_batch.stages import ImageStore, OpenStage, Stage
 
 if TYPE_CHECKING:
     from mmrag_batch.images.loader import ImageLoader
@@ -29,18 +30,36 @@ def open_images(settings: PredictSettings) -> "ImageLoader":
     return ImageLoader(root, hosts=split_hosts(settings.allow_media_domain))
 
 
-@contextmanager
-def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stage]]:
-    """Load the models of a bundle: the retrieval and the generation stage, closed in the end.
+def find_stages(settings: PredictSettings, bundle: Bundle) -> list[OpenStage]:
+    """The retrieval and the generation stage of a bundle, to be opened where they are to run.
 
-    Raises UnavailableError where a package or the device is missing, MissingError where a part of
-    the bundle is.
+    Opening raises UnavailableError where a package or the device is missing, MissingError where a
+    part of the bundle is.
     """
+    parts = (settings, bundle, open_images(settings))
+    return [partial(open_retrieval, *parts), partial(open_generation, *parts)]
+
+
+@contextmanager
+def open_retrieval(
+    settings: PredictSettings, bundle: Bundle, images: ImageStore
+) -> Iterator[Stage]:
+    """The stage that finds evidence."""
+    from mmrag_batch.retrieval.candidates import open_source
+    from mmrag_batch.retrieval.retriever import Retriever
+
+    threads = retrieval_cores() if _engine_name(settings) == "vllm" else None
+    yield Retriever(open_source(settings.candidates, settings, bundle, images, threads))
+
+
+@contextmanager
+def open_generation(
+    settings: PredictSettings, bundle: Bundle, images: ImageStore
+) -> Iterator[Stage]:
+    """The stage that answers; its engine is closed in the end."""
     from mmrag_batch.generation.answerer import Answerer
     from mmrag_batch.generation.engine import open_engine
     from mmrag_batch.generation.rendering import Renderer
-    from mmrag_batch.retrieval.candidates import open_source
-    from mmrag_batch.retrieval.retriever import Retriever
 
     said = bundle.manifest.generator
     spec = PromptSpec(
@@ -48,15 +67,8 @@ def open_stages(settings: PredictSettings, bundle: Bundle) -> Iterator[list[Stag
         said.max_prompt_tokens,
         said.scoring,
     )
-    images = open_images(settings)
-    name = _engine_name(settings)
-    threads = retrieval_cores() if name == "vllm" else None
-    candidates = open_source(settings.candidates, settings, bundle, images, threads)
-    with open_engine(name, settings, bundle, spec) as engine:
-        yield [
-            Retriever(candidates),
-            Answerer(Renderer(bundle.generator_dir), engine, images, spec),
-        ]
+    with open_engine(_engine_name(settings), settings, bundle, spec) as engine:
+        yield Answerer(Renderer(bundle.generator_dir), engine, images, spec)
 
 
 def _engine_name(settings: PredictSettings) -> str:

@@ -2,7 +2,8 @@
 stage works ahead of the next."""
 
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -25,6 +26,10 @@ class Stage(Protocol):
     window: int
 
     def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]: ...
+
+
+OpenStage = Callable[[], AbstractContextManager[Stage]]
+"""Loads a stage where it is to run, and closes it in the end."""
 
 
 class ImageStore(Protocol):

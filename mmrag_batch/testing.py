@@ -10,6 +10,7 @@ and to begin a new one from.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from mmrag_batch.generation.engine import Request, Result
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Evidence, Row
 from mmrag_batch.settings import PredictSettings
-from mmrag_batch.stages import ImageStore, Stage
+from mmrag_batch.stages import ImageStore, OpenStage
 from mmrag_batch.table.record import Record
 
 if TYPE_CHECKING:
@@ -70,20 +71,22 @@ def open_first_documents(
 
 def run_in_turns(
     rows: Iterable[Row],
-    stages: Sequence[Stage],
+    stages: Sequence[OpenStage],
     keep: Callable[[Row], None],
     *,
     is_stopped: Callable[[], bool],
 ) -> None:
     """An executor without threads: a row at a time goes through all stages."""
-    for row in rows:
-        if is_stopped():
-            return
-        passing: Iterable[Row] = [row]
-        for stage in stages:
-            passing = stage(passing)
-        for done in passing:
-            keep(done)
+    with ExitStack() as opened:
+        loaded = [opened.enter_context(open_stage()) for open_stage in stages]
+        for row in rows:
+            if is_stopped():
+                return
+            passing: Iterable[Row] = [row]
+            for stage in loaded:
+                passing = stage(passing)
+            for done in passing:
+                keep(done)
 
 
 class KeyValues:
@@ -153,6 +156,11 @@ class TextLlama:
             quantization_config=quantization,
             device_map=device,
         )
+
+    @staticmethod
+    def module_name(name: str) -> str:
+        """As on disk."""
+        return name
 
     def collate(
         self,

@@ -91,14 +91,14 @@ def status(
 
     Exits with 66 if there is no run of this OUTPUT, with 78 if it was changed since it was written.
     """
+    from mmrag_batch.run.answers import in_words
     from mmrag_batch.run.files import Paths
     from mmrag_batch.run.merge import write_so_far
     from mmrag_batch.run.status import describe
 
     if write is not None:
         rows = write_so_far(Paths.of(output, store), write, overwrite=overwrite)
-        counts = ", ".join(f"{count:,} {name}" for name, count in rows.items())
-        typer.echo(f"{write}: {sum(rows.values()):,} rows are answered so far ({counts}).")
+        typer.echo(f"{write}: {sum(rows.values()):,} rows are answered so far ({in_words(rows)}).")
         return
     for line in describe(Paths.of(output, store)):
         typer.echo(line)
@@ -112,7 +112,7 @@ def doctor() -> None:
     """
     from mmrag_batch.doctor import check, describe, show
 
-    found = check()
-    typer.echo("\n".join([*describe(), "", *show(found)]))
-    if not found[0].works:
+    abilities = check()
+    typer.echo("\n".join([*describe(), "", *show(abilities)]))
+    if not abilities[0].works:
         raise typer.Exit(ExitCode.UNAVAILABLE)

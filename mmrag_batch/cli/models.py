@@ -63,7 +63,7 @@ def _export_bundle(
     parts = load_config(config, ExportConfig)
     with training_imports():
         from mmrag_batch.export.bundle import plan_bundle, write_bundle
-        from mmrag_batch.export.plan import show
+        from mmrag_batch.export.dry_run import show
 
     if dry_run:
         typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))

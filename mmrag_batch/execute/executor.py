@@ -9,11 +9,12 @@ from typing import Protocol
 
 from mmrag_batch.plugs import load, pick
 from mmrag_batch.records import Row
-from mmrag_batch.stages import Stage
+from mmrag_batch.stages import OpenStage
 
 
 class Executor(Protocol):
-    """Sends every row through the stages and has each kept once, in whatever order they come.
+    """Opens the stages, sends every row through them and has each kept once, in whatever order they
+    come. No row is asked for before the stages are open.
 
     When `is_stopped` says so, no stage is given another row: those in its hands are finished and
     kept, the others are not. What a stage, `rows` or `keep` raises ends it and is raised by it.
@@ -22,7 +23,7 @@ class Executor(Protocol):
     def __call__(
         self,
         rows: Iterable[Row],
-        stages: Sequence[Stage],
+        stages: Sequence[OpenStage],
         keep: Callable[[Row], None],
         *,
         is_stopped: Callable[[], bool],

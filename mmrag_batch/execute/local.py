@@ -4,18 +4,35 @@ Each stage but the last works ahead of the next one in a thread of its own.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from traceback import clear_frames
 
 from mmrag_batch.errors import InternalError
 from mmrag_batch.records import Row
-from mmrag_batch.stages import Stage, prefetch
+from mmrag_batch.stages import OpenStage, Stage, prefetch
 
 READ_AHEAD = 32
 """Rows that wait in front of each stage."""
 
 
 def run(
+    rows: Iterable[Row],
+    stages: Sequence[OpenStage],
+    keep: Callable[[Row], None],
+    *,
+    is_stopped: Callable[[], bool],
+) -> None:
+    """The executor: opens the stages in this process, one after the other, and runs them."""
+    with ExitStack() as opened:
+        run_stages(
+            rows,
+            [opened.enter_context(open_stage()) for open_stage in stages],
+            keep,
+            is_stopped=is_stopped,
+        )
+
+
+def run_stages(
     rows: Iterable[Row],
     stages: Sequence[Stage],
     keep: Callable[[Row], None],

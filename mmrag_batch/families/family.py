@@ -72,6 +72,12 @@ class Family(Protocol):
         many images. Raises ValueError where they have not."""
         ...
 
+    @staticmethod
+    def module_name(name: str) -> str:
+        """The name that a tensor on disk, of a checkpoint or of an adapter, has in the module that
+        `load` gives."""
+        ...
+
     def shape(self, dtype: str) -> Shape:
         """What a row takes in `dtype`, `float32` or `bfloat16`."""
         ...

@@ -10,6 +10,8 @@ from typing import NamedTuple, get_args
 from mmrag_batch.records import Answer, Problem, Row, Status
 
 STATUSES: tuple[Status, ...] = get_args(Status)
+Counts = dict[Status, int]
+"""How many rows have each status."""
 DIGITS_OF_PROBABILITIES = 6
 DIGITS_OF_SCORES = 4
 
@@ -38,7 +40,7 @@ class Start:
     first: int
     stop: int
     kept: int
-    rows: dict[Status, int]
+    rows: Counts
     time: float
     process: Mapping[str, object]
     versions: Mapping[str, str]
@@ -46,6 +48,16 @@ class Start:
     seconds: float = 0.0
     origin: tuple[str, int] = ("", 0)
     id: int = field(default=0, compare=False)
+
+
+def no_rows() -> Counts:
+    """Counts of none."""
+    return dict.fromkeys(STATUSES, 0)
+
+
+def in_words(counts: Mapping[Status, int]) -> str:
+    """Counts for people: `7 ok, 1 degraded, 0 error`."""
+    return ", ".join(f"{rows:,} {status}" for status, rows in counts.items())
 
 
 def answer_of(row: Row) -> Answer:

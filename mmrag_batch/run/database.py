@@ -40,7 +40,7 @@ class DamagedError(InternalError):
 def check_store(path: Path) -> bool:
     """Whether there is a store. Raises OutputError for anything at its place, or at that of
     SQLite's journal, that no run has made."""
-    there = check_ours(path)
+    exists = check_ours(path)
     journal = journal_of(path)
     if check_ours(journal):
         head = _read_head(journal, len(JOURNAL))
@@ -48,7 +48,7 @@ def check_store(path: Path) -> bool:
             raise OutputError(f"{journal} is no journal of SQLite's. Move it away.")
     if os.path.lexists(wal := path.with_name(path.name + "-wal")):
         raise OutputError(f"{wal} is no file of a run, and SQLite would take it up. Move it away.")
-    head = _read_head(path, 100) if there else b""
+    head = _read_head(path, 100) if exists else b""
     if head.strip(b"\0") and not (
         head.startswith(SQLITE) and head[68:72] == APPLICATION.to_bytes(4)
     ):
@@ -56,7 +56,7 @@ def check_store(path: Path) -> bool:
             f"{path} is no answer store, or its beginning is damaged. Move it away to ask every "
             "row again, or choose another output."
         )
-    return there
+    return exists
 
 
 def journal_of(path: Path) -> Path:

@@ -57,10 +57,10 @@ def find_job(output: Path, stores: Iterable[Path], table: Path | None = None) ->
         )
     first, *others = known
     for other in others:
-        if found := differences(known[first]["settings"], known[other]["settings"]):
+        if changes := differences(known[first]["settings"], known[other]["settings"]):
             raise ConfigError(
-                f"{other} was answered with something else than {first}: {'; '.join(found)}. Move "
-                "away the one that is not wanted, then merge again."
+                f"{other} was answered with something else than {first}: {'; '.join(changes)}. "
+                "Move away the one that is not wanted, then merge again."
             )
     folder = output.parent.resolve()  # `..` leads elsewhere from a folder that is a link
     tables = {Path(os.path.relpath(folder / note["table"])) for note in known.values()}

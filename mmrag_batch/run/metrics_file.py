@@ -12,6 +12,7 @@ from typing import Self
 
 from mmrag_batch.errors import ExitCode, MmragError, OutputError
 from mmrag_batch.records import Status
+from mmrag_batch.run.answers import no_rows
 from mmrag_batch.run.files import check_ours
 
 FIRST = "# TYPE mmrag_rows gauge\n"
@@ -31,7 +32,7 @@ class MetricsFile:
         self._path = path
         self._check_ours()
         self._label = str(output).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-        self._rows: Mapping[Status, int] = {"ok": 0, "degraded": 0, "error": 0}
+        self._rows: Mapping[Status, int] = no_rows()
         self._total = 0
         self._started = time()
         self._written = monotonic()

@@ -60,10 +60,10 @@ def find_answer_settings(settings: PredictSettings) -> dict[str, object]:
     """What every answer of a run depends on. Raises ConfigError for a name that nothing has."""
     declared = settings_of(type(settings)).items()
     asked = {name: getattr(settings, name) for name, one in declared if one.changes_answers}
-    found = answer_settings(read_manifest(settings.bundle), asked)
+    values = answer_settings(read_manifest(settings.bundle), asked)
     if key := find_source(settings.candidates).key(settings):
-        found["documents"] = key
-    return found
+        values["documents"] = key
+    return values
 
 
 def statuses_to_ask(settings: PredictSettings) -> frozenset[Status]:
@@ -112,8 +112,8 @@ def check_same(
         before = manifest.settings
     else:
         return
-    if found := differences(before, now):
-        raise ConfigError(f"{output} was begun with something else: {'; '.join(found)}. {ANEW}")
+    if changes := differences(before, now):
+        raise ConfigError(f"{output} was begun with something else: {'; '.join(changes)}. {ANEW}")
     if store.is_empty():
         raise ConfigError(
             f"The answers of {output} are gone ({store.path} has none), so every row of a changed "

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from mmrag_batch.bundle import open_bundle
 from mmrag_batch.errors import AbortedError, ConfigError, ExitCode, LockedError
 from mmrag_batch.execute.executor import Executor, find_executor
-from mmrag_batch.factory import open_images, open_stages
+from mmrag_batch.factory import find_stages, open_images
 from mmrag_batch.records import Status
 from mmrag_batch.run.adopt import adopt
-from mmrag_batch.run.answers import Start
+from mmrag_batch.run.answers import Start, in_words
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.job import Job, note_job
 from mmrag_batch.run.keys import key_maker
@@ -51,7 +51,7 @@ from mmrag_batch.run.survey import Survey, take_survey
 from mmrag_batch.run.versions import find_versions
 from mmrag_batch.run.work import Work, ask_missing, is_gaining, too_many
 from mmrag_batch.settings import PredictSettings
-from mmrag_batch.stages import Stage
+from mmrag_batch.stages import OpenStage
 from mmrag_batch.table.output import RowFormat, check_output
 from mmrag_batch.table.rows import read_header
 from mmrag_batch.table.text import check_file
@@ -228,14 +228,11 @@ class _Run:
             progress.update(counts)
             self.metrics.update(counts, len(rows))
 
-        @contextmanager
-        def stages() -> Iterator[list[Stage]]:
-            with _load(settings) as loaded, progress:
-                yield loaded
-
-        ask_missing(
-            work, store, start, stages, self.stop, self.executor, allowed=allowed, report=report
-        )
+        stages = _find_stages(settings)
+        with progress:
+            ask_missing(
+                work, store, start, stages, self.stop, self.executor, allowed=allowed, report=report
+            )
         self.at_work.clear()
         if work.left and self.shard is None:
             raise LockedError(
@@ -264,14 +261,12 @@ class _Run:
         check_failures(rows, manifest, allowed=self._allowed(total) or 0, command=command)
 
 
-@contextmanager
-def _load(settings: PredictSettings) -> Iterator[list[Stage]]:
+def _find_stages(settings: PredictSettings) -> list[OpenStage]:
     bundle = open_bundle(settings.bundle)
     if bundle.manifest.notice:
         log.info("%s", bundle.manifest.notice)
     log.info("Loading the models of %s.", settings.bundle)
-    with open_stages(settings, bundle) as stages:
-        yield stages
+    return find_stages(settings, bundle)
 
 
 def _tell_versions(store: AnswerStore, start: Start) -> None:
@@ -286,9 +281,9 @@ def _tell_versions(store: AnswerStore, start: Start) -> None:
 
 
 def _summary(settings: PredictSettings, manifest: Manifest) -> str:
-    counts = ", ".join(f"{rows:,} {status}" for status, rows in manifest.rows.items())
     total = sum(manifest.rows.values())
-    line = f"{settings.output}: {total:,} rows, {manifest.asked:,} asked now ({counts})."
+    line = f"{settings.output}: {total:,} rows, {manifest.asked:,} asked now "
+    line += f"({in_words(manifest.rows)})."
     if "label" in manifest.input["columns"]:
         line += f" Next: mmrag-batch evaluate {shlex.quote(str(settings.output))}"
     return line

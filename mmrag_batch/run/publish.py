@@ -18,7 +18,7 @@ from mmrag_batch.bundle import sha256
 from mmrag_batch.errors import InternalError, PartialError
 from mmrag_batch.records import Answer, Problem, Status
 from mmrag_batch.run import files
-from mmrag_batch.run.answers import STATUSES, to_answer
+from mmrag_batch.run.answers import Counts, no_rows, to_answer
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.job import Job
 from mmrag_batch.run.manifest import (
@@ -96,7 +96,7 @@ def check_failures(
 class Tally:
     """What was written."""
 
-    rows: dict[Status, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
+    rows: Counts = field(default_factory=no_rows)
     codes: dict[str, int] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     starts: set[int] = field(default_factory=set)

@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mmrag_batch.bundle import sha256
 from mmrag_batch.errors import MissingError, MmragError
 from mmrag_batch.records import Status
-from mmrag_batch.run.answers import Start
+from mmrag_batch.run.answers import Start, in_words
 from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.lock import find_holder
 from mmrag_batch.run.manifest import Manifest, check_replaceable, find_manifest
@@ -97,7 +97,7 @@ def _describe_part(part: Part) -> Iterator[str]:
 def _describe_complete(output: Path, manifest: Manifest) -> Iterator[str]:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.finished))
     rate = _rate(sum(start["asked"] for start in manifest.starts), manifest.seconds)
-    yield f"{output}: complete since {when}: {_counts(manifest.rows)}{rate}."
+    yield f"{output}: complete since {when}: {in_words(manifest.rows)}{rate}."
     yield f"  The last run asked {manifest.asked:,} rows and kept {manifest.kept:,}."
     yield from (f"  {problem}" for problem in manifest.failed)
     if (more := manifest.rows["error"] - len(manifest.failed)) > 0:
@@ -106,7 +106,7 @@ def _describe_complete(output: Path, manifest: Manifest) -> Iterator[str]:
 
 def _progress(start: Start) -> str:
     done, total = sum(start.rows.values()), start.stop - start.first
-    line = f"{done:,} of {total:,} rows are done ({_counts(start.rows)}): {start.asked:,} asked, "
+    line = f"{done:,} of {total:,} rows are done ({in_words(start.rows)}): {start.asked:,} asked, "
     line += f"{start.kept:,} kept{_rate(start.asked, start.seconds)}"
     if done < total and start.asked and start.seconds:
         line += f", {_duration((total - done) * start.seconds / start.asked)} left"
@@ -124,10 +124,6 @@ def _sum(starts: list[Start]) -> Start:
     return replace(
         starts[0], first=0, stop=stop, kept=kept, rows=dict(rows), asked=asked, seconds=seconds
     )
-
-
-def _counts(rows: Mapping[Status, int]) -> str:
-    return ", ".join(f"{count:,} {status}" for status, count in rows.items())
 
 
 def _rate(rows: int, seconds: float) -> str:

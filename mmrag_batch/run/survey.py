@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 
 from mmrag_batch.bundle import sha256
 from mmrag_batch.records import Question, Row, Status
-from mmrag_batch.run.answers import STATUSES, Kept
+from mmrag_batch.run.answers import STATUSES, Counts, Kept
 from mmrag_batch.run.keys import KEY_BYTES
 from mmrag_batch.run.progress import told
 from mmrag_batch.run.shards import Shard, shard_rows
@@ -68,7 +68,7 @@ class Survey:
         """How many rows have no answer."""
         return self.counts[MISSING]
 
-    def by_status(self) -> dict[Status, int]:
+    def by_status(self) -> Counts:
         """How many rows have an answer, by status."""
         return dict(zip(STATUSES, self.counts))
 

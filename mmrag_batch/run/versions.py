@@ -22,12 +22,12 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 def find_versions() -> dict[str, str]:
     """The versions of what answers may depend on, by name; what is not there is left out."""
-    found = {"mmrag-batch": __version__, "python": platform.python_version()}
+    versions = {"mmrag-batch": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
     if DRIVER.exists():
-        found["nvidia driver"] = DRIVER.read_text(encoding="utf-8").splitlines()[0]
-    return found
+        versions["nvidia driver"] = DRIVER.read_text(encoding="utf-8").splitlines()[0]
+    return versions

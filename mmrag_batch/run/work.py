@@ -3,8 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from mmrag_batch.errors import (
     AbortedError,
@@ -22,7 +21,7 @@ from mmrag_batch.run.keys import digest_of
 from mmrag_batch.run.signals import NO_GAIN, StopSignals
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import MISSING, KeyMaker, Survey
-from mmrag_batch.stages import Stage
+from mmrag_batch.stages import OpenStage
 from mmrag_batch.table.rows import read_rows
 
 IDLE_STARTS = 3
@@ -128,7 +127,7 @@ def ask_missing(
     work: Work,
     store: AnswerStore,
     start: Start,
-    open_stages: Callable[[], AbstractContextManager[list[Stage]]],
+    stages: Sequence[OpenStage],
     stop: StopSignals,
     executor: Executor,
     *,
@@ -142,6 +141,12 @@ def ask_missing(
     """
     opened = time.monotonic()
 
+    def rows() -> Iterator[Row]:
+        """What is missing; the models are loaded when the first of it is asked for."""
+        nonlocal opened
+        stop.working, opened = True, time.monotonic()
+        yield from work.rows()
+
     def keep(row: Row) -> None:
         start.seconds = time.monotonic() - opened
         work.keep(row)
@@ -150,18 +155,15 @@ def ask_missing(
             store.end()
             raise AbortedError(too_many(work.failed, work.complaint))
 
-    with open_stages() as stages:
-        stop.working = True
-        opened = time.monotonic()
-        try:
-            executor(work.rows(), stages, keep, is_stopped=lambda: stop.cause is not None)
-        except OURS:
+    try:
+        executor(rows(), stages, keep, is_stopped=lambda: stop.cause is not None)
+    except OURS:
+        raise
+    except Exception as error:
+        # An engine may be stopped by the same signal, before its last rows are answered.
+        if stop.cause is None:
             raise
-        except Exception as error:
-            # An engine may be stopped by the same signal, before its last rows are answered.
-            if stop.cause is None:
-                raise
-            log.info("Rows in work were given up: %s", error)
+        log.info("Rows in work were given up: %s", error)
     done = start.asked
     store.end()
     missing = start.stop - start.first - sum(start.rows.values()) - work.left

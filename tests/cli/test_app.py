@@ -179,7 +179,7 @@ def test_an_existing_output_is_kept_unless_overwrite_is_given(table: Path, bundl
 def test_a_broken_or_missing_input_ends_before_models_are_loaded(
     tmp_path: Path, bundle: Path, content: str | None, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("mmrag_batch.run.predict.open_stages")
+    monkeypatch.delattr("mmrag_batch.run.predict.find_stages")
     table = tmp_path / "in.csv"
     if content is not None:
         table.write_text(content)

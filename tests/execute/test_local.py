@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmrag_batch.errors import InputError, InternalError
-from mmrag_batch.execute.local import READ_AHEAD, rows_in_flight, run
+from mmrag_batch.execute.local import READ_AHEAD, rows_in_flight, run_stages
 from mmrag_batch.records import Row
 from mmrag_batch.stages import Stage, prefetch
 
@@ -126,7 +126,7 @@ def run_watched(rows: Iterable[Row], stages: Sequence[Stage], write: Callable[[R
 
     def work() -> None:
         try:
-            run(rows, stages, write)
+            run_stages(rows, stages, write)
         except BaseException as error:
             errors.append(error)
 
@@ -236,7 +236,7 @@ def test_a_run_that_is_stopped_finishes_what_stages_hold_and_reads_no_more() -> 
             yield row
 
     stages: list[Stage] = [InBatches(9), Ahead(8)]
-    run(
+    run_stages(
         counted(),
         stages,
         lambda row: written.append(row.number),

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from mmrag_batch.errors import ConfigError
 from mmrag_batch.export.adapter import CONFIG, WEIGHTS, read_adapter
+from mmrag_batch.families.mllama.family import Mllama
 
 SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 6}
 PARTS = {"lora_A.weight": torch.ones(2, 3), "lora_B.weight": torch.ones(5, 2)}
@@ -45,7 +46,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def test_the_scale_is_alpha_over_rank_or_its_root(
     write: Callable[..., Path], settings: dict[str, object], scale: float
 ) -> None:
-    (update,) = read_adapter(write(**settings)).updates.values()
+    (update,) = read_adapter(write(**settings), Mllama.module_name).updates.values()
     assert update.shape == (5, 3)
     assert update.rank == 2
     torch.testing.assert_close(update.rows(1, 3), torch.full((2, 3), 2 * scale))
@@ -65,7 +66,7 @@ def test_names_of_any_version_are_understood(write: Callable[..., Path], module:
             f"lora_A{ending}.weight": torch.ones(2, 3),
             f"lora_B{ending}.weight": torch.ones(5, 2),
         }
-        found = read_adapter(write(module, parts))
+        found = read_adapter(write(module, parts), Mllama.module_name)
         assert list(found.updates) == ["model.language_model.layers.0.self_attn.q_proj.weight"]
 
 
@@ -74,7 +75,9 @@ def test_an_embedding_lies_the_other_way_round(write: Callable[..., Path]) -> No
         "lora_embedding_A": torch.tensor([[1.0, 2, 3]]),  # (r, rows)
         "lora_embedding_B": torch.tensor([[1.0], [10]]),  # (columns, r)
     }
-    (update,) = read_adapter(write("language_model.model.embed_tokens", parts)).updates.values()
+    (update,) = read_adapter(
+        write("language_model.model.embed_tokens", parts), Mllama.module_name
+    ).updates.values()
     assert update.rows(1, 3).tolist() == [[12.0, 120.0], [18.0, 180.0]]
 
 
@@ -93,7 +96,7 @@ def test_what_is_more_than_a_sum_is_refused(
     write: Callable[..., Path], settings: dict[str, object], named: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"only plain LoRA .* has {named}"):
-        read_adapter(write(**settings))
+        read_adapter(write(**settings), Mllama.module_name)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_tensors_that_make_no_update_are_refused(
     write: Callable[..., Path], parts: dict[str, torch.Tensor], complaint: str
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        read_adapter(write(parts=parts))
+        read_adapter(write(parts=parts), Mllama.module_name)
 
 
 @pytest.mark.parametrize("zero", list(PARTS))
@@ -121,4 +124,6 @@ def test_an_adapter_with_a_half_of_zeros_changes_nothing(
     write: Callable[..., Path], zero: str
 ) -> None:
     with pytest.raises(ConfigError, match="changes nothing"):
-        read_adapter(write(parts={**PARTS, zero: torch.zeros_like(PARTS[zero])}))
+        read_adapter(
+            write(parts={**PARTS, zero: torch.zeros_like(PARTS[zero])}), Mllama.module_name
+        )

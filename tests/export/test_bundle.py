@@ -8,8 +8,8 @@ import pytest
 from mmrag_batch.bundle import RETRIEVER_SPEC, GeneratorSpec, open_bundle
 from mmrag_batch.errors import ConfigError, MissingError, OutputError
 from mmrag_batch.export.bundle import plan_bundle, write_bundle
+from mmrag_batch.export.dry_run import show
 from mmrag_batch.export.parity import PARITY
-from mmrag_batch.export.plan import show
 from mmrag_batch.export.settings import ExportConfig
 
 SPEC = GeneratorSpec(

@@ -6,6 +6,7 @@ import yaml
 from mmrag_batch.export.adapter import read_adapter
 from mmrag_batch.export.card import write_card
 from mmrag_batch.export.verify import MergeReport
+from mmrag_batch.families.mllama.family import Mllama
 
 REPORT = MergeReport(merged=35, kept=82, weights=0.5, logits=None)
 
@@ -13,7 +14,7 @@ REPORT = MergeReport(merged=35, kept=82, weights=0.5, logits=None)
 def card(base: Path, adapter: Path, out: Path, *, licence: str = "") -> tuple[dict[str, str], str]:
     """The front matter and the text of a model card."""
     out.mkdir(exist_ok=True)
-    write_card(out, base, read_adapter(adapter), REPORT, licence)
+    write_card(out, base, read_adapter(adapter, Mllama.module_name), REPORT, licence)
     _, front, text = (out / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(front), text
 

@@ -11,12 +11,12 @@ from mmrag_batch.errors import DeniedError, MissingError
 from mmrag_batch.export.checkpoint import (
     INDEX,
     WHOLE,
-    module_name,
     read_rows,
     read_shard,
     shard_files,
     write_rows,
 )
+from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.families.mllama.loading import load_model
 
 WEIGHTS = {
@@ -102,8 +102,8 @@ def test_module_names_are_those_of_transformers(tiny_generator_dir: Path) -> Non
     (file,) = shard_files(tiny_generator_dir)
     published = [tensor.name for tensor in read_shard(file)]
     modules = load_model(tiny_generator_dir, dtype=torch.float32).state_dict()
-    assert {module_name(name) for name in published} == set(modules)
-    assert {module_name(name) for name in modules} == set(modules)
+    assert {Mllama.module_name(name) for name in published} == set(modules)
+    assert {Mllama.module_name(name) for name in modules} == set(modules)
     assert set(published).isdisjoint(modules)
 
 

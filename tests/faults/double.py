@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from mmrag_batch.records import Answer, Evidence, Prediction, Problem, Question,
 from mmrag_batch.run import store
 from mmrag_batch.run.versions import find_versions
 from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
-from mmrag_batch.stages import Stage, image_files
+from mmrag_batch.stages import OpenStage, image_files
 
 HOOK = f"{__name__}:install"
 WINDOW = 4
@@ -152,15 +152,13 @@ def install(values: Mapping[str, object]) -> None:
     """The hook of a command: `values` are those of a Script."""
     script = Script(**values)  # type: ignore[arg-type]
 
-    def open_stages(
-        settings: PredictSettings, bundle: Bundle
-    ) -> AbstractContextManager[list[Stage]]:
-        return nullcontext([Double(open_images(settings).digest, script)])
+    def find_stages(settings: PredictSettings, bundle: Bundle) -> list[OpenStage]:
+        return [lambda: nullcontext(Double(open_images(settings).digest, script))]
 
     predict = mmrag_batch.run.predict
     mock.patch.multiple(
         predict,
-        open_stages=open_stages,
+        find_stages=find_stages,
         open_bundle=lambda _: BUNDLE,
         find_versions=lambda: VERSIONS,
     ).start()

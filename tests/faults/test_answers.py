@@ -138,7 +138,7 @@ def test_a_column_that_passes_through_costs_nothing_and_is_in_the_output(
     assert predict(folder, "--quiet") == 0
     change_rows(folder, set_cell(7, "note", "seen"))
     with monkeypatch.context() as patch:
-        patch.setattr("mmrag_batch.run.predict.open_stages", refuse)
+        patch.setattr("mmrag_batch.run.predict.find_stages", refuse)
         assert predict(folder, "--quiet") == 0
     assert read_rows(folder / "out.csv")[7]["note"] == "seen"
     assert_as_anew(folder)
@@ -242,7 +242,7 @@ def test_a_manifest_that_is_lost_or_damaged_is_written_again(
         path.unlink()
     else:
         path.write_bytes(damage)
-    monkeypatch.setattr("mmrag_batch.run.predict.open_stages", refuse)
+    monkeypatch.setattr("mmrag_batch.run.predict.find_stages", refuse)
     assert predict(folder, "--quiet") == 0
     assert manifest(folder) == before
     assert identity(folder / "out.csv") == out
@@ -254,7 +254,7 @@ def test_rows_that_cannot_be_read_end_a_run_before_a_model_loads(
 ) -> None:
     write_table(folder / "in.csv", 200, broken=range(11))
     with monkeypatch.context() as patch:
-        patch.setattr("mmrag_batch.run.predict.open_stages", refuse)
+        patch.setattr("mmrag_batch.run.predict.find_stages", refuse)
         code, output = call(*words(folder, "--max-row-errors", 10))
         assert (code, "11 rows failed" in output, "line 2: bad_choices" in output) == (
             4,

@@ -152,7 +152,7 @@ def test_a07_a_death_before_the_manifest_costs_only_the_manifest(
     run(commands, folder, fault=Fault(log.index("rename out.csv") + 1))
     before = identity(folder / "out.csv")
     assert not (folder / "out.csv.manifest.json").exists()
-    monkeypatch.setattr("mmrag_batch.run.predict.open_stages", refuse)
+    monkeypatch.setattr("mmrag_batch.run.predict.find_stages", refuse)
     assert predict(folder, "--quiet") == 0
     assert identity(folder / "out.csv") == before
     assert manifest(folder)["rows"] == {"ok": 200, "degraded": 0, "error": 0}
@@ -320,7 +320,7 @@ def test_a15_a_complete_output_is_left_alone_and_no_model_is_loaded(
 ) -> None:
     assert predict(folder, "--quiet") == 0
     before = {name: identity(folder / name) for name in names(folder)}
-    monkeypatch.setattr("mmrag_batch.run.predict.open_stages", refuse)
+    monkeypatch.setattr("mmrag_batch.run.predict.find_stages", refuse)
     monkeypatch.setattr("mmrag_batch.run.predict.open_bundle", refuse)
     started = time.process_time()
     assert predict(folder) == 0

@@ -182,7 +182,7 @@ def test_c04_an_output_folder_that_vanishes_ends_the_run(commands: Commands, fol
 def test_c05_an_output_folder_that_cannot_be_written_to_is_told_before_models_are_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("mmrag_batch.run.predict.open_stages")
+    monkeypatch.delattr("mmrag_batch.run.predict.find_stages")
     for place, text in (
         (folder / "none" / "out.csv", "mkdir -p"),
         (Path("/proc/out.csv"), "/proc"),

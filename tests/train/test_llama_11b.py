@@ -14,6 +14,7 @@ from mmrag_batch.declare import load_config
 from mmrag_batch.export.adapter import CONFIG, WEIGHTS
 from mmrag_batch.export.checkpoint import INDEX
 from mmrag_batch.export.merge import NEEDED, plan_merge
+from mmrag_batch.families.family import MLLAMA
 from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.train.settings import GeneratorConfig
 from mmrag_batch.train.tuning import add_lora
@@ -53,7 +54,7 @@ def base(model: MllamaForConditionalGeneration, tmp_path: Path) -> Path:
     directory = tmp_path / "base"
     directory.mkdir()
     for name in NEEDED:
-        (directory / name).write_text("{}")
+        (directory / name).write_text(json.dumps({"architectures": [MLLAMA]}))
     weights = {published_name(name): tensor for name, tensor in model.state_dict().items()}
     names = list(weights)
     weight_map: dict[str, str] = {}

@@ -1,5 +1,6 @@
 """Llama 3.2 Vision as a family: an encoder-decoder, whose decoder sees an image as one token."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,15 @@ from mmrag_batch.families.family import BYTES, Shape, read_config
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
+
+
+RENAMED = (
+    (re.compile(r"^language_model\.model\."), "model.language_model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^(vision_model|multi_modal_projector)\."), r"model.\1."),
+)
+"""How the names in published checkpoints, and in adapters for transformers up to 4.51, turn into
+those of the modules of today."""
 
 
 class Mllama:
@@ -60,6 +70,13 @@ class Mllama:
         from mmrag_batch.families.mllama.inputs import collate
 
         return collate(token_ids, images, self._image_processor, pad_id, self.image_token_id)
+
+    @staticmethod
+    def module_name(name: str) -> str:
+        """The name of a tensor in transformers' module of today."""
+        for pattern, replacement in RENAMED:
+            name = pattern.sub(replacement, name)
+        return name
 
     def shape(self, dtype: str) -> Shape:
         """What a row takes."""

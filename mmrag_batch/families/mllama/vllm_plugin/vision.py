@@ -79,9 +79,9 @@ class ImageEncoder(nn.Module):
         states: dict[int, Tensor] = {}
         new: dict[int, int] = {}
         for image, key in enumerate(keys):
-            found = self.shared.get(key)
-            if found is not None:
-                states[key] = found
+            shared = self.shared.get(key)
+            if shared is not None:
+                states[key] = shared
             else:
                 new.setdefault(key, image)
         ends = list(accumulate(tiles, initial=0))
