@@ -135,7 +135,7 @@ class Loud(ScriptedEngine):
     """Shouts."""
 
     def generate(self, requests: "Iterator[engine.Request]", /) -> Iterator[engine.Result]:  # type: ignore[override]
-        return (replace(result, text=result.text.upper()) for result in super().generate(requests))
+        return (result._replace(text=result.text.upper()) for result in super().generate(requests))
 
 
 def test_a_setting_that_changes_answers(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ engine gives there is combined (`choices.py`). No engine knows of options."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mmrag_batch.generation.choices import Fork, Option, combine, find_forks
 from mmrag_batch.generation.engine import Engine, Request, Result
@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerRequest:
+class AnswerRequest(NamedTuple):
     """The prompt of row `key`. `options` are the answers to choose from, of which there are at
     least two; empty for a free-form answer."""
 
@@ -24,8 +23,7 @@ class AnswerRequest:
     options: tuple[Option, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerResult:
+class AnswerResult(NamedTuple):
     """The answer to the request with that key: a text, one probability an option, or an error."""
 
     key: int
@@ -39,7 +37,7 @@ class _PendingAnswer:
     """An answer that is being asked for, and what has come of its forks."""
 
     request: AnswerRequest
-    forks: list[Fork]
+    forks: tuple[Fork, ...]
     results: dict[int, Result] = field(default_factory=dict)
 
 

@@ -9,11 +9,16 @@ nothing is guessed, and the probabilities sum to 1.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mmrag_batch.records import Prediction
 
 Option = tuple[int, ...]
 """Token ids, the end token included, so that no option is the beginning of another."""
+
+
+REMEMBERED = 4096
+"""Sets of answers whose forks are remembered: a table asks the same ones over and over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,8 @@ class Fork:
     followers: tuple[tuple[int, ...], ...]
 
 
-def find_forks(answers: Sequence[Option]) -> list[Fork]:
+@lru_cache(REMEMBERED)
+def find_forks(answers: tuple[Option, ...]) -> tuple[Fork, ...]:
     """Every fork of a set of different answers, shorter prefixes first."""
     forks = []
     groups: list[tuple[Option, tuple[int, ...]]] = [((), tuple(range(len(answers))))]
@@ -43,7 +49,7 @@ def find_forks(answers: Sequence[Option]) -> list[Fork]:
             followers = tuple(tuple(group) for group in members_by_token.values())
             forks.append(Fork(prefix, tuple(members_by_token), followers))
         groups += [((*prefix, token), tuple(group)) for token, group in members_by_token.items()]
-    return forks
+    return tuple(forks)
 
 
 def combine(

@@ -7,7 +7,6 @@ elsewhere, a call of `add_engine`.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mmrag_batch.bundle import Bundle
@@ -24,8 +23,7 @@ Tokens = tuple[int, ...]
 """Token ids."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One prompt: something is to be written after it or, with `score`, the logits of those tokens
     as the next one are asked for.
 
@@ -39,8 +37,7 @@ class Request:
     score: Tokens = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """What came of the request with that key: a text, logits (up to a constant), or an error."""
 
     key: tuple[int, int]

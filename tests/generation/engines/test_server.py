@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -120,8 +119,8 @@ def test_more_options_than_a_server_counts_at_once_are_asked_in_parts(
     engine: ServerEngine, demo_requests: list[AnswerRequest]
 ) -> None:
     options = tuple((token, 772) for token in range(100, 126))
-    few = replace(demo_requests[1], options=options[:13])
-    many = replace(demo_requests[1], options=options)
+    few = demo_requests[1]._replace(options=options[:13])
+    many = demo_requests[1]._replace(options=options)
     [part], [whole] = list(ask(engine, [few])), list(ask(engine, [many]))
     assert sum(whole.probabilities) == pytest.approx(1)
     ratio = sum(whole.probabilities[:13])
@@ -133,9 +132,9 @@ def test_a_request_that_the_server_refuses_is_one_error(
 ) -> None:
     picture = next(one for one in demo_requests if one.images)
     bad = [
-        replace(picture, key=100, token_ids=(768, 1_000_000)),
-        replace(picture, key=101, token_ids=picture.token_ids + (5,) * 2000),
-        replace(picture, key=102, images=picture.images * 20),
+        picture._replace(key=100, token_ids=(768, 1_000_000)),
+        picture._replace(key=101, token_ids=picture.token_ids + (5,) * 2000),
+        picture._replace(key=102, images=picture.images * 20),
     ]
     results = by_key(ask(engine, [*demo_requests[:8], *bad, *demo_requests[8:16]]))
     assert len(results) == 19

@@ -1,6 +1,5 @@
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ def test_probabilities_are_those_of_transformers_own_processor(
 def test_texts_are_scored_as_decoding_restricted_to_them_would(
     engine: TransformersEngine, renderer: Renderer, tiny_generator_dir: Path
 ) -> None:
-    one = replace(request(renderer, 0, image=0), options=((5, 6, 1), (5, 7, 1), (8, 1)))
+    one = request(renderer, 0, image=0)._replace(options=((5, 6, 1), (5, 7, 1), (8, 1)))
     result = next(ask(engine, [one]))
 
     processor = load_image_processor(tiny_generator_dir)
@@ -159,8 +158,8 @@ def test_a12_a_row_that_does_not_fit_into_memory_does_not_take_its_batch_with_it
 def test_a_failing_row_does_not_take_its_batch_with_it(
     engine: TransformersEngine, mixed: list[AnswerRequest], renderer: Renderer
 ) -> None:
-    unknown_token = replace(request(renderer, 100, choices=2), token_ids=(0, 1_000_000))
-    lost_image = replace(request(renderer, 101, image=0, choices=2), images=())
+    unknown_token = request(renderer, 100, choices=2)._replace(token_ids=(0, 1_000_000))
+    lost_image = request(renderer, 101, image=0, choices=2)._replace(images=())
     results = by_key(ask(engine, [*mixed, unknown_token, lost_image]))
     failed = {key for key, result in results.items() if result.error is not None}
     assert failed == {100, 101}

@@ -93,11 +93,11 @@ def test_a_request_that_cannot_be_answered_is_one_error(
 ) -> None:
     [picture] = [one for one in demo_requests if one.images][:1]
     bad = [
-        replace(picture, key=100, images=()),
-        replace(picture, key=101, token_ids=(768, 1_000_000)),
-        replace(picture, key=102, token_ids=picture.token_ids + (5,) * 2000),
-        replace(picture, key=103, images=picture.images * 2),
-        replace(picture, key=104, token_ids=()),
+        picture._replace(key=100, images=()),
+        picture._replace(key=101, token_ids=(768, 1_000_000)),
+        picture._replace(key=102, token_ids=picture.token_ids + (5,) * 2000),
+        picture._replace(key=103, images=picture.images * 2),
+        picture._replace(key=104, token_ids=()),
     ]
     results = by_key(ask(engine, [*demo_requests[:10], *bad, *demo_requests[10:20]]))
     assert len(results) == 25
