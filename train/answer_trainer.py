@@ -1,13 +1,16 @@
 """transformers' Trainer with our loss, our order of examples and the scores of `predict`."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from mmrag_batch.families.family import open_family
 from mmrag_batch.records import Row
 from mmrag_batch.train.examples import weighted_loss
 from mmrag_batch.train.held_out import Score
@@ -39,6 +42,26 @@ class AnswerTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
         return self._sampler
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load all weights of a checkpoint.
+
+        A whole model is saved under the names of published checkpoints. transformers would look for
+        those of its modules, find none, and go on with the base.
+        """
+        if isinstance(self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = open_family(Path(resume_from_checkpoint)).load(dtype=torch.float32)
+        module: Any = self.model if model is None else model
+        module.load_state_dict(saved.state_dict())
+
+    def _load_best_model(self) -> None:
+        if isinstance(self.model, PeftModel):
+            super()._load_best_model()
+            return
+        assert self.state.best_model_checkpoint is not None  # there is one of them at least
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def compute_loss(
         self,
