@@ -84,6 +84,11 @@ def _on_gpu(gpus: Sequence[Gpu]) -> Check:
     name = "predict, on a GPU"
     if not gpus:
         return Check(name, works=False, detail="no NVIDIA driver answers (nvidia-smi)")
+    if machine.has_two_runtimes():
+        remedy = "pip uninstall -y onnxruntime onnxruntime-gpu; "
+        remedy += "pip install --no-deps onnxruntime-gpu"
+        detail = "onnxruntime and onnxruntime-gpu have overwritten each other"
+        return Check(name, works=False, detail=detail, remedy=remedy)
     cpu_only = list(_cpu_only_packages())
     if cpu_only:
         remedy = "pip install --force-reinstall 'mmrag-batch[gpu]'"

@@ -130,6 +130,15 @@ def installed_version(requirement: Requirement) -> str | None:
     return None
 
 
+def has_two_runtimes() -> bool:
+    """Whether both builds of ONNX Runtime are installed. They are one package on disk: whichever
+    came last has replaced files of the other, and pip does not object."""
+    try:
+        return bool(version("onnxruntime") and version("onnxruntime-gpu"))
+    except PackageNotFoundError:
+        return False
+
+
 def unmet_requirements(requirements: list[Requirement]) -> list[str]:
     """What is required and not installed, or not in a version that will do."""
     problems = []

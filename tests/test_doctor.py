@@ -63,6 +63,16 @@ def test_int8_needs_a_processor_that_has_it(
     assert by_name()["int8 encoders"].works
 
 
+def test_two_builds_of_onnx_runtime_are_told_apart_from_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("H100", 80 << 30, "580")])
+    monkeypatch.setattr(machine, "version", lambda name: "1.31.1")
+    on_gpu = by_name()["predict, on a GPU"]
+    assert not on_gpu.works
+    assert on_gpu.remedy.startswith("pip uninstall -y onnxruntime onnxruntime-gpu;")
+
+
 def test_a_remedy_has_a_line_of_its_own() -> None:
     lines = list(show([Check("predict", False, "missing: torch", "pip install x")]))
     assert lines[0].split() == ["no", "predict", "missing:", "torch"]

@@ -83,6 +83,17 @@ def test_an_extra_asks_for_what_the_extras_in_it_do() -> None:
     assert {item.name for item in extras["cpu"]} == {"onnxruntime", "torch", "transformers"}
 
 
+def test_extras_that_belong_together_ask_for_one_onnx_runtime() -> None:
+    extras = machine.extras()
+    builds = {
+        name: {item.name for item in items if item.name.startswith("onnxruntime")}
+        for name, items in extras.items()
+    }
+    builds.pop("dev")
+    wanted = {name: found for name, found in builds.items() if found}
+    assert wanted == {"cpu": {"onnxruntime"}, "gpu": {"onnxruntime-gpu"}}
+
+
 def test_what_is_lacking_is_named_with_the_version_that_is_here() -> None:
     here = version("numpy")
     wanted = [Requirement("numpy>=1"), Requirement("numpy>=999"), Requirement("no-such-thing")]
