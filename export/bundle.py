@@ -3,16 +3,20 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from mmrag_batch.bundle import (
     MANIFEST,
+    PROMPT_FIELDS,
     RETRIEVER_SPEC,
     BundleManifest,
     GeneratorSpec,
     hash_files,
+    read_prompt_settings,
     read_retriever_spec,
     write_manifest,
 )
+from mmrag_batch.errors import ConfigError
 from mmrag_batch.export.dry_run import Step, is_exported, plan_export
 from mmrag_batch.export.merge import merge_adapter
 from mmrag_batch.export.onnx_retriever import export_encoders, export_towers
@@ -24,7 +28,7 @@ from mmrag_batch.export.staging import check_out, staged
 def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
     """The steps that `write_bundle` takes, in order; raises what can be raised before the first."""
     check_out(config.out, overwrite=overwrite, marker=MANIFEST, kind="bundle")
-    return plan_export(
+    steps = plan_export(
         encoders=config.encoders,
         precision=config.precision,
         towers=config.towers,
@@ -32,6 +36,8 @@ def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
         adapter=config.adapter,
         out=config.out,
     )
+    generator_spec(config)
+    return steps
 
 
 def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleManifest:
@@ -58,13 +64,7 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleMani
         (retriever / RETRIEVER_SPEC).unlink()  # the manifest holds it from here on
         manifest = BundleManifest(
             retriever=spec,
-            generator=GeneratorSpec(
-                licence=config.licence,
-                scoring=config.scoring,
-                top_k=config.top_k,
-                max_images=config.max_images,
-                max_prompt_tokens=config.max_prompt_tokens,
-            ),
+            generator=generator_spec(config),
             files=hash_files(staging),
             parity=parity,
             trained_on=config.trained_on,
@@ -72,6 +72,30 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleMani
         )
         write_manifest(staging, manifest)
     return manifest
+
+
+def generator_spec(config: ExportConfig) -> GeneratorSpec:
+    """How the bundle asks its generator: as it was tuned to be asked.
+
+    Raises ConfigError where neither the adapter nor the config says so, or they differ.
+    """
+    tuned = read_prompt_settings(config.adapter)
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name in PROMPT_FIELDS:
+        given, known = getattr(config, name), tuned.get(name)
+        values[name] = known if given is None else given
+        if values[name] is None:
+            problems.append(
+                f"{name} is missing: {config.adapter} does not say how it was tuned. Add it."
+            )
+        elif known not in (None, values[name]):
+            problems.append(
+                f"{name} is {given}, and {config.adapter} was tuned with {known}. Leave it out."
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return GeneratorSpec(licence=config.licence, **values)
 
 
 def put_encoders(config: ExportConfig, retriever: Path) -> dict[str, float]:

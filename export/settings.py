@@ -20,11 +20,13 @@ class ExportConfig:
     out: Path
     licence: str
     """Of the generator."""
-    scoring: Scoring
-    top_k: int
-    max_images: int
-    max_prompt_tokens: int
     trained_on: str
+    scoring: Scoring | None = None
+    """This and the next three: how the generator was tuned to be asked. The adapter says so itself,
+    if `train generator` made it."""
+    top_k: int | None = None
+    max_images: int | None = None
+    max_prompt_tokens: int | None = None
     notice: str = ""
     """Shown at the start of every run."""
     precision: Precision = "fp32"

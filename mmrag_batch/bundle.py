@@ -22,6 +22,9 @@ from mmrag_batch.prompt import TEMPLATE_VERSION, Scoring
 FORMAT = 1
 MANIFEST = "bundle.json"
 RETRIEVER_SPEC = "retriever.json"
+PROMPT_SETTINGS = "prompt.json"
+"""Beside an adapter or a model that was tuned: how its prompts were made."""
+PROMPT_FIELDS = ("scoring", "top_k", "max_images", "max_prompt_tokens")
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pt2", ".pkl", ".pickle", ".ckpt"})
 
 EMBEDDING_VERSION = 1
@@ -193,6 +196,27 @@ def read_retriever_spec(directory: Path) -> RetrieverSpec:
 def write_retriever_spec(directory: Path, spec: RetrieverSpec) -> None:
     """Write `retriever.json` beside exported graphs."""
     _write_json(directory / RETRIEVER_SPEC, asdict(spec))
+
+
+def write_prompt_settings(directory: Path, settings: Any) -> None:
+    """Write how prompts were made when a generator was tuned: the PROMPT_FIELDS of `settings`."""
+    values = {name: getattr(settings, name) for name in PROMPT_FIELDS}
+    _write_json(directory / PROMPT_SETTINGS, {"template_version": TEMPLATE_VERSION, **values})
+
+
+def read_prompt_settings(directory: Path) -> dict[str, Any]:
+    """How prompts were made when the generator in `directory` was tuned; empty where nothing says
+    so. Raises ConfigError for a template that this version does not write."""
+    file = directory / PROMPT_SETTINGS
+    if not file.is_file():
+        return {}
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if (version := values.pop("template_version", None)) != TEMPLATE_VERSION:
+        raise ConfigError(
+            f"{directory} was tuned with prompt template {version}; this version writes template "
+            f"{TEMPLATE_VERSION}. Tune it again."
+        )
+    return values
 
 
 def encoders_key(spec: RetrieverSpec, files: Mapping[str, str]) -> str:

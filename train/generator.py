@@ -21,7 +21,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from mmrag_batch.bundle import read_retriever_spec
+from mmrag_batch.bundle import read_retriever_spec, write_prompt_settings
 from mmrag_batch.errors import ConfigError, UnavailableError
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
@@ -152,6 +152,7 @@ def save(model: Any, config: GeneratorConfig, out: Path) -> None:
         model.save_pretrained(out)
     else:
         save_model(model, config.base, out)
+    write_prompt_settings(out, config)
 
 
 def _check(config: GeneratorConfig) -> None:

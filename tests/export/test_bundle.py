@@ -5,12 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from mmrag_batch.bundle import RETRIEVER_SPEC, GeneratorSpec, open_bundle
+from mmrag_batch.bundle import (
+    PROMPT_FIELDS,
+    PROMPT_SETTINGS,
+    RETRIEVER_SPEC,
+    GeneratorSpec,
+    open_bundle,
+    read_prompt_settings,
+    write_prompt_settings,
+)
+from mmrag_batch.declare import load_config
 from mmrag_batch.errors import ConfigError, MissingError, OutputError
-from mmrag_batch.export.bundle import plan_bundle, write_bundle
+from mmrag_batch.export.bundle import generator_spec, plan_bundle, write_bundle
 from mmrag_batch.export.dry_run import show
 from mmrag_batch.export.parity import PARITY
 from mmrag_batch.export.settings import ExportConfig
+from mmrag_batch.train.settings import GeneratorConfig
+
+ROOT = Path(__file__).parents[2]
 
 SPEC = GeneratorSpec(
     licence="Apache-2.0", scoring="letter", top_k=3, max_images=2, max_prompt_tokens=256
@@ -128,3 +140,43 @@ def test_a_plan_refuses_what_the_export_would(
         plan_bundle(replace(config, adapter=tmp_path))
     with pytest.raises(OutputError, match="--overwrite"):
         plan_bundle(replace(config, out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("tuning", "export"),
+    [
+        ("llama_11b_80gb", "llama_11b"),
+        ("llama_11b_24gb", "llama_11b"),
+        ("demo_generator", "demo"),
+        ("demo_qlora", "demo"),
+    ],
+)
+def test_what_training_showed_is_what_the_bundle_shows(
+    tuning: str, export: str, tmp_path: Path
+) -> None:
+    tuned = load_config(ROOT / "train" / "configs" / f"{tuning}.yaml", GeneratorConfig)
+    write_prompt_settings(tmp_path, tuned)
+    config = load_config(ROOT / "export" / "configs" / f"{export}.yaml", ExportConfig)
+    spec = generator_spec(replace(config, adapter=tmp_path))
+    for name in PROMPT_FIELDS:
+        assert getattr(spec, name) == getattr(tuned, name)
+
+
+def test_other_prompts_than_an_adapter_was_tuned_with_are_refused(
+    configure: Callable[..., ExportConfig], tmp_path: Path
+) -> None:
+    config = replace(configure(tmp_path / "out"), top_k=None)
+    with pytest.raises(ConfigError, match=r"top_k is missing: .* Add it\.$"):
+        plan_bundle(config)
+    write_prompt_settings(config.adapter, replace(SPEC, top_k=5, scoring="text"))
+    with pytest.raises(ConfigError, match=r"scoring is letter, and .* tuned with text\. Leave"):
+        plan_bundle(config)
+    assert generator_spec(replace(config, scoring=None)) == replace(SPEC, top_k=5, scoring="text")
+
+
+def test_an_adapter_of_another_template_is_refused(tmp_path: Path) -> None:
+    write_prompt_settings(tmp_path, SPEC)
+    file = tmp_path / PROMPT_SETTINGS
+    file.write_text(file.read_text().replace('"template_version": 1', '"template_version": 0'))
+    with pytest.raises(ConfigError, match="tuned with prompt template 0"):
+        read_prompt_settings(tmp_path)

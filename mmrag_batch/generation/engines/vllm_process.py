@@ -117,14 +117,14 @@ class VllmProcess:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _shutdown(self) -> None:
-        import zmq
-
         self._llm.shutdown()
         # Where the engine has died, a thread of vLLM's may have begun this and asks our loop to
-        # close the sockets, too late; one that stays open blocks the collection of its context.
-        for resource in vars(self._llm.engine_core.resources).values():
-            if isinstance(resource, zmq.Socket):
-                resource.close(linger=0)
+        # close the sockets, too late; one that stays open, with something to say to who is gone,
+        # blocks the collection of its context for ever.
+        core = self._llm.engine_core
+        for context in (core.ctx, core.resources.ctx):
+            for socket in list(context._sockets):
+                socket.close(linger=0)
         current_task = asyncio.current_task()
         other_tasks = [task for task in asyncio.all_tasks() if task is not current_task]
         for task in other_tasks:

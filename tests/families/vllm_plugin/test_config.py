@@ -44,6 +44,7 @@ def settings(limit: int, budget: int, tokens: int = 20) -> SimpleNamespace:
             multimodal_config=SimpleNamespace(get_limit_per_prompt=lambda _: limit),
             hf_config=SimpleNamespace(tokens_per_image=tokens),
         ),
+        cache_config=SimpleNamespace(enable_prefix_caching=False),
         scheduler_config=SimpleNamespace(
             max_num_encoder_input_tokens=budget,
             encoder_cache_size=budget,

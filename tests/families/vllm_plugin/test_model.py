@@ -1,6 +1,7 @@
 """One eager engine: answers equal to transformers', and bad requests that it survives."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +30,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def engine(start_engine: Callable[..., Any]) -> Any:
-    return start_engine(enforce_eager=True)
+    return start_engine(enforce_eager=True, enable_prefix_caching=True)  # which it switches off
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -63,7 +64,7 @@ def test_log_probabilities_of_a_prompt_with_images_are_finite(
 
 
 BAD = {
-    "an image token without an image": ("text only", None, "no image comes with it"),
+    "an image token without an image": ("text only", None, "1 image tokens but 0 images"),
     "more images than tokens": ("1 tile", 2, "1 image tokens but 2 images"),
     "fewer images than tokens": ("two apart", 1, "2 image tokens but 1 images"),
     "more images than the limit": ("one, then two", 4, "At most 3 image"),
@@ -86,3 +87,52 @@ def test_a_bad_request_is_refused_and_the_next_is_answered(
     with pytest.raises(VLLMValidationError, match=message):
         engine.generate(request, use_tqdm=False)
     check(engine, ["two apart", "text only"], tokens=5)
+
+
+def with_prompt(change: Callable[[list[int]], list[int]]) -> Callable[[Any], None]:
+    def apply(decoder: Any) -> None:
+        decoder["prompt_token_ids"] = change(decoder["prompt_token_ids"])
+
+    return apply
+
+
+def with_tensor(name: str, change: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def apply(decoder: Any) -> None:
+        [item] = decoder["mm_kwargs"]["image"]
+        item[name].data = change(item[name].data)
+
+    return apply
+
+
+def shortened(decoder: Any) -> None:
+    [place] = decoder["mm_placeholders"]["image"]
+    decoder["mm_placeholders"]["image"] = [replace(place, length=place.length - 1)]
+
+
+CRAFTED = {
+    "no image token": (with_prompt(lambda ids: ids[2:]), "0 image tokens but 1 images"),
+    "two tokens for one image": (with_prompt(lambda ids: [max(ids), *ids]), "2 image tokens"),
+    "fewer tiles than it says": (with_tensor("pixel_values", lambda data: data[:1]), "processor"),
+    "more tiles than there are": (with_tensor("num_tiles", lambda data: data + 9), "processor"),
+    "a ratio that there is not": (
+        with_tensor("aspect_ratio_ids", lambda data: data + 99),
+        "processor",
+    ),
+    "another length": (shortened, "processor"),
+    "no item": (lambda decoder: decoder["mm_kwargs"].update(image=[]), "1 image tokens but 0"),
+}
+
+
+@pytest.mark.parametrize("crafted", CRAFTED)
+def test_what_a_client_has_prepared_wrongly_is_refused_and_the_next_is_answered(
+    engine: Any, prompt: Callable[[str], Any], check: Callable[..., None], crafted: str
+) -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    change, message = CRAFTED[crafted]
+    [rendered] = engine.renderer.render_cmpl([prompt("4 tiles")])
+    change(rendered)
+    with pytest.raises(VLLMValidationError, match=message):
+        engine.llm_engine.add_request("crafted", rendered, SamplingParams(max_tokens=1))
+    check(engine, ["4 tiles", "text only"], tokens=5)

@@ -4,12 +4,15 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mmrag_batch.bundle import open_bundle
@@ -20,6 +23,7 @@ from mmrag_batch.generation.engines import vllm
 from mmrag_batch.generation.engines.vllm_process import VllmProcess
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.settings import DEMO_BUNDLE, DeviceName, PredictSettings
+from mmrag_batch.train.demo_world import write_world
 from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key
 
 pytestmark = pytest.mark.vllm
@@ -165,6 +169,22 @@ def test_what_is_not_finished_is_given_up_on_closing(
     engine.close()
     assert time.monotonic() - started < 30
     assert not multiprocessing.active_children()
+
+
+def test_a_run_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    """The next one could not start: the engine would keep the memory of the GPU."""
+    table, output = write_world(tmp_path, rows=800, seed=9601), tmp_path / "out.csv"
+    command = [sys.executable, "-m", "mmrag_batch", "predict", str(table), str(output)]
+    command += ["--engine", "vllm", "--device", "cpu", "--quiet"]
+    with subprocess.Popen(command, env={**os.environ, "TQDM_DISABLE": "1"}) as run:
+        store = tmp_path / "out.csv.store"
+        while not (store.exists() and store.stat().st_size > 50_000):
+            assert run.poll() is None
+            time.sleep(0.1)
+        children = psutil.Process(run.pid).children(recursive=True)
+        run.kill()
+    assert children
+    assert not psutil.wait_procs(children, timeout=60)[1]
 
 
 def test_a_device_that_vllm_has_not_is_named() -> None:

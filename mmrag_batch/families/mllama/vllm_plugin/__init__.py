@@ -15,12 +15,14 @@ def register() -> None:
 
     from mmrag_batch.families.family import MLLAMA
     from mmrag_batch.families.mllama.vllm_plugin.budget import EncoderBudget
+    from mmrag_batch.families.mllama.vllm_plugin.orphans import end_with_parent
     from mmrag_batch.families.mllama.vllm_plugin.versions import (
         add_config,
         add_config_hook,
         warn_if_untested,
     )
 
+    end_with_parent()
     warn_if_untested()
     add_config(
         "mllama", "mmrag_batch.families.mllama.vllm_plugin.config:EncoderDecoderMllamaConfig"

@@ -5,7 +5,10 @@ to start where one request's images do not fit: eight images of the 11B are 51,2
 no part of a text batch, so the budget is what the tower takes at once, and the limit stays.
 """
 
+import logging
 from typing import Any
+
+logger = logging.getLogger(f"vllm.{__name__}")  # below vLLM's own, whose format it has
 
 MAX_IMAGES = 8
 """Most images of a request; vLLM's `limit_mm_per_prompt` lowers it."""
@@ -22,7 +25,8 @@ class EncoderBudget:
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
         """Raise the encoder's budget, and the length for which CUDA graphs are captured, to what
-        requests may hold; ValueError where no image is allowed at all."""
+        requests may hold; switch off what the model cannot do. ValueError where no image is allowed
+        at all."""
         model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
         limit = model.multimodal_config.get_limit_per_prompt("image")
         if limit < 1:
@@ -30,6 +34,9 @@ class EncoderBudget:
         request = min(limit, MAX_IMAGES) * model.hf_config.tokens_per_image
         # Attention captured for fewer keys than a request brings may leave out the rest.
         model.hf_config.max_source_positions = request
+        if vllm_config.cache_config.enable_prefix_caching:
+            logger.warning("Prefix caching is off: what a text attends to depends on its images.")
+            vllm_config.cache_config.enable_prefix_caching = False
         scheduler.disable_chunked_mm_input = False  # an item begins at place 0, so none is cut
         tokens = max(request, min(REQUESTS_AT_ONCE * request, TOKENS_AT_ONCE))
         if scheduler.max_num_encoder_input_tokens < tokens:

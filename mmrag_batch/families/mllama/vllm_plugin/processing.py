@@ -15,7 +15,6 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from vllm.config.multimodal import MultiModalDummyOptions
-from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ModalityDataItems, MultiModalDataItems, MultiModalDataParser
@@ -29,7 +28,8 @@ from vllm.multimodal.processing import (
 
 from mmrag_batch.families.mllama.vllm_plugin.budget import MAX_IMAGES
 from mmrag_batch.families.mllama.vllm_plugin.config import EncoderDecoderMllamaConfig
-from mmrag_batch.families.mllama.vllm_plugin.versions import refuse_lone_image_tokens
+from mmrag_batch.families.mllama.vllm_plugin.validation import check_images, last_group_size
+from mmrag_batch.families.mllama.vllm_plugin.versions import check_requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class MllamaMultiModalProcessor(EncDecMultiModalProcessor[MllamaProcessingInfo])
         super().__init__(*args, **kwargs)
         self.image_token_id: int = self.info.get_hf_config().image_token_index
         self.image_processor = self.info.get_image_processor()
-        refuse_lone_image_tokens()
+        check_requests("mllama", check_images)
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         items = inputs.mm_data_items.get("image")
@@ -214,22 +214,6 @@ class MllamaMultiModalProcessor(EncDecMultiModalProcessor[MllamaProcessingInfo])
             return [self.image_token_id] * int(num_tiles[-last_group:].sum() * per_tile)
 
         return [PromptReplacement("image", [self.image_token_id], placeholder)]
-
-
-def last_group_size(prompt: Sequence[int], image_token_id: int, num_images: int) -> int:
-    """How many images stand next to each other at the last place where any does.
-
-    Raises VLLMValidationError where the prompt's image tokens are not as many as the images.
-    """
-    positions = [place for place, token in enumerate(prompt) if token == image_token_id]
-    if len(positions) != num_images:
-        raise VLLMValidationError(
-            f"The prompt has {len(positions)} image tokens but {num_images} images come with it."
-        )
-    size = 1
-    while size < num_images and positions[-size - 1] == positions[-size] - 1:
-        size += 1
-    return size
 
 
 def _short(digest: str) -> int:

@@ -7,11 +7,11 @@ missing, before a weight is loaded.
 
 import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import vllm
 from transformers import PreTrainedConfig
-from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.transformers_utils import config as vllm_config_module
 
@@ -83,11 +83,12 @@ def order_encoder_outputs() -> None:
     runner._execute_mm_encoder = encode_in_batch_order
 
 
-def refuse_lone_image_tokens() -> None:
-    """Have vLLM refuse a prompt with an image token but no image.
+def check_requests(model_type: str, check: Callable[[Any, Any], None]) -> None:
+    """Have vLLM call `check` with the model's configuration and each request's decoder input, of
+    every route, before the engine sees it.
 
-    vLLM calls the multimodal processor only for prompts with data, so without this such a prompt
-    would be answered as if it said something else.
+    The multimodal processor sees no prompt without data, nor one whose images a client has prepared
+    itself; what is wrong there would end the engine, or be answered as if it said something else.
     """
     processor = importlib.import_module("vllm.v1.engine.input_processor").InputProcessor
     validate = _probe(processor, "_validate_model_inputs")
@@ -95,16 +96,13 @@ def refuse_lone_image_tokens() -> None:
         return
 
     @functools.wraps(validate)
-    def validate_image_tokens(self: Any, encoder_input: Any, decoder_input: Any) -> None:
-        if (
-            self.model_config.hf_config.model_type == "mllama"
-            and decoder_input["type"] == "token"
-            and self.model_config.hf_config.image_token_index in decoder_input["prompt_token_ids"]
-        ):
-            raise VLLMValidationError("The prompt has an image token but no image comes with it.")
+    def validate_and_check(self: Any, encoder_input: Any, decoder_input: Any) -> None:
+        config = self.model_config.hf_config
+        if config.model_type == model_type:
+            check(config, decoder_input)
         validate(self, encoder_input, decoder_input)
 
-    processor._validate_model_inputs = validate_image_tokens
+    processor._validate_model_inputs = validate_and_check
 
 
 def cross_attention_metadata(layer_name: str) -> Any:
