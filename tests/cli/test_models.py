@@ -80,8 +80,8 @@ def test_a_dry_run_says_what_an_export_would_do(
 
 
 def test_a_merge_needs_little_more_memory_than_what_it_imports(tmp_path: Path) -> None:
-    """The benchmark on a small checkpoint, too large for its logits to be compared: from 0.38 to 0.57
-    GiB, as the allocator happens to go. Held in whole, it would be 0.57 more."""
+    """The benchmark on a small checkpoint, too large for its logits to be compared: 0.38 to
+    0.57 GiB, as the allocator goes. Held in whole, it would be 0.57 more."""
     command = [sys.executable, "-m", "benchmarks.merge", "--gigabytes", "0.7", "--shards", "3"]
     command += ["--folder", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
