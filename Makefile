@@ -5,8 +5,10 @@ BIN := .venv/bin
 READY := .venv/ready
 VLLM := .venv/vllm
 DEMO := build/demo
-# Two workers of one thread each: threads that outnumber cores wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2 --dist loadgroup
+# Two workers of one thread each: threads that outnumber cores wait for each other. They share files
+# out, in order, so that what a file sets up is set up once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2 --dist loadfile \
+	--no-loadscope-reorder
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from tests.faults.commands import Commands
 
 
+SLOW = ("test_scheduling.py", "test_crashes.py", "test_qlora.py")
+"""Files that take minutes: they come first, so that no worker waits for them in the end."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers share files out, but for vLLM and Slurm, of which there is one at a time. What needs
-    vLLM says so where there is none; and its own warnings are not ours."""
+    """What needs vLLM says so where there is none; and its own warnings are not ours."""
     absent = importlib.util.find_spec("vllm") is None
+    items.sort(key=lambda item: item.path.name not in SLOW)
     for item in items:
-        alone = item.get_closest_marker("vllm") or item.get_closest_marker("slurm")
-        group = "one at a time" if alone else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("vllm"):
             item.add_marker(pytest.mark.filterwarnings("ignore"))
             if absent:
