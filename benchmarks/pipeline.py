@@ -28,7 +28,7 @@ from mmrag_batch.factory import find_stages
 from mmrag_batch.machine import cores
 from mmrag_batch.records import Row
 from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
-from mmrag_batch.stages import Stage
+from mmrag_batch.stages import Stage, open_stages
 from mmrag_batch.table.rows import read_rows
 from mmrag_batch.train.demo_world import write_world
 
@@ -77,11 +77,8 @@ def main(
         table = write_world(Path(folder), rows=2 * rows * repetitions, seed=9401)
         settings = PredictSettings(table, table.with_name("out.csv"), device="cpu", batch_size=1)
         ours, plain = (
-            [stack.enter_context(open_stage()) for open_stage in find_stages(chosen, bundle)]
-            for chosen in (
-                replace(settings, engine="vllm"),
-                replace(settings, engine="transformers"),
-            )
+            stack.enter_context(open_stages(find_stages(replace(settings, engine=engine), bundle)))
+            for engine in ("vllm", "transformers")
         )
         import torch  # its threads follow from the environment that vLLM was given
 

@@ -3,7 +3,7 @@ stage works ahead of the next."""
 
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -42,6 +42,13 @@ class ImageStore(Protocol):
     def load(self, source: str) -> "Image":
         """The decoded image, upright and in RGB."""
         ...
+
+
+@contextmanager
+def open_stages(stages: Iterable[OpenStage]) -> Iterator[list[Stage]]:
+    """The stages, opened one after the other and closed together."""
+    with ExitStack() as opened:
+        yield [opened.enter_context(open_stage()) for open_stage in stages]
 
 
 def image_files(question: Question) -> Iterator[str]:

@@ -10,7 +10,6 @@ and to begin a new one from.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from mmrag_batch.generation.engine import Request, Result
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Evidence, Row
 from mmrag_batch.settings import PredictSettings
-from mmrag_batch.stages import ImageStore, OpenStage
+from mmrag_batch.stages import ImageStore, OpenStage, open_stages
 from mmrag_batch.table.record import Record
 
 if TYPE_CHECKING:
@@ -77,13 +76,12 @@ def run_in_turns(
     is_stopped: Callable[[], bool],
 ) -> None:
     """An executor without threads: a row at a time goes through all stages."""
-    with ExitStack() as opened:
-        loaded = [opened.enter_context(open_stage()) for open_stage in stages]
+    with open_stages(stages) as opened:
         for row in rows:
             if is_stopped():
                 return
             passing: Iterable[Row] = [row]
-            for stage in loaded:
+            for stage in opened:
                 passing = stage(passing)
             for done in passing:
                 keep(done)

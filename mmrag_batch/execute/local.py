@@ -4,12 +4,12 @@ Each stage but the last works ahead of the next one in a thread of its own.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from traceback import clear_frames
 
 from mmrag_batch.errors import InternalError
 from mmrag_batch.records import Row
-from mmrag_batch.stages import OpenStage, Stage, prefetch
+from mmrag_batch.stages import OpenStage, Stage, open_stages, prefetch
 
 READ_AHEAD = 32
 """Rows that wait in front of each stage."""
@@ -23,13 +23,8 @@ def run(
     is_stopped: Callable[[], bool],
 ) -> None:
     """The executor: opens the stages in this process, one after the other, and runs them."""
-    with ExitStack() as opened:
-        run_stages(
-            rows,
-            [opened.enter_context(open_stage()) for open_stage in stages],
-            keep,
-            is_stopped=is_stopped,
-        )
+    with open_stages(stages) as opened:
+        run_stages(rows, opened, keep, is_stopped=is_stopped)
 
 
 def run_stages(

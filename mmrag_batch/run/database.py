@@ -83,14 +83,13 @@ _DISK = (
 
 def explain(path: Path, error: sqlite3.Error | OSError | UnicodeDecodeError) -> MmragError:
     """What a failure means: a disk that fails, or a file that cannot be read as it is."""
-    if not isinstance(error, OSError) and not _code_of(error).startswith(_DISK):
+    if isinstance(error, OSError):
+        text = error.strerror
+    elif getattr(error, "sqlite_errorname", "").startswith(_DISK):  # Python's own errors have none
+        text = str(error)
+    else:
         return DamagedError(f"{path} is damaged ({error}). Run the same command again.")
-    text = error.strerror if isinstance(error, OSError) else str(error)
     return StorageError(
         f"{path}: {text}. Every answer committed before is safe. Make room or mend the disk, then "
         "run the same command again."
     )
-
-
-def _code_of(error: Exception) -> str:
-    return getattr(error, "sqlite_errorname", "")  # Python's own errors have none
