@@ -4,6 +4,7 @@ stage works ahead of the next."""
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import islice
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -55,6 +56,13 @@ def image_files(question: Question) -> Iterator[str]:
     """The sources of a question's images, but for `data:` URIs, which cannot change."""
     sources = (question.image, *(document.image for document in question.documents))
     return (source for source in sources if source and not source.startswith("data:"))
+
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of `size`, the last one perhaps shorter; as lazily as that allows."""
+    source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch
 
 
 def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:

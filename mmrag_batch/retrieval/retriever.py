@@ -2,7 +2,6 @@
 answer its question."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.retrieval.sessions import Device, find_device, open_session, run_session
 from mmrag_batch.retrieval.store import EmbeddingStore, StoredCache
 from mmrag_batch.settings import PredictSettings
-from mmrag_batch.stages import ImageStore
+from mmrag_batch.stages import ImageStore, in_batches
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -91,8 +90,7 @@ class Retriever:
         self.window = WINDOW
 
     def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]:
-        source = iter(rows)
-        while window := list(islice(source, self.window)):
+        for window in in_batches(rows, self.window):
             for row, evidence in zip(window, self._candidates.find(window), strict=True):
                 row.evidence = evidence
             yield from window

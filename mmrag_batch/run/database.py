@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from functools import cache
 from pathlib import Path
 
 from mmrag_batch.errors import InternalError, MmragError, OutputError, StorageError
@@ -22,11 +23,19 @@ CREATE TABLE notes (name TEXT PRIMARY KEY, note BLOB NOT NULL) WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {FORMAT}"""
 _COLUMNS = "key, start, status, images, answer, checksum"
-FIND = f"SELECT {_COLUMNS} FROM answers WHERE place = (SELECT place FROM answers WHERE key = ?)"  # noqa: S608
-"""By the key that stands beside the answer, as `SCAN` reads it, and not in the index alone."""
 SCAN = f"SELECT place, {_COLUMNS} FROM answers WHERE place > ? ORDER BY place LIMIT ?"  # noqa: S608
 
 
+@cache
+def find(count: int) -> str:
+    """The statement that finds so many answers: each with the key that stands beside it, as `SCAN`
+    reads it, and not with the one in the index."""
+    keys = ", ".join("?" * count)
+    places = f"SELECT place FROM answers WHERE key IN ({keys})"  # noqa: S608
+    return f"SELECT {_COLUMNS} FROM answers WHERE place IN ({places})"  # noqa: S608
+
+
+@cache
 def keep(count: int) -> str:
     """The statement that keeps so many answers: one, as each waits for the interpreter's lock."""
     places = ", ".join(["(?, ?, ?, ?, ?, ?)"] * count)

@@ -30,8 +30,9 @@ from mmrag_batch.run.manifest import (
     write_manifest,
 )
 from mmrag_batch.run.progress import told
-from mmrag_batch.run.store import AnswerStore
+from mmrag_batch.run.store import LOOK_UP, AnswerStore
 from mmrag_batch.run.survey import NO_KEY, Survey
+from mmrag_batch.stages import in_batches
 from mmrag_batch.table.output import RowFormat
 from mmrag_batch.table.rows import parse_row, read_records
 
@@ -117,22 +118,25 @@ def write_answers(target: Path, name: str, survey: Survey, store: AnswerStore, t
     row_format = RowFormat(Path(name), survey.columns)
     records = enumerate(told(read_records(survey.table), f"rows of {name} are written"))
     packed = name.lower().endswith(".gz")
-    with _create(target, packed=packed) as (stream, digest), store.reading():
+    marked = zip(survey, _from(records, survey.chosen.start))
+    with _create(target, packed=packed) as (stream, digest):
         stream.write(row_format.header)
-        for mark, (number, record) in zip(survey, _from(records, survey.chosen.start)):
-            assert mark.number == number
-            if mark.key == NO_KEY:
-                error = parse_row(number, record).error
-                problem = error or Problem("bad_row", "the table was changed while it was read")
-                answer = Answer("error", problems=(problem,))
-            elif (kept := store.find(mark.key)) is not None:
-                answer = to_answer(kept)
-                tally.starts.add(kept.start)
-            else:
-                tally.missing += 1
-                continue
-            tally.add(record.line, answer)
-            stream.write(row_format.row(record.cells, record.line, answer))
+        for batch in in_batches(marked, LOOK_UP):
+            answers = store.find_all([mark.key for mark, _ in batch])
+            for mark, (number, record) in batch:
+                assert mark.number == number
+                if mark.key == NO_KEY:
+                    error = parse_row(number, record).error
+                    problem = error or Problem("bad_row", "the table was changed while it was read")
+                    answer = Answer("error", problems=(problem,))
+                elif (kept := answers.get(mark.key)) is not None:
+                    answer = to_answer(kept)
+                    tally.starts.add(kept.start)
+                else:
+                    tally.missing += 1
+                    continue
+                tally.add(record.line, answer)
+                stream.write(row_format.row(record.cells, record.line, answer))
     return digest.hexdigest()
 
 

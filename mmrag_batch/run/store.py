@@ -9,7 +9,7 @@ import json
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import chain
@@ -28,6 +28,8 @@ PATIENCE = 60.0
 """Seconds that a commit waits for who reads."""
 BATCH = 500
 """Answers that are read at once, so that no commit waits long."""
+LOOK_UP = 64
+"""Keys to look up at once: quicker than alone, and no more rows than stages hold."""
 
 
 class AnswerStore:
@@ -100,28 +102,17 @@ class AnswerStore:
 
     def find(self, key: bytes) -> Kept | None:
         """The answer under a key, committed or not; None where there is none that is whole."""
-        with self._lock:
-            if (pending := self._pending.get(key)) is not None:
-                return pending
-            if not self._has_answers:
-                return None
-            try:
-                row = self._sql.execute(database.FIND, (key,)).fetchone()
-            except FAILURES as error:
-                raise explain(self.path, error) from error
-        return None if row is None or row[0] != key else read_kept(*row)
+        return self.find_all([key]).get(key)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """For many calls of `find` and none of `keep`: SQLite locks its file once for all."""
-        with self._lock:
-            with self._storing():
-                self._sql.execute("BEGIN")
-            try:
-                yield
-            finally:
-                with self._storing():
-                    self._sql.rollback()
+    def find_all(self, keys: Sequence[bytes]) -> dict[bytes, Kept]:
+        """The same of several keys (LOOK_UP or fewer): those answers that there are."""
+        with self._storing():
+            answers = {key: self._pending[key] for key in keys if key in self._pending}
+            if self._has_answers:
+                for key, *columns in self._sql.execute(database.find(len(keys)), keys):
+                    if key in keys and (kept := read_kept(key, *columns)) is not None:
+                        answers.setdefault(key, kept)
+        return answers
 
     def scan(self) -> Iterator[tuple[bytes, Kept]]:
         """Every committed answer that is whole. What lies on damaged pages is passed over."""

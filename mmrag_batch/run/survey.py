@@ -15,7 +15,8 @@ from mmrag_batch.run.answers import STATUSES, Counts, Kept
 from mmrag_batch.run.keys import KEY_BYTES
 from mmrag_batch.run.progress import told
 from mmrag_batch.run.shards import Shard, shard_rows
-from mmrag_batch.run.store import AnswerStore
+from mmrag_batch.run.store import LOOK_UP, AnswerStore
+from mmrag_batch.stages import in_batches
 from mmrag_batch.table.rows import parse_row, read_header, scan
 
 MARK_BYTES = KEY_BYTES + 1
@@ -94,10 +95,11 @@ class Survey:
         """Note which rows have an answer by now; those with a status in `again` have none."""
         before = self._marks
         self.counts, self._marks = [0] * (MISSING + 1), TemporaryFile(buffering=BUFFER)  # noqa: SIM115
-        with store.reading():
-            for _, key, status in self._read(before):
+        for marks in in_batches(self._read(before), LOOK_UP):
+            answers = store.find_all([mark.key for mark in marks])
+            for _, key, status in marks:
                 if key != NO_KEY:
-                    kept = store.find(key)
+                    kept = answers.get(key)
                     is_answer = kept is not None and STATUSES[kept.status] not in again
                     status = kept.status if kept is not None and is_answer else MISSING
                 self.add(key, status)
@@ -120,17 +122,17 @@ def take_survey(
     """
     columns = read_header(table)
     digest = sha256(table)
-    rows = sum(1 for _ in scan(table)) if shard is not None else None
-    chosen = range(2**63 if rows is None else rows)[:limit]
+    count = sum(1 for _ in scan(table)) if shard is not None else 2**63
+    chosen = range(count)[:limit]
     if shard is not None:
         chosen = shard_rows(len(chosen), shard)
     survey = Survey(table, chosen, columns, digest)
     try:
-        with store.reading():
-            for number, record in enumerate(told(scan(table), f"rows of {table} are read")):
-                survey.rows = number + 1
-                if number in chosen:
-                    _look_up(survey, parse_row(number, record), store, key_of, accepts)
+        records = enumerate(told(scan(table), f"rows of {table} are read"))
+        for batch in in_batches(records, LOOK_UP):
+            survey.rows += len(batch)
+            rows = [parse_row(number, record) for number, record in batch if number in chosen]
+            _look_up(survey, rows, store, key_of, accepts)
     except BaseException:
         survey.close()
         raise
@@ -139,15 +141,17 @@ def take_survey(
 
 
 def _look_up(
-    survey: Survey, row: Row, store: AnswerStore, key_of: KeyMaker, accepts: Accepts
+    survey: Survey, rows: list[Row], store: AnswerStore, key_of: KeyMaker, accepts: Accepts
 ) -> None:
-    if row.question is None:
-        survey.add(NO_KEY, ERROR)
-        survey.unreadable += 1
-        if row.error is not None and not survey.complaint:
-            survey.complaint = f"line {row.line}: {row.error.code}: {row.error.message}"
-        return
-    key = key_of(row.question)
-    kept = store.find(key)
-    is_answer = kept is not None and accepts(row.question, kept)
-    survey.add(key, kept.status if kept is not None and is_answer else MISSING)
+    keys = [NO_KEY if row.question is None else key_of(row.question) for row in rows]
+    answers = store.find_all(keys)
+    for row, key in zip(rows, keys):
+        if row.question is None:
+            survey.add(NO_KEY, ERROR)
+            survey.unreadable += 1
+            if row.error is not None and not survey.complaint:
+                survey.complaint = f"line {row.line}: {row.error.code}: {row.error.message}"
+        else:
+            kept = answers.get(key)
+            is_answer = kept is not None and accepts(row.question, kept)
+            survey.add(key, kept.status if kept is not None and is_answer else MISSING)

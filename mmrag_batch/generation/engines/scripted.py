@@ -5,7 +5,6 @@ import os
 import time
 from array import array
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from operator import itemgetter
 
 from mmrag_batch.bundle import Bundle
@@ -14,6 +13,7 @@ from mmrag_batch.generation.engines import scripted_worker
 from mmrag_batch.generation.supervisor import Supervisor
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.settings import PredictSettings
+from mmrag_batch.stages import in_batches
 
 WINDOW = 32
 
@@ -43,8 +43,7 @@ class ScriptedEngine:
 
     def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
         """Yield one result for each request."""
-        source = iter(requests)
-        while batch := list(islice(source, self.window)):
+        for batch in in_batches(requests, self.window):
             for digest, request in sorted(
                 ((_digest(one), one) for one in batch), key=itemgetter(0)
             ):
