@@ -31,6 +31,7 @@ from mmrag_batch.run.answers import answer_of
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.output import RowFormat
 from mmrag_batch.table.rows import read_header, read_rows
+from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.data import embed_table
 from mmrag_batch.train.demo_world import KINDS, write_world
 from mmrag_batch.train.ranking import rank
@@ -94,7 +95,9 @@ def ranked(bundle: Bundle, table: Path) -> float:
     embedder = open_embedder(bundle.retriever_dir, spec, images, device="cpu")
     torch.manual_seed(0)
     untrained = Towers(TowersConfig(spec.embedding_size, 8)).eval()
-    return rank(untrained, embed_table(read_rows(table), embedder, by_relevant)).recall_at_1
+    return rank(
+        untrained, embed_table(read_labelled_rows(table), embedder, by_relevant)
+    ).recall_at_1
 
 
 def line(name: str, metrics: Metrics) -> str:

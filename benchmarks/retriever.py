@@ -28,7 +28,7 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.retriever import open_embedder
 from mmrag_batch.settings import DEMO_BUNDLE
-from mmrag_batch.table.rows import read_rows
+from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.data import EmbeddedTable, embed_table
 from mmrag_batch.train.demo_world import write_world
 from mmrag_batch.train.fitting import Fit, FitSettings
@@ -73,7 +73,7 @@ def timed(graphs: Path, table: Path, rows: int, config: RetrieverConfig) -> str:
     """One line: an epoch over the first rows of a table, on a cache and without one."""
     embedder = opened(graphs, table.parent)
     started = monotonic()
-    trained = embed_table(islice(read_rows(table), rows), embedder, by_relevant)
+    trained = embed_table(islice(read_labelled_rows(table), rows), embedder, by_relevant)
     online = monotonic() - started
     cached = median(epochs(config, trained))
     name = read_retriever_spec(graphs).encoder
@@ -131,7 +131,7 @@ def main(
             embedding_cache=folder / "cache",
         )
         other = write_world(folder / "fresh", rows=fresh, seed=seed + 1)
-        asked = embed_table(read_rows(other), opened(packaged, other.parent), by_relevant)
+        asked = embed_table(read_labelled_rows(other), opened(packaged, other.parent), by_relevant)
         before = ranks(Towers(TowersConfig(asked.vectors.shape[1], 8)).eval(), asked)
         lines = [f"| untrained | {summary(before).recall_at_1:.3f} | | {summary(before).mrr:.3f} |"]
         kinds: list[tuple[SupervisionName, Path]] = [

@@ -32,17 +32,17 @@ class Document:
 class Question:
     """What one input row asks.
 
-    `choices` is empty for a free-form question. `label` indexes `choices`; None where the row has
-    no label or one that is not among them. `relevant` holds document ids; None where unknown, empty
-    where no document helps.
+    `choices` is empty for a free-form question. What is true is set where it is needed
+    (`table/truth.py`): `label` indexes `choices`; `relevant` holds document ids, none of them where
+    no document helps. Both are None where nothing is known.
     """
 
     text: str
     image: str | None
     choices: tuple[str, ...]
     documents: tuple[Document, ...]
-    label: int | None
-    relevant: frozenset[str] | None
+    label: int | None = None
+    relevant: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

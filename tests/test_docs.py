@@ -17,7 +17,7 @@ from mmrag_batch.cli.models import train
 from mmrag_batch.declare import load_config
 from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.settings import DEMO_BUNDLE
-from mmrag_batch.table.rows import read_rows
+from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.settings import (
     EncodersConfig,
     GeneratorConfig,
@@ -183,7 +183,7 @@ def test_the_table_of_the_readme_is_one_that_predict_reads(
     monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
-    (row,) = read_rows(tmp_path / "in.csv")
+    (row,) = read_labelled_rows(tmp_path / "in.csv")
     assert row.error is None
     assert row.question is not None
     assert len(row.question.documents) == len(row.question.choices) == 3

@@ -21,7 +21,7 @@ from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import Prompt, PromptSpec, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.stages import ImageStore
-from mmrag_batch.table.rows import read_rows
+from mmrag_batch.table.truth import read_labelled_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +41,9 @@ class Example:
 
 def labelled_rows(table: Path) -> list[Row]:
     """The rows of a table that have choices and a right one among them."""
-    rows = [row for row in read_rows(table) if row.question and row.question.label is not None]
+    rows = [
+        row for row in read_labelled_rows(table) if row.question and row.question.label is not None
+    ]
     if not rows:
         raise InputError(f"{table}: no row has a `label` among its `answer_choices`.")
     return rows

@@ -26,7 +26,7 @@ from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.retrieval.retriever import open_embedder
-from mmrag_batch.table.rows import read_rows
+from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.data import EmbeddedTable, Supervision, embed_table
 from mmrag_batch.train.fitting import Fit, FitSettings
 from mmrag_batch.train.likelihoods import measure_likelihoods
@@ -108,14 +108,14 @@ def read_table(config: RetrieverConfig) -> EmbeddedTable:
     store = cache / encoders_key(spec, hash_files(config.encoders))
     embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
     supervise = _supervision(config, images)
-    return embed_table(read_rows(config.table), embedder, supervise, config.out)
+    return embed_table(read_labelled_rows(config.table), embedder, supervise, config.out)
 
 
 def _supervision(config: RetrieverConfig, images: ImageLoader) -> Supervision:
     if config.supervision == "relevant":
         return by_relevant
     if config.supervision == "answer":
-        return ByAnswer(texts_of(read_rows(config.table)))
+        return ByAnswer(texts_of(read_labelled_rows(config.table)))
     assert config.generator is not None  # it was checked
     engine = TransformersEngine(
         config.generator, batch_size=config.generator_batch, max_new_tokens=1
@@ -127,7 +127,7 @@ def _supervision(config: RetrieverConfig, images: ImageLoader) -> Supervision:
             images,
             PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring),
         )
-        rows = read_rows(config.table)
+        rows = read_labelled_rows(config.table)
         likelihoods = measure_likelihoods(
             rows, answerer, config.out / LIKELIHOODS, _subject(config)
         )

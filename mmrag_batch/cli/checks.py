@@ -32,11 +32,18 @@ ImageRoot = Annotated[
 MediaDomain = Annotated[
     str | None, typer.Option(help="Hosts to fetch images from, with commas.  [default: none]")
 ]
+LabelReading = Annotated[
+    Literal["text", "index", "letter"] | None,
+    typer.Option("--labels", help="What labels are.  [default: what fits the whole column]"),
+]
 
 
 @checks.command()
 def validate(
-    input_: Table, image_root: ImageRoot = None, allow_media_domain: MediaDomain = None
+    input_: Table,
+    image_root: ImageRoot = None,
+    allow_media_domain: MediaDomain = None,
+    labels: LabelReading = None,
 ) -> None:
     """Show what is wrong with INPUT, by line, before a model is loaded.
 
@@ -49,11 +56,14 @@ def validate(
     settings = load_predict_settings(input_, input_, given, environ=os.environ)
     problems = 0
     unanswerable = set()
-    for line, name, problem, fatal in check_table(input_, open_images(settings)):
+    truth, findings = check_table(input_, open_images(settings), labels)
+    for line, name, problem, fatal in findings:
         typer.echo(f"{input_}:{line}: {name}: {problem.code}: {problem.message}")
         problems += 1
         if fatal:
             unanswerable.add(line)
+    for text in truth.describe():
+        typer.echo(f"{input_}: {text}")
     typer.echo(f"{input_}: {problems} problems; {len(unanswerable)} rows would get no answer.")
     if unanswerable:
         raise typer.Exit(ExitCode.PARTIAL)
@@ -63,6 +73,7 @@ def validate(
 def evaluate(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` wrote.")],
     by: Annotated[list[str] | None, typer.Option(help="Also by this column; repeatable.")] = None,
+    labels: LabelReading = None,
     format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
 ) -> None:
     """Accuracy, retrieval and calibration of an OUTPUT whose rows have labels."""
@@ -72,7 +83,7 @@ def evaluate(
         from mmrag_batch.report.metrics import evaluate as measure
         from mmrag_batch.report.text import as_json, as_text
 
-    metrics = measure(output, by=by or [])
+    metrics = measure(output, by=by or [], reading=labels)
     typer.echo(as_json(metrics) if format_ == "json" else as_text(metrics))
 
 

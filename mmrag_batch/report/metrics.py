@@ -1,10 +1,13 @@
-"""How good an output of `predict` is: accuracy, retrieval, calibration.
+"""How good an output of `predict` is: accuracy, answers in free form, retrieval, calibration.
 
-- Accuracy counts rows with choices and a valid label; a row without an answer counts as wrong.
+- Accuracy counts rows with choices and a label; one without an answer counts as wrong, whatever the
+  reason. A label that names no choice of its row is left out and counted apart.
+- Answers in free form count rows with a label and without choices; no answer scores 0.
 - Retrieval counts rows with a relevant document. The output holds only the evidence that the
   generator was given, so ranks are known up to the longest evidence of the file, at most 5: every
   figure is at that depth and named so (`recall@3`). A relevant document that was not kept has no
-  rank and scores 0. recall@k is the share of questions with a relevant document in their first k.
+  rank and scores 0. By the definitions of trec_eval: recall@k is the share of the relevant
+  documents among the first k, success@k (the hit rate) whether there is any.
 - The expected calibration error takes rows that have a confidence and a valid label.
 """
 
@@ -13,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import Any
 
 import numpy as np
@@ -21,13 +24,15 @@ import pandas as pd
 
 from mmrag_batch.errors import ConfigError, InputError, RowError
 from mmrag_batch.records import Row
-from mmrag_batch.table.cells import find_label, parse_choices
-from mmrag_batch.table.rows import read_header, read_rows
-from mmrag_batch.table.values import is_empty
+from mmrag_batch.report.free_form import FreeForm, score_answer
+from mmrag_batch.table.cells import parse_choices
+from mmrag_batch.table.rows import read_header
+from mmrag_batch.table.truth import Labels, Reading, is_labelled, read_labels
+from mmrag_batch.table.values import is_empty, parse_list
 
 MAX_DEPTH = 5
 BINS = 15
-FACTS = ("status", "correct", "confidence", "kept", "ranks", "relevant")
+FACTS = ("status", "truth", "correct", "free_form", "confidence", "kept", "ranks", "relevant")
 """What is needed of a row; see `_facts`."""
 NEEDED = ("prediction_index", "confidence", "evidence", "status")
 Z = NormalDist().inv_cdf(0.975)
@@ -46,24 +51,30 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """Means over `rows` questions; ranks are known up to `depth`. `recall` maps k to recall@k."""
+    """Means over `rows` questions; ranks are known up to `depth`. `recall` and `success` map k to
+    recall@k and to the hit rate."""
 
     rows: int
     depth: int
     recall: dict[int, float]
+    success: dict[int, float]
     mrr: float
     ndcg: float
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The figures of some rows; None where no row has what a figure needs."""
+    """The figures of some rows; None where no row has what a figure needs. `unreadable` labels are
+    left out of accuracy; `free_form` are means over so many rows."""
 
     rows: int
     ok: int
     degraded: int
     error: int
+    unreadable: int
     accuracy: Accuracy | None
+    free_form_rows: int
+    free_form: FreeForm | None
     mean_confidence: float | None
     calibration_error: float | None
     retrieval: Retrieval | None
@@ -71,14 +82,16 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """The figures of a whole file, and of the rows of each value of each column asked for."""
+    """The figures of a whole file, and of the rows of each value of each column asked for; and how
+    its labels were read, in words."""
 
     overall: Scores
     by: dict[str, dict[str, Scores]]
+    labels: list[str]
 
 
-def evaluate(path: Path, *, by: Sequence[str] = ()) -> Metrics:
-    """Measure an output of `predict`.
+def evaluate(path: Path, *, by: Sequence[str] = (), reading: Reading | None = None) -> Metrics:
+    """Measure an output of `predict`, its labels read in one way alone if that is given.
 
     Raises InputError for a table that is no such output, ConfigError for an unknown column in `by`,
     and what `read_header` raises.
@@ -96,8 +109,9 @@ def evaluate(path: Path, *, by: Sequence[str] = ()) -> Metrics:
         )
     column_values: dict[str, list[str]] = {column: [] for column in by}
     row_facts = []
-    for row in read_rows(path):  # texts and documents are not kept: a file may be large
-        row_facts.append(_facts(row))
+    labels = read_labels(path, reading)
+    for row in labels.rows():  # texts and documents are not kept: a file may be large
+        row_facts.append(_facts(row, labels))
         for column, values in column_values.items():
             values.append(str(row.cells.get(column, "")))
     facts = pd.DataFrame(row_facts, columns=FACTS)
@@ -109,7 +123,7 @@ def evaluate(path: Path, *, by: Sequence[str] = ()) -> Metrics:
         }
         for column, values in column_values.items()
     }
-    return Metrics(overall=score(facts, depth), by=groups)
+    return Metrics(overall=score(facts, depth), by=groups, labels=labels.describe())
 
 
 def score(facts: pd.DataFrame, depth: int) -> Scores:
@@ -117,6 +131,7 @@ def score(facts: pd.DataFrame, depth: int) -> Scores:
     statuses = facts["status"].value_counts()
     labelled = facts[facts["correct"].notna()]
     scored = labelled[labelled["confidence"].notna()]
+    written = list(facts["free_form"].dropna())
     confidences = facts["confidence"].dropna()
     ranked = facts[facts["relevant"] > 0]
     return Scores(
@@ -124,7 +139,10 @@ def score(facts: pd.DataFrame, depth: int) -> Scores:
         ok=int(statuses.get("ok", 0)),
         degraded=int(statuses.get("degraded", 0)),
         error=int(statuses.get("error", 0)),
+        unreadable=int((facts["truth"] == "unreadable").sum()),
         accuracy=wilson(int(labelled["correct"].sum()), len(labelled)) if len(labelled) else None,
+        free_form_rows=len(written),
+        free_form=_mean(written) if written else None,
         mean_confidence=float(confidences.mean()) if len(confidences) else None,
         calibration_error=calibration_error(list(scored["confidence"]), list(scored["correct"]))
         if len(scored)
@@ -157,14 +175,23 @@ def retrieval(ranks: Sequence[Sequence[int]], relevant: Sequence[int], depth: in
     in order, and how many documents are relevant."""
     top_ranks = [[rank for rank in question if rank <= depth] for question in ranks]
     first = np.array([question[0] if question else math.inf for question in top_ranks])
+    depths = sorted({1, depth})
     gains = [ndcg(question, count, depth) for question, count in zip(top_ranks, relevant)]
     return Retrieval(
         rows=len(top_ranks),
         depth=depth,
-        recall={k: float((first <= k).mean()) for k in sorted({1, depth})},
+        recall={
+            k: float(np.mean([_recall(*question, k) for question in zip(top_ranks, relevant)]))
+            for k in depths
+        },
+        success={k: float((first <= k).mean()) for k in depths},
         mrr=float((1 / first).mean()),
         ndcg=float(np.mean(gains)),
     )
+
+
+def _recall(ranks: Sequence[int], relevant: int, k: int) -> float:
+    return sum(rank <= k for rank in ranks) / relevant
 
 
 def ndcg(ranks: Sequence[int], relevant: int, depth: int) -> float:
@@ -177,29 +204,64 @@ def _discounted(ranks: Sequence[int]) -> float:
     return math.fsum(1 / math.log2(rank + 1) for rank in ranks)
 
 
-def _facts(row: Row) -> tuple[object, ...]:
-    """What FACTS names: its status; whether it is correct, None without a valid label; its
+def _mean(written: Sequence[FreeForm]) -> FreeForm:
+    people = [one.vqa for one in written if one.vqa is not None]
+    return FreeForm(
+        exact_match=fmean(one.exact_match for one in written),
+        f1=fmean(one.f1 for one in written),
+        anls=fmean(one.anls for one in written),
+        relaxed=fmean(one.relaxed for one in written),
+        vqa=fmean(people) if people else None,
+    )
+
+
+def _facts(row: Row, labels: Labels) -> tuple[object, ...]:
+    """What FACTS names: its status; what its label is: none, unreadable, a choice or free_form;
+    whether it is correct, None without a valid label, and how near it is in free form; its
     confidence; how many documents were kept, the ranks of the relevant among them, and how many
     are relevant."""
     evidence = _evidence(row)
     relevant = (row.question.relevant if row.question is not None else None) or frozenset()
     ranks = tuple(rank for rank, name in enumerate(evidence, start=1) if name in relevant)
-    label = _label(row)
-    index = _value(row, "prediction_index")
-    correct = None if label is None else index == label
-    status = row.cells.get("status")
-    return status, correct, _value(row, "confidence"), len(evidence), ranks, len(relevant)
+    truth = _truth(row, labels)
+    status, confidence = row.cells.get("status"), _value(row, "confidence")
+    return status, *truth, confidence, len(evidence), ranks, len(relevant)
 
 
-def _label(row: Row) -> int | None:
-    """The right choice, known even where something else of the row is broken."""
-    if row.question is not None:
-        return row.question.label
+def _truth(row: Row, labels: Labels) -> tuple[str, bool | None, FreeForm | None]:
+    """What the label is, whether the row is correct, and how near in free form; known even where
+    something else of the row is broken."""
+    cell = row.cells.get("label")
     try:
         choices = parse_choices(row.cells.get("answer_choices"))
-    except RowError:
+    except RowError:  # so that no answer could be given
+        return ("none", None, None) if is_empty(cell) else ("choice", False, None)
+    if not choices and (written := _free_form(row)) is not None:
+        return "free_form", None, written
+    if not choices or not is_labelled(cell, choices):
+        return "none", None, None
+    label = labels.find(cell, choices)
+    if label is None:
+        return "unreadable", None, None
+    return "choice", _value(row, "prediction_index") == label, None
+
+
+def _free_form(row: Row) -> FreeForm | None:
+    """The figures of an answer in free form; None without a right one."""
+    people = _texts(row.cells.get("answers"))
+    references = _texts(row.cells.get("label")) or people
+    if not references:
         return None
-    return find_label(row.cells.get("label"), choices)
+    return score_answer(str(row.cells.get("prediction") or ""), references, people)
+
+
+def _texts(cell: object) -> list[str]:
+    """The texts in a cell: a list, or the text that it is."""
+    try:
+        items = parse_list("bad_label", "label", "a list of texts", cell)
+    except RowError:
+        items = [cell]
+    return [str(item) for item in items or [] if not is_empty(item)]
 
 
 def _value(row: Row, column: str) -> float | None:

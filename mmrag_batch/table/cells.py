@@ -1,8 +1,7 @@
 """What the cells of a row mean: cells in, a `Question` out, or a `RowError` that says which column
 is wrong and what was expected there."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from mmrag_batch.prompt import LETTERS
 from mmrag_batch.records import Document, Question
@@ -15,7 +14,7 @@ def parse_question(cells: Mapping[str, object]) -> Question:
     """The question that a row asks.
 
     Raises RowError: `bad_row` (characters that no output can hold), `bad_question`, `bad_choices`,
-    `bad_documents`, `bad_relevant`.
+    `bad_documents`.
     """
     for column, cell in cells.items():
         check_characters("bad_row", column, cell)
@@ -25,16 +24,11 @@ def parse_question(cells: Mapping[str, object]) -> Question:
     image = cells.get("question_image")
     if not (is_empty(image) or isinstance(image, str)):
         raise expected_error("bad_question", "question_image", "an image path or data: URI", image)
-    choices = parse_choices(cells.get("answer_choices"))
-    documents = parse_documents(cells.get("documents"))
-    relevant = parse_relevant(cells.get("relevant"))
     return Question(
         text=text,
         image=None if is_empty(image) else str(image),
-        choices=choices,
-        documents=documents,
-        label=find_label(cells.get("label"), choices),
-        relevant=None if relevant is None else resolve_relevant(relevant, documents)[0],
+        choices=parse_choices(cells.get("answer_choices")),
+        documents=parse_documents(cells.get("documents")),
     )
 
 
@@ -68,52 +62,6 @@ def parse_documents(cell: object) -> tuple[Document, ...]:
             )
         ids.add(document.id)
     return documents
-
-
-def find_label(cell: object, choices: Sequence[str]) -> int | None:
-    """The index of the right choice: the cell is its text, else its 0-based index."""
-    if is_empty(cell) and not isinstance(cell, str):
-        return None
-    text = str(cell)
-    if text in choices:
-        return choices.index(text)
-    # An integer column with gaps is written by pandas as 2.0.
-    match = re.fullmatch(r"\s*([0-9]{1,2})(?:\.0)?\s*", text)
-    return int(match[1]) if match and int(match[1]) < len(choices) else None
-
-
-def parse_relevant(cell: object) -> tuple[str | int, ...] | None:
-    """The relevant documents as the cell names them: ids (texts) and 0-based indices (integers).
-
-    None where the cell is empty: nothing is known. Raises RowError `bad_relevant`.
-    """
-    column, expected = "relevant", "a list of document ids or 0-based indices"
-    items = parse_list("bad_relevant", column, expected, cell)
-    if items is None:
-        return None
-    references: list[str | int] = []
-    for number, item in enumerate(items):
-        if isinstance(item, bool) or not isinstance(item, str | int):
-            raise expected_error("bad_relevant", column, "an id or an index", item, number)
-        references.append(item)
-    return tuple(references)
-
-
-def resolve_relevant(
-    items: Sequence[str | int], documents: Sequence[Document]
-) -> tuple[frozenset[str], tuple[str | int, ...]]:
-    """The ids of the documents that are named, and the items that name none."""
-    ids = {document.id for document in documents}
-    relevant_ids: set[str] = set()
-    unknown: list[str | int] = []
-    for item in items:
-        if isinstance(item, int) and 0 <= item < len(documents):
-            relevant_ids.add(documents[item].id)
-        elif item in ids:
-            relevant_ids.add(str(item))
-        else:
-            unknown.append(item)
-    return frozenset(relevant_ids), tuple(unknown)
 
 
 def _parse_document(number: int, item: object) -> Document:

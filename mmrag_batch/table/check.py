@@ -8,9 +8,8 @@ from typing import NamedTuple
 from mmrag_batch.errors import RowError
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Problem, Question, Row
-from mmrag_batch.table.cells import find_label, parse_relevant, resolve_relevant
 from mmrag_batch.table.rows import read_header, read_rows, scan
-from mmrag_batch.table.values import is_empty
+from mmrag_batch.table.truth import Labels, Reading, find_relevant, is_labelled, read_labels
 
 REMEMBERED = 100_000
 """Digests of good images that are kept, so that an image of many rows is decoded once."""
@@ -25,24 +24,34 @@ class Finding(NamedTuple):
     fatal: bool
 
 
-def check_table(path: Path, images: ImageLoader) -> Iterator[Finding]:
-    """Every problem of a table, in the order of its lines.
+def check_table(
+    path: Path, images: ImageLoader, reading: Reading | None = None
+) -> tuple[Labels, Iterator[Finding]]:
+    """How the labels of a table are read (in `reading` alone, if given), and every problem of it,
+    in the order of its lines.
 
     Raises what `read_header` and `scan` raise for a file that cannot be read as a table.
     """
     read_header(path)
     deque(scan(path), maxlen=0)
+    labels = read_labels(path, reading)
+    return labels, _check_rows(path, images, labels)
+
+
+def _check_rows(path: Path, images: ImageLoader, labels: Labels) -> Iterator[Finding]:
     valid_digests: set[str] = set()
     for row in read_rows(path):
         if row.error is not None:
             yield Finding(row.line, row.id, row.error, fatal=True)
         elif row.question is not None:
-            for problem, fatal in _check_question(row, row.question, images, valid_digests):
+            for problem, fatal in _check_question(row.question, images, valid_digests):
                 yield Finding(row.line, row.id, problem, fatal)
+            for problem in _check_truth(row, row.question, labels):
+                yield Finding(row.line, row.id, problem, fatal=False)
 
 
 def _check_question(
-    row: Row, question: Question, images: ImageLoader, valid_digests: set[str]
+    question: Question, images: ImageLoader, valid_digests: set[str]
 ) -> Iterator[tuple[Problem, bool]]:
     if question.image is not None and (
         problem := _check_image(question.image, images, valid_digests)
@@ -53,17 +62,15 @@ def _check_question(
             problem := _check_image(document.image, images, valid_digests)
         ):
             yield Problem(problem.code, f"document {document.id!r}: {problem.message}"), False
-    yield from ((problem, False) for problem in _check_truth(row, question))
 
 
-def _check_truth(row: Row, question: Question) -> Iterator[Problem]:
+def _check_truth(row: Row, question: Question, labels: Labels) -> Iterator[Problem]:
     """Problems of `label` and `relevant`, which no answer needs but every evaluation does."""
-    label = row.cells.get("label")
-    if question.choices and not is_empty(label) and find_label(label, question.choices) is None:
-        yield Problem("bad_label", f"label {label!r} is no choice and no index of one")
-    relevant = parse_relevant(row.cells.get("relevant"))
-    for item in resolve_relevant(relevant or (), question.documents)[1]:
-        yield Problem("bad_relevant", f"relevant names {item!r}, which is no document of the row")
+    cell, choices = row.cells.get("label"), question.choices
+    if choices and is_labelled(cell, choices) and labels.find(cell, choices) is None:
+        yield Problem("bad_label", f"label {cell!r} is no choice, nor the index or letter of one")
+    _, errors = find_relevant(row.cells.get("relevant"), question.documents)
+    yield from (Problem(error.code, str(error)) for error in errors)
 
 
 def _check_image(source: str, images: ImageLoader, valid_digests: set[str]) -> Problem | None:

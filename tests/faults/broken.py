@@ -38,11 +38,9 @@ def _structures() -> list[tuple[str, Cells]]:
 def _lists() -> list[tuple[str, Cells]]:
     choices = ["a, b", "[1, 2]", '["a", "a"]', '["a", ""]', str([str(n) for n in range(27)])]
     documents = ["a text", "[1]", '[{"id": "x"}]', '[{"id": "1", "text": "a"}, "b"]', '["\\ud800"]']
-    relevant = ["3", "[1.5]"]
     return [
         *(("bad_choices", ("What?", "", cell)) for cell in choices),
         *(("bad_documents", ("What?", "", "", cell)) for cell in documents),
-        *(("bad_relevant", ("What?", "", "", "", cell)) for cell in relevant),
     ]
 
 

@@ -48,9 +48,9 @@ def good_row(number: int) -> tuple[str, ...]:
     return (f"What costs {number}?", "good.png", '["the cube", "the ball"]', documents, "[0]")
 
 
-def test_forty_broken_rows_cost_no_other_row_its_answer(tmp_path: Path) -> None:
+def test_broken_rows_of_every_kind_cost_no_other_row_its_answer(tmp_path: Path) -> None:
     broken = broken_rows(tmp_path)
-    assert len(broken) == 40
+    assert len(broken) == 38
     Image.new("RGB", (40, 40), "red").save(tmp_path / "good.png")
     rows: list[tuple[str | None, tuple[str, ...]]] = [(None, good_row(n)) for n in range(200)]
     rows += broken
@@ -221,3 +221,14 @@ def test_h07_a_run_with_a_real_model_asks_no_network(tmp_path: Path) -> None:
     done = run("predict", tmp_path / "in.csv", tmp_path / "out.csv", "--engine", "transformers")
     assert done.returncode == 0, (shlex.join(done.args), done.stderr)
     assert read_csv(tmp_path / "out.csv")[0]["prediction"] in ("a", "b")
+
+
+def test_field_15_a_cell_that_only_evaluation_reads_costs_no_answer(tmp_path: Path) -> None:
+    truths = [("0", "x"), ("0, 1", "9"), ("[1.5]", "[]"), ("{", "nan"), ("not a list", "\u00df")]
+    rows = [("What?", '["a", "b"]', *truth) for truth in truths]
+    write_csv(tmp_path / "in.csv", ("question_text", "answer_choices", "relevant", "label"), *rows)
+    done, out = answer(tmp_path)
+    assert done.exit_code == 0, done.stderr
+    assert [(row["status"], row["relevant"], row["label"]) for row in out] == [
+        ("ok", *truth) for truth in truths
+    ]

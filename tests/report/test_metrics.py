@@ -2,13 +2,23 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
+from statistics import fmean
 from typing import Any
 
 import pytest
+import pytrec_eval
 from pytest import approx
 
 from mmrag_batch.errors import ConfigError, InputError
-from mmrag_batch.report.metrics import calibration_error, evaluate, ndcg, retrieval, wilson
+from mmrag_batch.report.metrics import (
+    MAX_DEPTH,
+    calibration_error,
+    evaluate,
+    ndcg,
+    retrieval,
+    wilson,
+)
 from mmrag_batch.report.text import as_json, as_text
 from mmrag_batch.table.output import OUTPUT_COLUMNS
 
@@ -87,6 +97,7 @@ def test_retrieval_counts_rows_with_a_relevant_document(output: Path) -> None:
     assert found is not None
     assert (found.rows, found.depth) == (4, 3)
     assert found.recall == {1: 1 / 4, 3: 3 / 4}
+    assert found.success == {1: 1 / 4, 3: 3 / 4}
     assert found.mrr == (1 + 1 / 2 + 1 / 2 + 0) / 4
     assert found.ndcg == approx((1 + 0.63093 + (0.63093 + 0.5) / 1.63093 + 0) / 4, abs=1e-5)
 
@@ -144,7 +155,8 @@ def test_calibration_is_perfect_where_shares_match_and_weighs_bins_by_rows() -> 
 
 def test_ranks_beyond_the_depth_do_not_count() -> None:
     found = retrieval([[2, 6], [6]], [2, 1], 5)
-    assert found.recall == {1: 0.0, 5: 0.5}
+    assert found.recall == {1: 0.0, 5: 0.25}
+    assert found.success == {1: 0.0, 5: 0.5}
     assert found.mrr == 0.25
     assert found.ndcg == approx((0.63093 / 1.63093) / 2, abs=1e-5)
 
@@ -182,15 +194,83 @@ def test_json_has_every_figure(output: Path) -> None:
 
 
 def test_the_table_has_a_line_a_group_and_names_its_depth(output: Path) -> None:
-    header, everything, first, second = as_text(evaluate(output, by=["kind"])).splitlines()
-    assert header.split()[-4:] == ["recall@1", "recall@3", "MRR@3", "nDCG@3"]
-    assert everything.split()[:5] == ["all", "7", "1", "2", "0.400"]
-    assert first.split()[:5] == ["kind=a", "3", "0", "0", "0.500"]
+    table, labels = as_text(evaluate(output, by=["kind"])).split("\n\n")
+    header, everything, first, second = table.splitlines()
+    figures = ["recall@1", "success@1", "recall@3", "success@3", "MRR@3", "nDCG@3"]
+    assert header.split()[-7:] == ["relevant", *figures]
+    assert everything.split()[:7] == ["all", "7", "1", "2", "5", "1", "0.400"]
+    assert first.split()[:7] == ["kind=a", "3", "0", "0", "2", "1", "0.500"]
     assert second.split()[0] == "kind=b"
-    assert len({len(line) for line in (header, everything, first, second)}) == 1
+    assert len({len(line) for line in table.splitlines()}) == 1
+    line = 6 if output.suffix == ".jsonl" else 7
+    told = f"label: 1 name no choice of their row (line {line}: 'z')."
+    assert labels.splitlines()[-1] == told
 
 
 def test_a_figure_without_rows_is_a_dash(tmp_path: Path) -> None:
     rows = [answered("a", None, None, 1, 0.9, "1")]
-    line = as_text(evaluate(write(tmp_path / "out.csv", rows))).splitlines()[1]
-    assert line.split() == ["all", "1", "0", "0", "-", "-", "0.900", "-", "-", "-", "-"]
+    header, line = as_text(evaluate(write(tmp_path / "out.csv", rows))).splitlines()
+    assert header.split() == ["rows", "degraded", "error", "accuracy", "confidence"]
+    assert line.split() == ["all", "1", "0", "0", "-", "0.900"]
+
+
+def test_field_03_a_row_whose_choices_cannot_be_read_was_not_answered(tmp_path: Path) -> None:
+    rows = [answered("a", "y", None, 1, 0.9, "")] * 3
+    rows += [answered("a", "y", None, None, None, "", "error") | {"answer_choices": '["x", ""]'}]
+    accuracy = evaluate(write(tmp_path / "out.csv", rows)).overall.accuracy
+    assert accuracy is not None
+    assert (accuracy.correct, accuracy.rows) == (3, 4)
+
+
+def test_field_17_recall_and_hit_rate_are_those_of_trec_eval(tmp_path: Path) -> None:
+    rows = [answered("a", "y", [0, 1, 2], 1, 0.9, "10"), answered("a", "y", [2], 1, 0.9, "01")]
+    found = evaluate(write(tmp_path / "out.csv", rows)).overall.retrieval
+    assert found is not None
+    # trec_eval -m recall.1,2 -m success.1,2 -m recip_rank -m ndcg_cut.2
+    assert found.recall == {1: approx(1 / 6, abs=1e-9), 2: approx(1 / 3, abs=1e-9)}
+    assert found.success == {1: 0.5, 2: 0.5}
+    assert found.mrr == 0.5
+    assert found.ndcg == approx(0.5, abs=1e-9)
+
+
+def test_field_18_answers_in_free_form_have_figures_of_their_own(tmp_path: Path) -> None:
+    def written(label: object, prediction: str | None, **cells: object) -> dict[str, Any]:
+        row = answered("a", label, None, None, None, "", "ok" if prediction else "error")
+        return row | {"answer_choices": None, "prediction": prediction} | cells
+
+    rows = [written("10 t", "10 t"), written(["10 t", "ten t"], "5 t"), written("10 t", None)]
+    rows += [written(None, "yes", answers=["yes"] * 2 + ["no"] * 8)]
+    overall = evaluate(write(tmp_path / "out.jsonl", rows)).overall
+    assert overall.free_form is not None
+    assert (overall.free_form_rows, overall.accuracy) == (4, None)
+    assert overall.free_form.exact_match == 0.5
+    assert overall.free_form.f1 == approx((1 + 0.5 + 0 + 1) / 4)
+    assert overall.free_form.vqa == approx((2 * (1 / 3) + 8 * (2 / 3)) / 10)
+    header, line = as_text(evaluate(tmp_path / "out.jsonl")).splitlines()
+    assert "exact match" in header
+    assert "0.500" in line
+
+
+def test_retrieval_figures_are_those_of_trec_eval() -> None:
+    random = Random(0)
+    ranks, relevant, qrels, run = [], [], {}, {}
+    for question in map(str, range(200)):
+        documents = [f"d{number}" for number in range(12)]
+        right = random.sample(documents, random.randint(1, 8))
+        kept = random.sample(documents, random.randint(1, MAX_DEPTH))
+        ranks.append([rank for rank, name in enumerate(kept, start=1) if name in right])
+        relevant.append(len(right))
+        qrels[question] = dict.fromkeys(right, 1)
+        run[question] = {name: 1.0 - rank / 10 for rank, name in enumerate(kept)}
+    measures = {"recall.1,5", "success.1,5", "ndcg_cut.5", "recip_rank"}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run).values()
+    means = {name: fmean(one[name] for one in theirs) for name in next(iter(theirs))}
+    ours = retrieval(ranks, relevant, MAX_DEPTH)
+    assert means == {
+        "recall_1": approx(ours.recall[1], abs=1e-9),
+        "recall_5": approx(ours.recall[5], abs=1e-9),
+        "success_1": approx(ours.success[1], abs=1e-9),
+        "success_5": approx(ours.success[5], abs=1e-9),
+        "ndcg_cut_5": approx(ours.ndcg, abs=1e-9),
+        "recip_rank": approx(ours.mrr, abs=1e-9),
+    }

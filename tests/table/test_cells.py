@@ -1,22 +1,15 @@
-"""What cells mean: questions, choices, documents, labels and relevance."""
+"""What cells mean: questions, choices and documents."""
 
-import io
 import json
 
-import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mmrag_batch.errors import RowError
 from mmrag_batch.records import Document
 from mmrag_batch.table.cells import (
-    find_label,
     parse_choices,
     parse_documents,
     parse_question,
-    parse_relevant,
-    resolve_relevant,
 )
 
 
@@ -27,8 +20,6 @@ def test_a_whole_row_becomes_a_question() -> None:
             "question_image": "a.png",
             "answer_choices": '["one", "two"]',
             "documents": '["It costs two.", "b.png", {"id": "c", "text": "t", "image": "c.gif"}]',
-            "label": "two",
-            "relevant": '[0, "c"]',
             "anything": "else",
         }
     )
@@ -40,19 +31,15 @@ def test_a_whole_row_becomes_a_question() -> None:
         Document("1", None, "b.png"),
         Document("c", "t", "c.gif"),
     )
-    assert question.label == 1
-    assert question.relevant == frozenset({"0", "c"})
 
 
 @pytest.mark.parametrize("empty", [None, float("nan"), "", "  ", "nan", "NaN", "None", "null"])
 def test_empty_cells_say_nothing(empty: object) -> None:
-    names = ("question_image", "answer_choices", "documents", "label", "relevant")
+    names = ("question_image", "answer_choices", "documents")
     question = parse_question({"question_text": "Why?"} | dict.fromkeys(names, empty))
     assert question.image is None
     assert question.choices == ()
     assert question.documents == ()
-    assert question.label is None
-    assert question.relevant is None
 
 
 @pytest.mark.parametrize("text", [None, "", " \n", 7, ["a"]])
@@ -164,85 +151,3 @@ def test_a_message_shows_only_the_start_of_a_long_cell() -> None:
     with pytest.raises(RowError) as caught:
         parse_documents("x" * 100_000)
     assert len(str(caught.value)) < 250
-
-
-@pytest.mark.parametrize(
-    ("cell", "label"),
-    [
-        ("b", 1),
-        ("1", 2),
-        ("0", 0),
-        ("2", 2),
-        (2, 2),
-        ("2.0", 2),
-        (0.0, 0),
-        ("3", None),
-        ("-1", None),
-        ("B", None),
-        ("0.5", None),
-        (None, None),
-        ("9" * 5000, None),
-    ],
-)
-def test_a_label_is_a_choice_or_its_index(cell: object, label: int | None) -> None:
-    assert find_label(cell, ("a", "b", "1")) == label
-
-
-def test_f05_an_empty_label_is_not_the_choice_of_that_name() -> None:
-    assert find_label(None, ("None", "nan")) is None
-    assert find_label(float("nan"), ("None", "nan")) is None
-    assert find_label("None", ("None", "nan")) == 0
-
-
-def test_an_empty_list_of_relevant_documents_is_not_unknown() -> None:
-    assert parse_question({"question_text": "a", "relevant": "[]"}).relevant == frozenset()
-
-
-def test_relevant_names_documents_by_id_or_index() -> None:
-    documents = parse_documents([{"id": "x", "text": "a"}, "b", "c"])
-    items = parse_relevant('["x", 1, "2", 7, -1, "y"]')
-    assert items is not None
-    assert resolve_relevant(items, documents) == (
-        frozenset({"x", "1", "2"}),
-        (7, -1, "y"),
-    )
-
-
-@pytest.mark.parametrize("cell", ["3", "x", '{"a": 1}', "[1.0]", "[true]", "[null]", "[[1]]"])
-def test_relevant_that_is_no_list_of_names_is_told(cell: str) -> None:
-    with pytest.raises(RowError, match="column 'relevant'") as caught:
-        parse_relevant(cell)
-    assert caught.value.code == "bad_relevant"
-
-
-TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
-LISTS = st.lists(TEXT.filter(str.strip), unique=True, max_size=6)
-
-
-@settings(max_examples=60, deadline=None)
-@given(choices=LISTS)
-def test_a_list_is_read_back_however_it_was_written(choices: list[str]) -> None:
-    expected = tuple(choices)
-    assert parse_choices(choices) == expected
-    assert parse_choices(json.dumps(choices)) == expected
-    assert parse_choices(json.dumps(choices, ensure_ascii=False)) == expected
-    assert parse_choices(repr(choices)) == expected
-
-
-@settings(max_examples=20, deadline=None)
-@given(choices=LISTS)
-def test_a_list_that_pandas_wrote_is_read_back(choices: list[str]) -> None:
-    written = pd.DataFrame({"answer_choices": [choices]}).to_csv(index=False)
-    cell = pd.read_csv(io.StringIO(written), keep_default_na=False)["answer_choices"][0]
-    assert parse_choices(str(cell)) == tuple(choices)
-
-
-@settings(max_examples=60, deadline=None)
-@given(cell=st.text(max_size=30) | st.text("[]'\"\\,{}: ab0\n", max_size=30))
-def test_f03_any_text_is_documents_or_a_row_error(cell: str) -> None:
-    try:
-        documents = parse_documents(cell)
-    except RowError as error:
-        assert error.code == "bad_documents"
-    else:
-        assert len({document.id for document in documents}) == len(documents)

@@ -31,7 +31,7 @@ def test_every_problem_is_found_by_its_line(tmp_path: Path) -> None:
     )
     found = [
         (item.line, item.id, item.problem.code, item.fatal)
-        for item in check_table(path, ImageLoader(tmp_path))
+        for item in check_table(path, ImageLoader(tmp_path))[1]
     ]
     assert found == [
         (2, "1", "bad_documents", True),
@@ -46,7 +46,7 @@ def test_every_problem_is_found_by_its_line(tmp_path: Path) -> None:
 
 def test_a_problem_of_a_document_names_it(tmp_path: Path) -> None:
     path = write_table(tmp_path, {"documents": [{"id": "x", "image": "absent.png"}]})
-    (finding,) = check_table(path, ImageLoader(tmp_path))
+    (finding,) = check_table(path, ImageLoader(tmp_path))[1]
     assert finding.problem.message.startswith("document 'x': 'absent.png': no such file")
 
 
@@ -57,7 +57,7 @@ def test_labels_and_relevance_that_fit_are_no_problem(tmp_path: Path) -> None:
         {"answer_choices": ["a", "b"], "label": None, "relevant": []},
         {"label": "anything"},
     )
-    assert list(check_table(path, ImageLoader(tmp_path))) == []
+    assert list(check_table(path, ImageLoader(tmp_path))[1]) == []
 
 
 def test_an_image_of_many_rows_is_decoded_once(
@@ -69,11 +69,11 @@ def test_an_image_of_many_rows_is_decoded_once(
     images = ImageLoader(tmp_path)
     loaded: list[str] = []
     monkeypatch.setattr(images, "load", loaded.append)
-    assert list(check_table(path, images)) == []
+    assert list(check_table(path, images)[1]) == []
     assert loaded == ["a.png"]
 
 
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     path = write_table(tmp_path, {"id": "a"}, {"id": "a"})
     with pytest.raises(InputError, match="same id"):
-        list(check_table(path, ImageLoader(tmp_path)))
+        check_table(path, ImageLoader(tmp_path))

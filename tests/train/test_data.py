@@ -11,7 +11,7 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.retriever import open_embedder
-from mmrag_batch.table.rows import read_rows
+from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.data import EmbeddedTable, embed_table
 from mmrag_batch.train.supervision import by_relevant
 
@@ -31,7 +31,7 @@ def row(number: int, documents: tuple[Document, ...], *relevant: str) -> Row:
 def test_questions_with_a_relevant_document_are_embedded(
     embedder: Embedder, demo_table: Path
 ) -> None:
-    rows = list(read_rows(demo_table))
+    rows = list(read_labelled_rows(demo_table))
     asked = [r for r in rows if r.question is not None and r.question.relevant]
     table = embed_table(iter(rows), embedder, by_relevant)
     assert 0 < len(asked) < len(rows)
@@ -45,7 +45,7 @@ def test_questions_with_a_relevant_document_are_embedded(
 def test_what_is_absent_is_zero_and_what_is_present_a_unit_vector(
     embedder: Embedder, demo_table: Path
 ) -> None:
-    table = embed_table(read_rows(demo_table), embedder, by_relevant)
+    table = embed_table(read_labelled_rows(demo_table), embedder, by_relevant)
     for vectors, present in map(table.embeddings, (table.questions, table.documents)):
         torch.testing.assert_close(vectors.norm(dim=-1), present, atol=1e-4, rtol=0)
         assert set(map(tuple, present.tolist())) >= {(1, 1), (0, 1)}

@@ -11,7 +11,7 @@ from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.families.mllama.inputs import collate, load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.table.rows import read_rows
+from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.mllama import (
     SPECIAL_TOKENS,
     GeneratorSizes,
@@ -90,7 +90,9 @@ def test_an_untrained_model_sees_its_images(
     model: MllamaForConditionalGeneration, tiny_generator_dir: Path, demo_table: Path
 ) -> None:
     images = ImageLoader(demo_table.parent)
-    sources = [r.question.image for r in read_rows(demo_table) if r.question and r.question.image]
+    sources = [
+        r.question.image for r in read_labelled_rows(demo_table) if r.question and r.question.image
+    ]
     image_id = model.config.image_token_index
     first, second = (
         model(
@@ -145,7 +147,7 @@ def test_the_seed_settles_the_weights_and_leaves_other_draws_alone(tokenizer: To
 
 def test_a_table_gives_the_texts_of_its_prompts(demo_table: Path, tmp_path: Path) -> None:
     texts = list(prompt_texts(demo_table))
-    rows = list(read_rows(demo_table))
+    rows = list(read_labelled_rows(demo_table))
     assert len(texts) == len(rows)
     for text, row in zip(texts, rows):
         assert str(row.cells["question_text"]) in text
