@@ -13,6 +13,7 @@ PACKAGES = ("mmrag_batch", "train", "export")
 LAYERS = (
     "__main__",
     "cli",
+    "datasets",
     "run doctor",
     "export",
     "train",
@@ -38,6 +39,7 @@ COMMANDS = [
     ["validate"],
     ["evaluate"],
     ["doctor"],
+    ["import"],
     ["train"],
     ["train", "generator"],
     ["train", "retriever"],

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from mmrag_batch import __version__
 from mmrag_batch.cli.checks import Table, checks
+from mmrag_batch.cli.datasets import datasets
 from mmrag_batch.cli.demo import demo
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.cli.models import export, train
@@ -62,6 +63,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(checks)
+app.add_typer(datasets)
 app.add_typer(train, name="train")
 app.add_typer(export, name="export")
 app.add_typer(demo, name="demo")

@@ -1,0 +1,1 @@
+"""Public benchmarks, as they are published, as tables of `predict`."""
