@@ -37,7 +37,7 @@ class EmbeddedTable:
     `vectors` (M, D): embeddings, the first one zeros. `questions` (Q, 2) and `documents` (N, 2):
     the row in `vectors` of an image's and a text's embedding, 0 where absent. `counts` (Q,): how
     many documents, which follow each other, a question has. `shares` (N,): how much a document
-    helps, summing to 1 over those of a question.
+    helps, summing to 1 over those of a question. `numbers` (Q,): which rows of the table these are.
     """
 
     vectors: Floats
@@ -45,6 +45,7 @@ class EmbeddedTable:
     documents: Tensor
     counts: Tensor
     shares: Tensor
+    numbers: Tensor
 
     @property
     def owner(self) -> Tensor:
@@ -72,6 +73,7 @@ class EmbeddedTable:
             documents=self.documents[document_indices],
             counts=counts,
             shares=self.shares[document_indices],
+            numbers=self.numbers[indices],
         )
 
     def with_documents(self, extra_documents: Tensor) -> "EmbeddedTable":
@@ -82,6 +84,7 @@ class EmbeddedTable:
             documents=torch.cat([self.documents, extra_documents]),
             counts=self.counts,
             shares=torch.cat([self.shares, torch.zeros(len(extra_documents))]),
+            numbers=self.numbers,
         )
 
     def embeddings(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,6 +140,7 @@ def _embed(
     documents: list[tuple[int, int]] = []
     counts: list[int] = []
     shares: list[float] = []
+    numbers: list[int] = []
     size = 0
     source = iter(rows)
     while window := list(islice(source, WINDOW)):
@@ -144,7 +148,7 @@ def _embed(
             (row, relevance) for row in window if row.question and (relevance := supervise(row))
         ]
         embedded = embedder.embed([row for row, _ in supervised])
-        for (_, relevance), item in zip(supervised, embedded):
+        for (row, relevance), item in zip(supervised, embedded):
             if item is None or not (candidate_shares := _shares(item, relevance)):
                 continue
             size = item.question.modalities.shape[1]
@@ -152,6 +156,7 @@ def _embed(
             documents += [_rows(file, candidate) for candidate, _ in candidate_shares]
             counts.append(len(candidate_shares))
             shares += [share for _, share in candidate_shares]
+            numbers.append(row.number)
     if not questions:
         raise InputError(
             "No row has a readable document that is known to help: nothing to learn. Fill "
@@ -163,6 +168,7 @@ def _embed(
         torch.tensor(documents),
         torch.tensor(counts),
         torch.tensor(shares),
+        torch.tensor(numbers),
     )
 
 

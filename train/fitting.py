@@ -69,7 +69,8 @@ class Fit:
         """Fit to the end; the towers are left with the best weights, in eval mode. `report` takes
         the figures of each epoch, the untrained towers being epoch 0."""
         if not self._best_weights:
-            self._evaluate(report, questions=len(self._train_table.questions))
+            sizes = len(self._train_table.questions), len(self._held_out_table.questions)
+            self._evaluate(report, questions=sizes[0], held_out=sizes[1])
         while self._epoch < self._settings.epochs and self._stale_epochs < self._settings.patience:
             self._epoch += 1
             self._evaluate(report, loss=self.train_epoch())

@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from mmrag_batch.bundle import read_retriever_spec, write_prompt_settings
-from mmrag_batch.errors import ConfigError, UnavailableError
+from mmrag_batch.errors import ConfigError, InputError, UnavailableError
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
@@ -40,9 +40,16 @@ from mmrag_batch.train.examples import (
     labelled_rows,
     relevant_evidence,
 )
-from mmrag_batch.train.held_out import Scorer, split_rows
+from mmrag_batch.train.held_out import Scorer
 from mmrag_batch.train.run import Run, changes
 from mmrag_batch.train.settings import GeneratorConfig
+from mmrag_batch.train.splits import (
+    check_column,
+    hold_out,
+    hold_out_by,
+    question_contents,
+    read_column,
+)
 from mmrag_batch.train.tuning import add_lora, freeze, load_base, processes, save_model
 
 log = logging.getLogger(__name__)
@@ -90,9 +97,7 @@ def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> Answe
     images, renderer = ImageLoader(config.table.parent), Renderer(config.base)
     spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
     evidence_rows = with_evidence(labelled_rows(config.table), images, config)
-    rows, held_out = split_rows(
-        fitting_rows(evidence_rows, renderer, spec), config.held_out, config.seed
-    )
+    rows, held_out = split_rows(fitting_rows(evidence_rows, renderer, spec), images, config)
     examples = Examples(rows, renderer, images, spec, seed=config.seed)
     model = trainable(config)
     trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -135,6 +140,29 @@ def with_evidence(
     return [row for row in retriever(rows) if row.error is None]
 
 
+def split_rows(
+    rows: Sequence[Row], images: ImageStore, config: GeneratorConfig
+) -> tuple[list[Row], list[Row]]:
+    """Rows to learn from, and rows to hold out, both in their order. Raises InputError."""
+    if not config.held_out:
+        return list(rows), []
+    if config.held_out >= len(rows):
+        raise InputError(
+            f"{config.table}: held_out is {config.held_out}, and {len(rows)} rows can be used; "
+            "hold fewer out, or give more rows."
+        )
+    if config.held_out_by is None:
+        asked = [question_contents(row.question, images) for row in rows if row.question]
+        chosen = hold_out(asked, config.held_out, config.seed)
+    else:
+        column = read_column(config.table, config.held_out_by).at(row.number for row in rows)
+        chosen = hold_out_by(column, config.held_out, config.seed)
+    return (
+        [row for index, row in enumerate(rows) if index not in chosen],
+        [row for index, row in enumerate(rows) if index in chosen],
+    )
+
+
 def trainable(config: GeneratorConfig) -> Any:
     """The base with the weights unfrozen, or added, that this run trains."""
     family = open_family(config.base)
@@ -162,6 +190,10 @@ def _check(config: GeneratorConfig) -> None:
         raise UnavailableError(
             "bitsandbytes is not installed. Run `pip install 'mmrag-batch[train-4bit]'`."
         )
+    if config.held_out_by is not None:
+        if not config.held_out:
+            raise ConfigError("held_out_by: nothing is held out; say how many rows in `held_out`.")
+        check_column(config.table, config.held_out_by)
     integrations: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
     options = ["none", *integrations]
     if config.report_to not in options:

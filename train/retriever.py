@@ -14,6 +14,7 @@ goes on after its last epoch.
 import hashlib
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -33,6 +34,15 @@ from mmrag_batch.train.likelihoods import measure_likelihoods
 from mmrag_batch.train.ranking import ranks, recall_gain, summary
 from mmrag_batch.train.run import Run, changes
 from mmrag_batch.train.settings import RetrieverConfig
+from mmrag_batch.train.splits import (
+    Column,
+    Contents,
+    check_column,
+    contents,
+    hold_out,
+    hold_out_by,
+    read_column,
+)
 from mmrag_batch.train.supervision import (
     ByAnswer,
     by_likelihood,
@@ -56,7 +66,7 @@ def train_retriever(config: RetrieverConfig) -> Path:
     resumed = checkpoint.is_file()
     run = Run(config.out, config, seed=config.seed, inputs=[config.table], resumed=resumed)
     table = read_table(config)
-    held_out, train_table = split(table, config.held_out, config.seed)
+    held_out, train_table = split(table, config.held_out, config.seed, _column(config))
     if len(train_table.questions) < config.batch_size:
         raise InputError(
             f"{config.table}: {len(train_table.questions)} questions to train on fill no batch of "
@@ -91,6 +101,8 @@ def train_retriever(config: RetrieverConfig) -> Path:
 def _check(config: RetrieverConfig, checkpoint: Path) -> None:
     if config.supervision == "likelihood" and config.generator is None:
         raise ConfigError("`supervision: likelihood` needs a `generator` to ask.")
+    if config.held_out_by is not None:
+        check_column(config.table, config.held_out_by)
     changed_settings = changes(config.out, config, inputs=[config.table])
     if checkpoint.is_file() and changed_settings:
         raise ConfigError(
@@ -147,13 +159,33 @@ def _subject(config: RetrieverConfig) -> str:
     return hashlib.sha256(description.encode()).hexdigest()
 
 
-def split(table: EmbeddedTable, held_out: float, seed: int) -> tuple[EmbeddedTable, EmbeddedTable]:
-    """A random share of the questions, and the rest."""
-    count = round(len(table.questions) * held_out)
-    if not 0 < count < len(table.questions):
-        raise InputError(
-            f"{len(table.questions)} questions with documents known to help are too few to train "
-            "on."
-        )
-    order = torch.randperm(len(table.questions), generator=torch.Generator().manual_seed(seed))
-    return table.take(order[:count]), table.take(order[count:])
+def split(
+    table: EmbeddedTable, held_out: float, seed: int, by: Column | None = None
+) -> tuple[EmbeddedTable, EmbeddedTable]:
+    """A random share of the questions, and the rest; they have no value of a column in common, or
+    else no contents."""
+    total = len(table.questions)
+    count = round(total * held_out)
+    if not 0 < count < total:
+        raise InputError(f"{total} questions with documents known to help are too few to train on.")
+    if by is None:
+        chosen = hold_out(_contents(table), count, seed)
+    else:
+        chosen = hold_out_by(by.at(table.numbers.tolist()), count, seed)
+    is_held_out = torch.zeros(total, dtype=torch.bool)
+    is_held_out[list(chosen)] = True
+    return table.take(is_held_out.nonzero()[:, 0]), table.take((~is_held_out).nonzero()[:, 0])
+
+
+def _contents(table: EmbeddedTable) -> list[Contents]:
+    """Of each question. What has the same embedding is the same to the towers."""
+    questions = [(text, image) for image, text in table.questions.tolist()]
+    documents = iter([(text, image) for image, text in table.documents.tolist()])
+    return [
+        contents(question, islice(documents, count))
+        for question, count in zip(questions, table.counts.tolist())
+    ]
+
+
+def _column(config: RetrieverConfig) -> Column | None:
+    return None if config.held_out_by is None else read_column(config.table, config.held_out_by)

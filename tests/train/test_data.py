@@ -112,12 +112,14 @@ def owned() -> EmbeddedTable:
         documents=owner[:, None].expand(8, 2),
         counts=counts,
         shares=torch.tensor([1, 0, 1, 0, 0, 1, 1, 0.0]),
+        numbers=torch.tensor([0, 1, 4, 5]),
     )
 
 
 def test_taken_questions_keep_their_documents(owned: EmbeddedTable) -> None:
     taken = owned.take(torch.tensor([2, 0, 3]))
     assert taken.questions[:, 0].tolist() == [2, 0, 3]
+    assert taken.numbers.tolist() == [4, 0, 5]
     assert taken.owner.tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert taken.documents[:, 0].tolist() == [2, 2, 2, 0, 0, 3, 3]
     assert taken.relevant.tolist() == [False, False, True, True, False, True, False]

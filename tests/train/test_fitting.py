@@ -44,6 +44,7 @@ def separable(count: int) -> EmbeddedTable:
         documents=sides[count:],
         counts=torch.full((count,), 5),
         shares=shares.flatten(),
+        numbers=torch.arange(count),
     )
 
 

@@ -7,20 +7,27 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 
-from mmrag_batch.errors import ConfigError, UnavailableError
+from mmrag_batch.errors import ConfigError, InputError, UnavailableError
 from mmrag_batch.export.merge import merge_adapter
 from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.train.examples import labelled_rows
-from mmrag_batch.train.generator import build_trainer, train_generator, trainable, with_evidence
+from mmrag_batch.train.generator import (
+    build_trainer,
+    split_rows,
+    train_generator,
+    trainable,
+    with_evidence,
+)
 from mmrag_batch.train.run import Run
 from mmrag_batch.train.settings import GeneratorConfig
 
@@ -182,6 +189,40 @@ def test_rows_that_are_held_out_are_scored_at_each_checkpoint(full: GeneratorCon
     assert list(scores) == [0, 2, 4, 5]
     assert {score["eval_rows"] for score in scores.values()} == {10}
     assert all(0 <= score["eval_accuracy"] <= 1 < 10 for score in scores.values())
+
+
+def test_rows_that_share_anything_are_held_out_together(
+    full: GeneratorConfig, tmp_path: Path
+) -> None:
+    """Each row of the table comes twice, its pictures under other names."""
+    table = pd.read_csv(full.table, dtype=str)
+    copies = table.assign(id=table.id + "b")
+    for column in ("question_image", "documents"):
+        copies[column] = copies[column].str.replace("images/", "images/../images/")
+    both = full.table.with_name("both.csv")
+    pd.concat([table, copies]).to_csv(both, index=False)
+    images = ImageLoader(full.table.parent)
+    config = replace(full, table=both, held_out=20)
+    trained, held_out = split_rows(labelled_rows(both), images, config)
+    assert len(held_out) == 20
+    assert not {row.id.rstrip("b") for row in trained} & {row.id.rstrip("b") for row in held_out}
+    again = split_rows(labelled_rows(both), images, config)[1]
+    assert [row.id for row in again] == [row.id for row in held_out]
+
+    by_kind = replace(config, held_out_by="kind")
+    trained, held_out = split_rows(labelled_rows(both), images, by_kind)
+    assert len({row.cells["kind"] for row in held_out}) == 1
+    assert not {row.cells["kind"] for row in trained} & {row.cells["kind"] for row in held_out}
+
+
+def test_what_is_held_out_is_checked_before_anything_is_loaded(full: GeneratorConfig) -> None:
+    with pytest.raises(ConfigError, match="say how many rows in `held_out`"):
+        train_generator(replace(full, held_out_by="kind"))
+    with pytest.raises(ConfigError, match=r"no column 'kin'\. Did you mean 'kind'"):
+        train_generator(replace(full, held_out=9, held_out_by="kin"))
+    assert not full.out.exists()
+    with pytest.raises(InputError, match="held_out is 40, and 40 rows can be used"):
+        train_generator(replace(full, held_out=40))
 
 
 @pytest.mark.parametrize("rank", [2, 0])

@@ -16,6 +16,7 @@ from mmrag_batch.train.data import EmbeddedTable
 from mmrag_batch.train.ranking import rank, ranks, recall_gain
 from mmrag_batch.train.retriever import split, train_retriever
 from mmrag_batch.train.settings import RetrieverConfig
+from mmrag_batch.train.splits import Column
 from mmrag_batch.train.towers import Towers, TowersConfig, load_towers
 
 
@@ -36,6 +37,7 @@ def texts_only(
         documents=sides[len(questions) :],
         counts=sizes,
         shares=relevant.float() / helpful[owner],
+        numbers=torch.arange(len(sizes)),
     )
 
 
@@ -98,6 +100,25 @@ def test_a_split_is_disjoint_and_whole() -> None:
     both = torch.cat([held_out.questions, trained.questions])
     assert sorted(both.tolist()) == sorted(table.questions.tolist())
     assert len(held_out.documents) + len(trained.documents) == len(table.documents)
+
+
+def test_questions_that_share_anything_are_held_out_together() -> None:
+    """Each question comes three times, each time with its documents in another order."""
+    table = separable(40)
+    again = table.take(torch.arange(40).repeat(3))
+    again.questions[40:, 1] += again.documents.max()  # another question, the same documents
+    held_out, trained = split(again, 0.25, seed=1)
+    assert len(held_out.questions) == 30
+    assert set(held_out.numbers.tolist()).isdisjoint(trained.numbers.tolist())
+
+
+def test_questions_are_held_out_by_a_column() -> None:
+    table = separable(20)
+    by = Column("kind", [f"kind {n % 4}" for n in range(20)])
+    held_out, trained = split(table, 0.25, seed=1, by=by)
+    assert len(set((held_out.numbers % 4).tolist())) == 1
+    assert len(held_out.questions) == 5
+    assert not set((trained.numbers % 4).tolist()) & set((held_out.numbers % 4).tolist())
 
 
 @pytest.mark.parametrize("held_out", [0.0, 0.01, 1.0])
@@ -203,6 +224,20 @@ def test_an_unfinished_run_with_other_settings_is_refused(
         train_retriever(config(tiny_retriever_dir, demo_table, tmp_path))
     with pytest.raises(ConfigError, match=r"batch_size: 8 -> 4.*checkpoint\.pt"):
         train_retriever(config(tiny_retriever_dir, demo_table, tmp_path, batch_size=4))
+
+
+def test_the_held_out_questions_are_of_another_kind(
+    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"no column 'kid'\. Did you mean 'kind'"):
+        train_retriever(config(tiny_retriever_dir, demo_table, tmp_path, held_out_by="kid"))
+    assert not list(tmp_path.iterdir())
+    settings = config(tiny_retriever_dir, demo_table, tmp_path, held_out_by="kind", batch_size=4)
+    train_retriever(settings)
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    kinds = pd.read_csv(demo_table).query("relevant != '[]'").kind.value_counts()
+    assert first["held_out"] in kinds.to_list()
+    assert first["questions"] == kinds.sum() - first["held_out"]
 
 
 def killed(*_: object) -> None:
