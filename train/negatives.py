@@ -21,16 +21,17 @@ POOL = 65_536
 def mine_negatives(
     towers: Towers, table: EmbeddedTable, count: int, generator: torch.Generator
 ) -> Tensor:
-    """(Q, count): for each question the closest documents of other rows, -1 where there are no
-    more."""
-    pool = torch.randperm(len(table.documents), generator=generator)[:POOL]
+    """(Q, count): for each question the closest documents of other rows, whose contents are in none
+    of its own; -1 where there are no more."""
+    known = (~table.shares.isnan()).nonzero()[:, 0]
+    pool = known[torch.randperm(len(known), generator=generator)[:POOL]]
     vectors = torch.cat(
         [
             towers.document(*table.embeddings(table.documents[chunk]))
             for chunk in pool.split(CHUNK)  # type: ignore[no-untyped-call]
         ]
     )
-    owner = table.owner[pool]
+    different, contents = torch.unique(table.contents(table.documents[pool]), return_inverse=True)
     negatives = []
     for start in range(0, len(table.questions), CHUNK):
         indices = torch.arange(start, min(start + CHUNK, len(table.questions)))
@@ -39,11 +40,22 @@ def mine_negatives(
         scores = questions @ vectors.T  # (CHUNK, POOL)
         scores[
             (scores > _score_ceilings(towers, part, questions)[:, None])
-            | (owner == indices[:, None])
+            | _own(part, different)[:, contents]
         ] = -2
         hardest = scores.topk(min(count, len(pool)), dim=1)
         negatives.append(torch.where(hardest.values > -2, pool[hardest.indices], -1))
     return torch.cat(negatives)
+
+
+def _own(part: EmbeddedTable, contents: Tensor) -> Tensor:
+    """(Q, C) bool: which of different `contents` (C,), ascending, a question's own documents have;
+    they help it, or may help it, or are its negatives anyway."""
+    own_contents = part.contents(part.documents)
+    places = torch.searchsorted(contents, own_contents).clamp(max=len(contents) - 1)
+    is_found = contents[places] == own_contents
+    own = torch.zeros(len(part.questions), len(contents), dtype=torch.bool)
+    own[part.owner[is_found], places[is_found]] = True
+    return own
 
 
 def _score_ceilings(towers: Towers, part: EmbeddedTable, questions: Tensor) -> Tensor:

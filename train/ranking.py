@@ -41,7 +41,8 @@ def vectors(towers: Towers, table: EmbeddedTable) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def ranks(towers: Towers, table: EmbeddedTable) -> Tensor:
-    """(Q,): the rank, from 1, of each question's best relevant document among its own."""
+    """(Q,): the rank, from 1, of each question's best relevant document among its own of which
+    something is known."""
     return torch.cat([_ranks(towers, chunk) for chunk in _chunks(table)])
 
 
@@ -56,7 +57,7 @@ def _ranks(towers: Towers, table: EmbeddedTable) -> Tensor:
     scores = (questions[owner] * documents).sum(dim=1)  # (N,)
     best = torch.full((len(questions),), float("-inf"))
     best.scatter_reduce_(0, owner[relevant], scores[relevant], "amax")
-    above = (scores > best[owner]).long()
+    above = ((scores > best[owner]) & ~table.shares.isnan()).long()
     return 1 + torch.zeros(len(questions), dtype=torch.long).scatter_add_(0, owner, above)
 
 

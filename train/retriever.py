@@ -132,16 +132,14 @@ def _supervision(config: RetrieverConfig, images: ImageLoader) -> Supervision:
     engine = TransformersEngine(
         config.generator, batch_size=config.generator_batch, max_new_tokens=1
     )
+    spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
     with closing(engine):
-        answerer = Answerer(
-            Renderer(config.generator),
-            engine,
-            images,
-            PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring),
-        )
-        rows = read_labelled_rows(config.table)
         likelihoods = measure_likelihoods(
-            rows, answerer, config.out / LIKELIHOODS, _subject(config)
+            read_labelled_rows(config.table),
+            Answerer(Renderer(config.generator), engine, images, spec),
+            spec,
+            config.out / LIKELIHOODS,
+            _subject(config),
         )
     return partial(by_likelihood, likelihoods)
 

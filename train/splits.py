@@ -12,13 +12,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
-from unicodedata import normalize
 
 from mmrag_batch.errors import ConfigError, InputError, RowError
 from mmrag_batch.records import Document, Question
 from mmrag_batch.stages import ImageStore
 from mmrag_batch.table.formats import read_header, read_records
 from mmrag_batch.table.values import is_empty
+from mmrag_batch.train.wording import normalized
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def read_column(table: Path, column: str) -> Column:
 
 
 def _side(item: Question | Document, images: ImageStore) -> Side:
-    text = " ".join(normalize("NFC", (item.text or "").casefold()).split())
+    text = normalized(item.text or "")
     if item.image is None:
         return text, ""
     try:
