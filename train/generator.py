@@ -112,6 +112,7 @@ def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> Answe
         sampler=SameImageCount(examples, config.batch_size, config.seed),
         score=scorer.score,
         run=run,
+        base=config.base,
         model=model,
         args=_arguments(config, checkpoints),
         train_dataset=examples,
