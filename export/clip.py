@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.export.processors import read_image_settings
 
 KINDS = ("clip", "siglip")
 """`model_type` of what can be exported; SigLIP 2 of a fixed size calls itself `siglip`."""
@@ -84,7 +84,9 @@ def open_clip(directory: Path) -> tuple[nn.Module, nn.Module, Tokenizer, Retriev
         embedding_size=size,
         context_length=text_config.max_position_embeddings,
         pad_texts=pads,
-        **_image_settings(directory),
+        **read_image_settings(
+            directory, config["model_type"], model.config.vision_config.image_size
+        ),
     )
     return ImageFeatures(model), TextFeatures(model), tokenizer, spec
 
@@ -103,40 +105,6 @@ def _tokenizer(loaded_tokenizer: Any, length: int, *, pads: bool, directory: Pat
             pad_token=loaded_tokenizer.pad_token,
         )
     return tokenizer
-
-
-def _image_settings(directory: Path) -> dict[str, Any]:
-    """What `preprocessor_config.json` says, as fields of a spec."""
-    file = directory / "preprocessor_config.json"
-    values = _json(file)
-    size, crop = values.get("size"), values.get("crop_size")
-    side = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
-    crop = crop.get("height") if isinstance(crop, dict) else crop
-    is_cropped = bool(values.get("do_center_crop"))
-    is_stretched = isinstance(size, dict) and "height" in size
-    if is_cropped == is_stretched or (is_cropped and crop != side):
-        raise ConfigError(f"{file}: pictures resized to {size} and cut to {crop} are not known.")
-    try:
-        resample = Image.Resampling(values["resample"]).name.lower()
-        mean, std = (_channels(values, name) for name in ("image_mean", "image_std"))
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{file}: {error} is missing or not known.") from None
-    if resample not in ("bicubic", "bilinear"):
-        raise ConfigError(f"{file}: pictures resized with {resample!r} are not known.")
-    return {
-        "image_size": side,
-        "image_mean": mean,
-        "image_std": std,
-        "framing": "stretch" if is_stretched else "transformers",
-        "resample": resample,
-    }
-
-
-def _channels(values: dict[str, Any], name: str) -> tuple[float, ...]:
-    """A value for each channel. Raises KeyError."""
-    if not values.get(name):
-        raise KeyError(name)
-    return tuple(values[name])
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 Framing = Literal["torchvision", "transformers", "stretch"]
 """How a picture becomes a square: its short side resized and the centre cut out, which either
 library rounds in its own way, or both sides resized."""
-Resample = Literal["bicubic", "bilinear"]
+Resample = Literal["bicubic", "bilinear", "lanczos", "nearest", "box", "hamming"]
 
 S = TypeVar("S")
 
