@@ -1,7 +1,7 @@
 """Every kind of encoders that can be exported, opened as one thing."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -63,7 +63,8 @@ def open_encoders(path: Path, vocabulary: Path | None = None) -> Encoders:
         return _open_directory(path)
     model = load_published(path)
     merges = vocabulary or find_vocabulary(path)
-    return _imagebind(model, published_tokenizer(merges, model.config.context_length))
+    encoders = _imagebind(model, published_tokenizer(merges, model.config.context_length))
+    return replace(encoders, spec=replace(encoders.spec, clean_texts=True))
 
 
 def _open_directory(path: Path) -> Encoders:

@@ -60,6 +60,8 @@ class RetrieverSpec:
     pad_texts: bool = False
     """Whether every text is padded to `context_length`, as its tokenizer says. Otherwise texts are
     zero-padded to the longest of a batch, and attention is causal, so that this changes nothing."""
+    clean_texts: bool = False
+    """Whether texts are cleaned as CLIP's published code does, before its tokenizer sees them."""
 
 
 @dataclass(frozen=True, slots=True)
