@@ -92,6 +92,22 @@ def train_generator(config: GeneratorConfig) -> Path:
     return out
 
 
+def plan_generator(config: GeneratorConfig) -> str:
+    """What a run would learn from, in a sentence. Raises what can be raised before anything is
+    loaded or written."""
+    _check(config)
+    total = len(labelled_rows(config.table))
+    if config.held_out >= total:
+        raise _too_many_held_out(config, total)
+    if config.retriever is not None:
+        read_retriever_spec(config.retriever)
+    return (
+        f"{config.table}: {total} rows with a label, of which about {config.held_out} are held "
+        f"out; {config.steps} steps of {config.batch_size * config.accumulate} rows. Nothing was "
+        "written."
+    )
+
+
 def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> AnswerTrainer:
     """The trainer of a run, with its rows, their evidence, and the model."""
     images, renderer = ImageLoader(config.table.parent), Renderer(config.base)
@@ -148,10 +164,7 @@ def split_rows(
     if not config.held_out:
         return list(rows), []
     if config.held_out >= len(rows):
-        raise InputError(
-            f"{config.table}: held_out is {config.held_out}, and {len(rows)} rows can be used; "
-            "hold fewer out, or give more rows."
-        )
+        raise _too_many_held_out(config, len(rows))
     if config.held_out_by is None:
         asked = [question_contents(row.question, images) for row in rows if row.question]
         chosen = hold_out(asked, config.held_out, config.seed)
@@ -161,6 +174,13 @@ def split_rows(
     return (
         [row for index, row in enumerate(rows) if index not in chosen],
         [row for index, row in enumerate(rows) if index in chosen],
+    )
+
+
+def _too_many_held_out(config: GeneratorConfig, total: int) -> InputError:
+    return InputError(
+        f"{config.table}: held_out is {config.held_out}, and {total} rows can be used; hold fewer "
+        "out, or give more rows."
     )
 
 
@@ -190,6 +210,12 @@ def _check(config: GeneratorConfig) -> None:
     if config.four_bits and find_spec("bitsandbytes") is None:
         raise UnavailableError(
             "bitsandbytes is not installed. Run `pip install 'mmrag-batch[train-4bit]'`."
+        )
+    longest = open_family(config.base).shape("float32").longest
+    if config.max_prompt_tokens > longest:
+        raise ConfigError(
+            f"max_prompt_tokens is {config.max_prompt_tokens}, and {config.base} has {longest} "
+            "positions; make it less."
         )
     if config.held_out_by is not None:
         if not config.held_out:

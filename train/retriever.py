@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from mmrag_batch.bundle import encoders_key, hash_files, read_retriever_spec, sha256
-from mmrag_batch.errors import ConfigError, InputError
+from mmrag_batch.errors import ConfigError, InputError, MissingError
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
@@ -47,6 +47,7 @@ from mmrag_batch.train.supervision import (
     ByAnswer,
     by_likelihood,
     by_relevant,
+    needs_likelihood,
     texts_of,
 )
 from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
@@ -67,11 +68,7 @@ def train_retriever(config: RetrieverConfig) -> Path:
     run = Run(config.out, config, seed=config.seed, inputs=[config.table], resumed=resumed)
     table = read_table(config)
     held_out, train_table = split(table, config.held_out, config.seed, _column(config))
-    if len(train_table.questions) < config.batch_size:
-        raise InputError(
-            f"{config.table}: {len(train_table.questions)} questions to train on fill no batch of "
-            f"{config.batch_size}; give more rows or a smaller `batch_size`."
-        )
+    _check_batch(config, len(train_table.questions))
     towers = Towers(TowersConfig(table.vectors.shape[1], config.hidden_size))
     ranks_before = ranks(towers.eval(), held_out)
     settings = FitSettings(
@@ -96,6 +93,29 @@ def train_retriever(config: RetrieverConfig) -> Path:
     )
     checkpoint.unlink(missing_ok=True)
     return config.out / "model"
+
+
+def plan_retriever(config: RetrieverConfig) -> str:
+    """What a run would learn from, in a sentence. Raises what can be raised before anything is
+    embedded or written."""
+    _check(config, config.out / CHECKPOINT)
+    read_retriever_spec(config.encoders)
+    for name in ("image_encoder.onnx", "text_encoder.onnx", "tokenizer.json"):
+        if not (config.encoders / name).is_file():
+            raise MissingError(f"{config.encoders / name} is missing; export the encoders again.")
+    rows = read_rows(config.table)
+    if config.supervision == "likelihood":
+        total = sum(needs_likelihood(row) or bool(by_relevant(row)) for row in rows)
+    else:
+        supervise = _supervision(config, ImageLoader(config.table.parent))
+        total = sum(bool(row.question and supervise(row)) for row in rows)
+    trained = total - _held_out_count(total, config.held_out)
+    _check_batch(config, trained)
+    return (
+        f"{config.table}: {total} questions with documents that may be known to help, of which "
+        f"about {total - trained} are held out; at most {config.epochs} epochs of "
+        f"{trained // config.batch_size} batches. Nothing was written."
+    )
 
 
 def _check(config: RetrieverConfig, checkpoint: Path) -> None:
@@ -163,9 +183,7 @@ def split(
     """A random share of the questions, and the rest; they have no value of a column in common, or
     else no contents."""
     total = len(table.questions)
-    count = round(total * held_out)
-    if not 0 < count < total:
-        raise InputError(f"{total} questions with documents known to help are too few to train on.")
+    count = _held_out_count(total, held_out)
     if by is None:
         chosen = hold_out(_contents(table), count, seed)
     else:
@@ -173,6 +191,21 @@ def split(
     is_held_out = torch.zeros(total, dtype=torch.bool)
     is_held_out[list(chosen)] = True
     return table.take(is_held_out.nonzero()[:, 0]), table.take((~is_held_out).nonzero()[:, 0])
+
+
+def _held_out_count(total: int, share: float) -> int:
+    count = round(total * share)
+    if not 0 < count < total:
+        raise InputError(f"{total} questions with documents known to help are too few to train on.")
+    return count
+
+
+def _check_batch(config: RetrieverConfig, count: int) -> None:
+    if count < config.batch_size:
+        raise InputError(
+            f"{config.table}: {count} questions to train on fill no batch of {config.batch_size}; "
+            "give more rows or a smaller `batch_size`."
+        )
 
 
 def _contents(table: EmbeddedTable) -> list[Contents]:
