@@ -73,13 +73,13 @@ class AnswerTrainer(Trainer):
         )
         untrained_loss = next(losses, math.inf)
         if untrained_loss <= self.state.best_metric:
+            self.state.best_global_step = 0
             self._restore_base(untrained_loss)
         elif isinstance(self.model, PeftModel):
             super()._load_best_model()
         else:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
-        is_trained = untrained_loss > self.state.best_metric
-        self._run.report(best_step=self.state.best_global_step if is_trained else 0)
+        self._run.report(best_step=self.state.best_global_step or 0)
 
     def _restore_base(self, loss: float) -> None:
         """Take back all that was learnt. An adapter adds B A to a weight, and starts with B = 0."""

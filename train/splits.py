@@ -172,4 +172,6 @@ def _choose(groups: Sequence[Hashable], count: int, seed: int) -> set[int]:
     for indices in shuffled:
         if len(chosen) + len(indices) <= count:
             chosen += indices
-    return set(chosen or min(shuffled, key=len))
+    if not chosen:
+        chosen = min(shuffled, key=len)
+    return set(chosen)

@@ -138,7 +138,7 @@ def test_a_dry_run_of_towers_looks_at_encoders_and_rows(
     tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path
 ) -> None:
     paths = {"encoders": tiny_retriever_dir, "table": demo_table, "out": tmp_path / "out"}
-    settings = {name: str(path) for name, path in paths.items()}
+    settings: dict[str, object] = {name: str(path) for name, path in paths.items()}
     settings |= {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "hidden_size": 8}
     file = tmp_path / "train.yaml"
     file.write_text(yaml.safe_dump(settings))
