@@ -71,16 +71,20 @@ def rank(towers: Towers, table: EmbeddedTable) -> Ranking:
     return summary(ranks(towers, table))
 
 
-def recall_gain(before: Tensor, after: Tensor) -> Gain:
+def recall_gain(before: Tensor, after: Tensor, groups: Tensor | None = None) -> Gain:
     """What recall@1 gained on the same questions, from both ranks (Q,) of each; its interval is the
-    percentile bootstrap over questions."""
+    percentile bootstrap over questions, or over `groups` (Q,) of questions that repeat others and
+    say nothing on their own."""
     gains = (after == 1).float() - (before == 1).float()
-    generator = torch.Generator().manual_seed(0)
-    means = torch.stack(
-        [
-            gains[torch.randint(len(gains), (len(gains),), generator=generator)].mean()
-            for _ in range(RESAMPLES)
-        ]
+    groups = torch.arange(len(gains)) if groups is None else groups.unique(return_inverse=True)[1]
+    sums, sizes = (
+        torch.zeros(len(groups.unique())).scatter_add_(0, groups, values)
+        for values in (gains, torch.ones_like(gains))
     )
+    generator = torch.Generator().manual_seed(0)
+    samples = [
+        torch.randint(len(sums), (len(sums),), generator=generator) for _ in range(RESAMPLES)
+    ]
+    means = torch.stack([sums[sample].sum() / sizes[sample].sum() for sample in samples])
     low, high = means.quantile(torch.tensor([0.025, 0.975])).tolist()
     return Gain(gains.mean().item(), low, high)

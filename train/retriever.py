@@ -38,6 +38,7 @@ from mmrag_batch.train.splits import (
     Column,
     Contents,
     check_column,
+    components,
     contents,
     hold_out,
     hold_out_by,
@@ -83,7 +84,8 @@ def train_retriever(config: RetrieverConfig) -> Path:
     Fit(towers, train_table, held_out, settings, checkpoint).run(run.report)
     ranks_after = ranks(towers, held_out)
     save_towers(towers, config.out / "model")
-    best_ranking, gain = summary(ranks_after), recall_gain(ranks_before, ranks_after)
+    groups = torch.tensor(components([item.question for item in _contents(held_out)]))
+    best_ranking, gain = summary(ranks_after), recall_gain(ranks_before, ranks_after, groups)
     run.report(
         best_recall_at_1=best_ranking.recall_at_1,
         best_mrr=best_ranking.mrr,

@@ -71,10 +71,10 @@ def hold_out(rows: Sequence[Contents], count: int, seed: int) -> set[int]:
 
     Raises InputError where all rows share a question or a picture.
     """
-    apart = _choose(_components([row.question | row.documents for row in rows]), count, seed)
+    apart = _choose(components([row.question | row.documents for row in rows]), count, seed)
     if count / LEEWAY <= len(apart) <= count * LEEWAY:
         return apart
-    same_documents = _choose(_components([row.question for row in rows]), count, seed)
+    same_documents = _choose(components([row.question for row in rows]), count, seed)
     if not same_documents:
         raise InputError(
             f"All {len(rows)} rows share a question or a picture, directly or by way of others: "
@@ -142,7 +142,7 @@ def _picture(side: Side) -> list[Hashable]:
     return [("picture", side[1])] if side[1] else []
 
 
-def _components(items: Sequence[frozenset[Hashable]]) -> list[int]:
+def components(items: Sequence[frozenset[Hashable]]) -> list[int]:
     """For each item the first one of its component: those that share a key belong together."""
     parents = list(range(len(items)))
 

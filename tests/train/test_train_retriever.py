@@ -1,6 +1,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pandas as pd
@@ -84,6 +85,37 @@ def test_the_gain_is_that_of_the_same_questions_with_an_interval() -> None:
     assert gain.high == pytest.approx(0.25 + spread, abs=0.02)
 
 
+def test_questions_that_repeat_each_other_count_once_in_the_interval() -> None:
+    before = torch.tensor([1] * 10 + [3] * 30)
+    after = torch.tensor([1] * 20 + [3] * 20)
+    wide = recall_gain(before.repeat(8), after.repeat(8), torch.arange(40).repeat(8))
+    assert wide == recall_gain(before, after)
+    narrow = recall_gain(before.repeat(8), after.repeat(8))
+    assert narrow.high - narrow.low < 0.5 * (wide.high - wide.low)
+
+
+def test_labels_at_random_teach_nothing_of_questions_that_come_again(
+    tiny_retriever_dir: Path, tmp_path: Path
+) -> None:
+    """Each of 30 questions comes six times. Learnt by heart, it would always be right."""
+    random = Random(0)
+    rows = []
+    for number in range(30):
+        documents = [f"Note {random.random()}" for _ in range(4)]
+        relevant = random.choice(documents)
+        for order in (random.sample(documents, 4) for _ in range(6)):
+            cells = json.dumps(order), json.dumps([order.index(relevant)])
+            rows.append((f"Question {number}?", *cells))
+    table = tmp_path / "table.csv"
+    frame = pd.DataFrame(rows, columns=["question_text", "documents", "relevant"])
+    frame.sample(frac=1, random_state=0).to_csv(table, index=False)
+    settings = {"epochs": 40, "patience": 40, "learning_rate": 1e-2, "hidden_size": 96}
+    train_retriever(config(tiny_retriever_dir, table, tmp_path / "out", **settings))
+    best = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert best["recall_gain"] < 0.5
+    assert best["low"] <= 0.1
+
+
 def test_ranks_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     towers, table = Towers(TowersConfig(12, 8)), separable(30)
@@ -132,11 +164,8 @@ def config(graphs: Path, table: Path, out: Path, **others: Any) -> RetrieverConf
         encoders=graphs,
         table=table,
         out=out,
-        epochs=2,
-        learning_rate=1e-3,
-        hidden_size=8,
         held_out=0.3,
-        **{"batch_size": 8, **others},
+        **{"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "hidden_size": 8, **others},
     )
 
 
