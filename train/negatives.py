@@ -4,6 +4,8 @@ A document that scores almost as high as the relevant one may well be relevant, 
 said so; so those within `MARGIN` of it are passed over (NV-Retriever, arXiv:2407.15831).
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,8 @@ POOL = 65_536
 def mine_negatives(
     towers: Towers, table: EmbeddedTable, count: int, generator: torch.Generator
 ) -> Tensor:
-    """(Q, count): for each question the closest documents of other rows, whose contents are in none
-    of its own; -1 where there are no more."""
+    """(Q, count): for each question the closest documents of other rows, with contents that it does
+    not have among its own, nor an equal question; -1 where there are no more."""
     known = (~table.shares.isnan()).nonzero()[:, 0]
     pool = known[torch.randperm(len(known), generator=generator)[:POOL]]
     vectors = torch.cat(
@@ -32,6 +34,7 @@ def mine_negatives(
         ]
     )
     different, contents = torch.unique(table.contents(table.documents[pool]), return_inverse=True)
+    same_questions, question_ids = _by_question(table)
     negatives = []
     for start in range(0, len(table.questions), CHUNK):
         indices = torch.arange(start, min(start + CHUNK, len(table.questions)))
@@ -40,15 +43,31 @@ def mine_negatives(
         scores = questions @ vectors.T  # (CHUNK, POOL)
         scores[
             (scores > _score_ceilings(towers, part, questions)[:, None])
-            | _own(part, different)[:, contents]
+            | _held(same_questions.take(question_ids[indices]), different)[:, contents]
         ] = -2
         hardest = scores.topk(min(count, len(pool)), dim=1)
         negatives.append(torch.where(hardest.values > -2, pool[hardest.indices], -1))
     return torch.cat(negatives)
 
 
-def _own(part: EmbeddedTable, contents: Tensor) -> Tensor:
-    """(Q, C) bool: which of different `contents` (C,), ascending, a question's own documents have;
+def _by_question(table: EmbeddedTable) -> tuple[EmbeddedTable, Tensor]:
+    """Equal questions as one, with the documents of all; and (Q,) which one each question is."""
+    different, question_ids = torch.unique(table.contents(table.questions), return_inverse=True)
+    owner = question_ids[table.owner]
+    order = owner.argsort(stable=True)
+    merged = replace(
+        table,
+        questions=different[:, None].expand(-1, 2),
+        documents=table.documents[order],
+        counts=torch.bincount(owner),
+        shares=table.shares[order],
+        numbers=different,
+    )
+    return merged, question_ids
+
+
+def _held(part: EmbeddedTable, contents: Tensor) -> Tensor:
+    """(Q, C) bool: which of different `contents` (C,), ascending, the documents of a question have;
     they help it, or may help it, or are its negatives anyway."""
     own_contents = part.contents(part.documents)
     places = torch.searchsorted(contents, own_contents).clamp(max=len(contents) - 1)
