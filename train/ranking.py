@@ -76,7 +76,9 @@ def recall_gain(before: Tensor, after: Tensor, groups: Tensor | None = None) -> 
     percentile bootstrap over questions, or over `groups` (Q,) of questions that repeat others and
     say nothing on their own."""
     gains = (after == 1).float() - (before == 1).float()
-    groups = torch.arange(len(gains)) if groups is None else groups.unique(return_inverse=True)[1]
+    if groups is None:
+        groups = torch.arange(len(gains))
+    _, groups = torch.unique(groups, return_inverse=True)
     sums, sizes = (
         torch.zeros(len(groups.unique())).scatter_add_(0, groups, values)
         for values in (gains, torch.ones_like(gains))

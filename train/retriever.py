@@ -105,7 +105,7 @@ def plan_retriever(config: RetrieverConfig) -> str:
     for name in ("image_encoder.onnx", "text_encoder.onnx", "tokenizer.json"):
         if not (config.encoders / name).is_file():
             raise MissingError(f"{config.encoders / name} is missing; export the encoders again.")
-    rows = read_rows(config.table)
+    rows = read_labelled_rows(config.table)
     if config.supervision == "likelihood":
         total = sum(needs_likelihood(row) or bool(by_relevant(row)) for row in rows)
     else:
