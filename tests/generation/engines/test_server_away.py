@@ -146,6 +146,15 @@ def test_ten_minutes_of_absence_cost_no_row(
     assert 1 <= sum(asked[row] > 1 for row in range(ROWS)) <= WINDOW
 
 
+def test_a_server_may_be_started_after_the_run(
+    stand_in: StandIn, clock: Clock, open_engine: Any
+) -> None:
+    stand_in.stop()
+    clock.due, clock.then = clock.now + 60, stand_in.start
+    assert errors(answers(open_engine())) == {}
+    assert 1060 <= clock.now < 1120
+
+
 def test_a_server_that_stays_away_ends_the_run_without_a_last_wait(
     stand_in: StandIn, clock: Clock, open_engine: Any
 ) -> None:
