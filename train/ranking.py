@@ -76,13 +76,9 @@ def recall_gain(before: Tensor, after: Tensor, groups: Tensor | None = None) -> 
     percentile bootstrap over questions, or over `groups` (Q,) of questions that repeat others and
     say nothing on their own."""
     gains = (after == 1).float() - (before == 1).float()
-    if groups is None:
-        groups = torch.arange(len(gains))
-    _, groups = torch.unique(groups, return_inverse=True)
-    sums, sizes = (
-        torch.zeros(len(groups.unique())).scatter_add_(0, groups, values)
-        for values in (gains, torch.ones_like(gains))
-    )
+    places = torch.arange(len(gains)) if groups is None else groups
+    _, places, sizes = torch.unique(places, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(sizes)).scatter_add_(0, places, gains)
     generator = torch.Generator().manual_seed(0)
     samples = [
         torch.randint(len(sums), (len(sums),), generator=generator) for _ in range(RESAMPLES)
