@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmrag_batch.bundle import Precision
+from mmrag_batch.export.quantise import quantise
 
 OPSET = 23
 """The first that has attention as one operator."""
@@ -78,11 +78,10 @@ def write_graph(
     rewrite(program.model, [RewriteRule(_heads_first, _heads_last)])
     attentions = sum(node.op_type == "Attention" for node in program.model.graph)
     if precision == "int8":
-        _quantise(program, file)
-    else:
-        weights = [item.const_value for item in program.model.graph.initializers.values()]
-        size = sum(weight.nbytes for weight in weights if weight is not None)
-        program.save(file, external_data=size > PROTOBUF_LIMIT)
+        quantise(program.model)
+    weights = [item.const_value for item in program.model.graph.initializers.values()]
+    size = sum(weight.nbytes for weight in weights if weight is not None)
+    program.save(file, external_data=size > PROTOBUF_LIMIT)
     return attentions
 
 
@@ -106,22 +105,3 @@ def _heads_last(
     heads = {"q_num_heads": queries.shape[1], "kv_num_heads": keys.shape[1]}
     node = attended.producer()
     return op.Attention(query, key, value, *node.inputs[3:], **node.attributes, **heads)
-
-
-def _quantise(program: torch.onnx.ONNXProgram, file: Path) -> None:
-    """Save with the weights of its matrix products in 8 bits, by channel; what they are multiplied
-    with is quantised as it comes, so no calibration is needed."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    # Otherwise it advises, in a warning, what torch's exporter has done already.
-    program.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"
-    with TemporaryDirectory(dir=file.parent, prefix=".int8-") as folder:
-        full_model = Path(folder) / "whole.onnx"
-        program.save(full_model, external_data=True)
-        quantize_dynamic(
-            full_model,
-            file,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )

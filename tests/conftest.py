@@ -168,3 +168,29 @@ def tiny_retriever_dir(
     export_encoders(tiny_encoders_dir, directory)
     export_towers(tiny_towers_dir, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged bundle with its encoders in 8 bits."""
+    import shutil
+    from dataclasses import replace
+
+    import onnx_ir
+
+    from mmrag_batch.bundle import hash_files, read_manifest, write_manifest
+    from mmrag_batch.export.graphs import OPSET
+    from mmrag_batch.export.quantise import quantise
+    from mmrag_batch.settings import DEMO_BUNDLE
+
+    bundle = tmp_path_factory.mktemp("int8") / "bundle"
+    shutil.copytree(DEMO_BUNDLE, bundle)
+    for file in (bundle / "retriever").glob("*_encoder.onnx"):
+        graph = onnx_ir.load(file)
+        graph.opset_imports[""] = OPSET  # what is exported today; it is of an older one
+        quantise(graph)
+        onnx_ir.save(graph, file)
+    manifest = read_manifest(bundle)
+    spec = replace(manifest.retriever, precision="int8")
+    write_manifest(bundle, replace(manifest, retriever=spec, files=hash_files(bundle)))
+    return bundle

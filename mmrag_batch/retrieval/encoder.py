@@ -1,5 +1,6 @@
 """The frozen encoders as ONNX graphs: images and texts -> embeddings."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrag_batch.bundle import RetrieverSpec
+from mmrag_batch.machine import cores
 from mmrag_batch.retrieval.preprocess import (
     Floats,
     Ids,
@@ -16,12 +18,14 @@ from mmrag_batch.retrieval.preprocess import (
     preprocess_image,
     tokenize,
 )
-from mmrag_batch.retrieval.sessions import Device, open_session, run_session
+from mmrag_batch.retrieval.sessions import Device, is_scaled_by_row, open_session, run_session
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+log = logging.getLogger(__name__)
 IMAGE_BATCH = 16
+"""Most pictures of a batch."""
 TOKEN_BUDGET = 4096
 """Most tokens of a text batch, padding included."""
 
@@ -48,12 +52,22 @@ class Encoder:
         )
         self._image = open_session(directory / "image_encoder.onnx", device=device, threads=threads)
         self._text = open_session(directory / "text_encoder.onnx", device=device, threads=threads)
+        # On a CPU, what a picture's layers pass on stays in the cache of the core that computes it.
+        on_cpu = min(IMAGE_BATCH, threads or cores())
+        self._image_batch = on_cpu if device == "cpu" else IMAGE_BATCH
+        if spec.precision == "int8" and not all(map(is_scaled_by_row, (self._image, self._text))):
+            log.warning(
+                "The int8 encoders of %s have one scale for a whole batch: evidence may change with "
+                "the rows that are encoded together, so a run that was stopped may differ from one "
+                "that was not. Export them again: mmrag-batch export encoders --precision int8",
+                directory,
+            )
 
     def encode_images(self, images: Iterable["Image"]) -> Floats:
         """RGB images -> (N, D). Takes a batch of images at a time from `images`."""
         pixels = map(self.pixels, images)
         embeddings = [np.empty((0, self.embedding_size), np.float32)]
-        while batch := list(islice(pixels, IMAGE_BATCH)):
+        while batch := list(islice(pixels, self._image_batch)):
             embeddings.append(run_session(self._image, {"pixels": np.stack(batch)}))
         return np.concatenate(embeddings)
 

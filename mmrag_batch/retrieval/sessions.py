@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "cuda"]
 log = logging.getLogger(__name__)
+SCALED_BY_ROW = "mmrag_batch.scaled_by_row"
+"""In the metadata of a graph of 8 bits whose rows do not depend on each other."""
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 BESIDE_AN_ENGINE = {
     "arena_extend_strategy": "kSameAsRequested",  # not to the next power of two
@@ -83,6 +85,11 @@ def open_session(file: Path, *, device: Device, threads: int | None = None) -> "
             "cuDNN libraries, or use --device cpu."
         )
     return session
+
+
+def is_scaled_by_row(session: "InferenceSession") -> bool:
+    """Whether a graph of 8 bits gives an item the same bytes in any batch."""
+    return SCALED_BY_ROW in session.get_modelmeta().custom_metadata_map
 
 
 def run_session(
