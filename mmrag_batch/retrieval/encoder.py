@@ -57,9 +57,9 @@ class Encoder:
         self._image_batch = on_cpu if device == "cpu" else IMAGE_BATCH
         if spec.precision == "int8" and not all(map(is_scaled_by_row, (self._image, self._text))):
             log.warning(
-                "The int8 encoders of %s have one scale for a whole batch: evidence may change with "
-                "the rows that are encoded together, so a run that was stopped may differ from one "
-                "that was not. Export them again: mmrag-batch export encoders --precision int8",
+                "The int8 encoders of %s have one scale for a whole batch: evidence may change "
+                "with the rows that are encoded together, so a run that was stopped may differ "
+                "from another. Export them again: mmrag-batch export encoders --precision int8",
                 directory,
             )
 

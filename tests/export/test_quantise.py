@@ -1,5 +1,4 @@
-"""Encoders in 8 bits, on the packaged ones, which are trained: what they keep, and that an embedding
-is that of its content alone."""
+"""Encoders in 8 bits, the packaged ones, which are trained: each embedding is of its content."""
 
 import logging
 import shutil
@@ -73,7 +72,10 @@ def test_o01_a_text_is_the_same_bytes_alone_and_in_any_batch(encoders: Path) -> 
 
 def test_embeddings_in_8_bits_are_near_those_in_32(int8_bundle: Path) -> None:
     few, many = opened(int8_bundle / "retriever"), opened(DEMO_BUNDLE / "retriever")
-    for method, contents in (("encode_images", CONTENTS.pictures), ("encode_texts", CONTENTS.texts)):
+    for method, contents in (
+        ("encode_images", CONTENTS.pictures),
+        ("encode_texts", CONTENTS.texts),
+    ):
         actual, expected = getattr(few, method)(contents), getattr(many, method)(contents)
         cosines = (actual * expected).sum(axis=1)
         assert 0.999 < cosines.min() < 0.9999999
@@ -123,9 +125,7 @@ def test_encoders_with_one_scale_for_a_batch_are_warned_of(
     opened(int8_bundle / "retriever")
     assert caplog.messages == []
     old = shutil.copytree(int8_bundle, tmp_path / "old") / "retriever"
-    quantize_dynamic(
-        prepared(tmp_path), old / "text_encoder.onnx", weight_type=QuantType.QInt8
-    )
+    quantize_dynamic(prepared(tmp_path), old / "text_encoder.onnx", weight_type=QuantType.QInt8)
     with caplog.at_level(logging.WARNING):
         encoder = opened(old)
     together, alone = encoder.encode_texts(CONTENTS.texts), encoder.encode_texts(CONTENTS.texts[:1])

@@ -1,4 +1,4 @@
-"""With real models, an answer is that of its row alone: whatever else is asked with it, and when."""
+"""With real models, an answer is that of its row alone, whatever is asked with it, and when."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmrag_batch.run.shards import Shard, shard_paths
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train.demo_world import write_world
 from tests.faults.commands import Commands
@@ -27,9 +28,12 @@ def bundle(request: pytest.FixtureRequest, int8_bundle: Path) -> Path:
     return int8_bundle if request.param == "int8" else DEMO_BUNDLE
 
 
-def predict(table: Path, output: Path, bundle: Path, *options: object) -> None:
-    words = ("--engine", "transformers", "--device", "cpu", "--bundle", bundle, *options)
-    done = call("predict", table, output, *words)
+def options(bundle: Path) -> tuple[object, ...]:
+    return ("--engine", "transformers", "--device", "cpu", "--bundle", bundle)
+
+
+def predict(table: Path, output: Path, bundle: Path, *others: object) -> None:
+    done = call("predict", table, output, *options(bundle), *others)
     assert done.exit_code == 0, done.stderr
 
 
@@ -47,16 +51,6 @@ def backwards(table: Path) -> Path:
     return out
 
 
-def check(actual: Answers, expected: Answers) -> None:
-    assert actual.keys() == expected.keys()
-    for name, row in expected.items():
-        mine = actual[name]
-        for column in ("evidence", "prediction", "status"):
-            assert mine[column] == row[column]
-        probabilities, others = (json.loads(each["choice_probabilities"]) for each in (mine, row))
-        assert probabilities == pytest.approx(others, abs=1e-5)
-
-
 def test_o02_answers_depend_on_their_row_alone(
     world: Path, bundle: Path, tmp_path: Path, commands: Commands
 ) -> None:
@@ -65,23 +59,25 @@ def test_o02_answers_depend_on_their_row_alone(
     expected = read(out)
     assert len({row["evidence"] for row in expected.values()}) == len(expected) == ROWS
 
-    out = tmp_path / "backwards.csv"
-    predict(backwards(world), out, bundle, "--batch-size", 3)
-    check(read(out), expected)
-
-    out = tmp_path / "shards.csv"
-    for index in range(3):
-        predict(world, out, bundle, "--shard", f"{index}/3", "--batch-size", 1)
-    assert call("merge", out).exit_code == 0
-    check(read(out), expected)
-
-    out = tmp_path / "killed.csv"
-    words = ("--engine", "transformers", "--device", "cpu", "--bundle", bundle, "--batch-size", 1)
+    # The other way round, one by one, in two parts, of which the first is killed and goes on.
+    table, out = backwards(world), tmp_path / "parts.csv"
+    first = ("--shard", "0/2", "--batch-size", 1)
+    words = ("predict", table, out, *options(bundle), *first)
     hook = "tests.run.parts:commit_each_row"
-    running = commands.start("predict", world, out, *words, folder=tmp_path, hook=hook)
-    wait_for(lambda: 0 < count(out.with_name("killed.csv.store")))
+    running = commands.start(*words, folder=tmp_path, hook=hook)
+    store = shard_paths(out, Shard(0, 2)).store
+    wait_for(lambda: count(store))
     running.send_signal(signal.SIGKILL)
     assert running.wait().code == -signal.SIGKILL
-    assert not out.exists()
-    predict(world, out, bundle, "--batch-size", 8)
-    check(read(out), expected)
+    assert 0 < count(store) < ROWS / 2
+    predict(table, out, bundle, *first)
+    predict(table, out, bundle, "--shard", "1/2", "--batch-size", 3)
+    assert call("merge", out).exit_code == 0
+    actual = read(out)
+    assert actual.keys() == expected.keys()
+    for name, row in expected.items():
+        mine = actual[name]
+        for column in ("evidence", "prediction", "status"):
+            assert mine[column] == row[column]
+        probabilities, others = (json.loads(each["choice_probabilities"]) for each in (mine, row))
+        assert probabilities == pytest.approx(others, abs=1e-5)
