@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmrag_batch.bundle import RETRIEVER_SPEC, Precision
+from mmrag_batch.bundle import MANIFEST, RETRIEVER_SPEC, Precision
 from mmrag_batch.errors import MissingError
 from mmrag_batch.export.merge import plan_merge
 from mmrag_batch.export.staging import check_space
@@ -57,7 +57,8 @@ def plan_export(
 
 def is_exported(encoders: Path) -> bool:
     """Whether a directory holds graphs, which are copied, and not weights, which are exported."""
-    return (encoders / RETRIEVER_SPEC).is_file()
+    in_bundle = (encoders.parent / MANIFEST).is_file()
+    return in_bundle or (encoders / RETRIEVER_SPEC).is_file()
 
 
 def show(steps: Sequence[Step], out: Path) -> str:

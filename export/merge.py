@@ -33,6 +33,7 @@ from mmrag_batch.export.verify import (
 )
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import TEMPLATE, chat_template
+from mmrag_batch.parts import check_base
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 COPIED = ("generation_config.json", INDEX)
@@ -62,10 +63,11 @@ def write_generator(
     """Merge into `out`, which is there only when it is whole and checked.
 
     Raises OutputError where `out` exists and is not to be, or cannot be, overwritten, or its disk
-    is too small, and what `merge_adapter` raises.
+    is too small, and what `check_base` and `merge_adapter` raise.
     """
     check_out(out, overwrite=overwrite, marker="config.json", kind="checkpoint")
     check_space(out, plan_merge(base, adapter_dir).size)
+    check_base(adapter_dir, base)
     with staged(out) as staging:
         return merge_adapter(base, adapter_dir, staging, logits=logits)
 

@@ -20,6 +20,7 @@ from mmrag_batch.export.encoders import TOKENIZER, open_encoders
 from mmrag_batch.export.graphs import Sample, write_graph
 from mmrag_batch.export.parity import PARITY, check_parity
 from mmrag_batch.export.sample import compare, read_sample
+from mmrag_batch.parts import check_encoders
 from mmrag_batch.train.towers import load_towers
 
 
@@ -36,13 +37,17 @@ def export_encoders(
     `encoders` is anything that `open_encoders` takes with `vocabulary`, `sample` what `read_sample`
     takes. Returns figures for the manifest: of each graph its largest difference from torch and how
     many of its attentions are one operator; the cosines and the top-5 agreement on the sample.
-    Raises MissingError for encoders that are not there, InternalError where a graph differs from
-    torch by more than its precision allows.
+    Towers that lie in `out` are removed, as they are those of its former encoders. Raises
+    MissingError for encoders that are not there, InternalError where a graph differs from torch by
+    more than its precision allows.
     """
     contents = read_sample(sample)
     torch_encoders = open_encoders(encoders, vocabulary)
-    spec = replace(torch_encoders.spec, precision=precision)
+    weights = torch_encoders.hash_weights()
+    spec = replace(torch_encoders.spec, precision=precision, weights=weights)
     out.mkdir(parents=True, exist_ok=True)
+    for tower in out.glob("*_tower.onnx"):
+        tower.unlink()
     torch_encoders.tokenizer.save(str(out / TOKENIZER))
     batches: dict[int, object] = {0: "batch"}
     dimensions = dict(batches)
@@ -70,11 +75,12 @@ def export_towers(towers_dir: Path, out: Path) -> dict[str, float]:
     """Write both towers' graphs to `out`, beside the encoders, and their temperature to the spec.
 
     Returns the largest difference from torch of each. Raises MissingError for towers or exported
-    encoders that are not there, InternalError where a graph differs from torch by more than the
-    tolerance.
+    encoders that are not there, ConfigError for towers that were trained on other encoders,
+    InternalError where a graph differs from torch by more than the tolerance.
     """
     towers = load_towers(towers_dir)
     spec = read_retriever_spec(out)
+    check_encoders(towers_dir, out, spec)
     samples = list(_sides(towers.config.embedding_size))
     inputs = {"embeddings": {0: "batch"}, "present": {0: Dim.DYNAMIC}}
     parity = {}

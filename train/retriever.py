@@ -12,26 +12,30 @@ goes on after its last epoch.
 """
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from mmrag_batch.bundle import encoders_key, hash_files, read_retriever_spec, sha256
+from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import ConfigError, InputError
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.parts import encoders_identity, find_part, hash_model, read_spec, write_origin
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.retrieval.retriever import open_embedder
 from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.data import EmbeddedTable, Supervision, embed_table
 from mmrag_batch.train.fitting import Fit, FitSettings
+from mmrag_batch.train.inputs import hash_table, inside
 from mmrag_batch.train.likelihoods import measure_likelihoods
 from mmrag_batch.train.ranking import ranks, recall_gain, summary
-from mmrag_batch.train.run import Run, changes
+from mmrag_batch.train.run import Run, check_same
 from mmrag_batch.train.settings import RetrieverConfig
 from mmrag_batch.train.supervision import (
     ByAnswer,
@@ -51,11 +55,22 @@ def train_retriever(config: RetrieverConfig) -> Path:
     Raises ConfigError for settings that do not fit together and for a folder with another run's
     unfinished work, InputError for a table that teaches too little.
     """
+    if config.supervision == "likelihood" and config.generator is None:
+        raise ConfigError("`supervision: likelihood` needs a `generator` to ask.")
     checkpoint = config.out / CHECKPOINT
-    _check(config, checkpoint)
+    config = _with_parts(config)
+    spec = read_spec(config.encoders)
+    encoders = encoders_identity(config.encoders, spec)
+    asked = hash_table(config.table)
+    if config.generator is not None:
+        asked |= inside(config.generator, hash_model(config.generator))
+    inputs = {**asked, str(config.encoders): encoders["graphs"]}
     resumed = checkpoint.is_file()
-    run = Run(config.out, config, seed=config.seed, inputs=[config.table], resumed=resumed)
-    table = read_table(config)
+    if resumed:
+        check_same(config.out, config, inputs, unfinished=checkpoint)
+    run = Run(config.out, config, seed=config.seed, inputs=inputs, resumed=resumed)
+    cache = config.embedding_cache or config.out / "embeddings"
+    table = read_table(config, spec, cache / encoders["graphs"], asked)
     held_out, train_table = split(table, config.held_out, config.seed)
     if len(train_table.questions) < config.batch_size:
         raise InputError(
@@ -76,6 +91,7 @@ def train_retriever(config: RetrieverConfig) -> Path:
     Fit(towers, train_table, held_out, settings, checkpoint).run(run.report)
     ranks_after = ranks(towers, held_out)
     save_towers(towers, config.out / "model")
+    write_origin(config.out / "model", encoders=encoders)
     best_ranking, gain = summary(ranks_after), recall_gain(ranks_before, ranks_after)
     run.report(
         best_recall_at_1=best_ranking.recall_at_1,
@@ -88,30 +104,29 @@ def train_retriever(config: RetrieverConfig) -> Path:
     return config.out / "model"
 
 
-def _check(config: RetrieverConfig, checkpoint: Path) -> None:
-    if config.supervision == "likelihood" and config.generator is None:
-        raise ConfigError("`supervision: likelihood` needs a `generator` to ask.")
-    changed_settings = changes(config.out, config, inputs=[config.table])
-    if checkpoint.is_file() and changed_settings:
-        raise ConfigError(
-            f"{config.out} holds an unfinished run with other settings "
-            f"({'; '.join(changed_settings)}); choose another `out`, or remove {checkpoint} to "
-            "start anew."
-        )
+def _with_parts(config: RetrieverConfig) -> RetrieverConfig:
+    """The config with the folders of the parts that it names of a bundle."""
+    return replace(
+        config,
+        encoders=find_part(config.encoders, "retriever"),
+        generator=config.generator and find_part(config.generator, "generator"),
+    )
 
 
-def read_table(config: RetrieverConfig) -> EmbeddedTable:
-    """The rows of the table that teach something, embedded."""
-    spec = read_retriever_spec(config.encoders)
+def read_table(
+    config: RetrieverConfig, spec: RetrieverSpec, store: Path, asked: Mapping[str, str]
+) -> EmbeddedTable:
+    """The rows of the table that teach something, embedded. `asked` are the hashes of what
+    likelihoods depend on."""
     images = ImageLoader(config.table.parent)
-    cache = config.embedding_cache or config.out / "embeddings"
-    store = cache / encoders_key(spec, hash_files(config.encoders))
     embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
-    supervise = _supervision(config, images)
+    supervise = _supervision(config, images, asked)
     return embed_table(read_labelled_rows(config.table), embedder, supervise, config.out)
 
 
-def _supervision(config: RetrieverConfig, images: ImageLoader) -> Supervision:
+def _supervision(
+    config: RetrieverConfig, images: ImageLoader, asked: Mapping[str, str]
+) -> Supervision:
     if config.supervision == "relevant":
         return by_relevant
     if config.supervision == "answer":
@@ -129,21 +144,15 @@ def _supervision(config: RetrieverConfig, images: ImageLoader) -> Supervision:
         )
         rows = read_labelled_rows(config.table)
         likelihoods = measure_likelihoods(
-            rows, answerer, config.out / LIKELIHOODS, _subject(config)
+            rows, answerer, config.out / LIKELIHOODS, _subject(config, asked)
         )
     return partial(by_likelihood, likelihoods)
 
 
-def _subject(config: RetrieverConfig) -> str:
+def _subject(config: RetrieverConfig, asked: Mapping[str, str]) -> str:
     """The table, the generator by its files, and how it is asked."""
-    assert config.generator is not None  # it was checked
-    files = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for file in sorted(config.generator.iterdir())
-        if file.is_file()
-    ]
     prompt_settings = (config.scoring, config.max_images, config.max_prompt_tokens)
-    description = repr((sha256(config.table), files, prompt_settings))
+    description = repr((sorted(asked.items()), prompt_settings))
     return hashlib.sha256(description.encode()).hexdigest()
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.parts import hash_model, read_origin
 from mmrag_batch.train.examples import labelled_rows
 from mmrag_batch.train.generator import build_trainer, train_generator, trainable, with_evidence
 from mmrag_batch.train.run import Run
@@ -69,7 +71,7 @@ def test_full_training_writes_a_whole_checkpoint(full: GeneratorConfig) -> None:
 def test_a_run_leaves_its_record_and_no_checkpoints(full: GeneratorConfig) -> None:
     train_generator(full)
     provenance = json.loads((full.out / "provenance.json").read_text())
-    assert list(provenance["inputs"]) == [str(full.table)]
+    assert provenance["inputs"].keys() > {str(full.table), str(full.base / "model.safetensors")}
     first, *reports = metrics_of(full)
     assert first["rows"] == 40
     assert first["trained_parameters"] > 100_000
@@ -83,6 +85,7 @@ def test_lora_training_writes_an_adapter_alone(full: GeneratorConfig) -> None:
     assert out == full.out / "adapter"
     assert not (full.out / "model").exists()
     weights = load_file(out / ADAPTER)
+    assert read_origin(out, "base") == {"path": str(full.base), "files": hash_model(full.base)}
     assert weights
     assert all("lora_" in name and "vision" not in name for name in weights)
     assert all("language_model" in name for name in weights)
@@ -217,8 +220,17 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(full: GeneratorConfig, 
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
-    with pytest.raises(ConfigError, match=r"other settings \(learning_rate: 0\.001 -> 0\.002\)"):
+    with pytest.raises(
+        ConfigError, match=r"other settings or inputs \(learning_rate: 0\.001 -> 0\.002\)"
+    ):
         train_generator(replace(config, learning_rate=2e-3))
+    moved = config.base.rename(config.base.with_name("moved"))
+    shutil.copytree(moved, config.base)
+    (config.base / "config.json").write_text((moved / "config.json").read_text() + "\n")
+    with pytest.raises(ConfigError, match=r"inputs \(\S+config\.json: changed\)"):
+        train_generator(config)  # L5: of its base
+    shutil.rmtree(config.base)
+    moved.rename(config.base)
     torn = config.out / "checkpoints" / "checkpoint-59"
     torn.mkdir()
     (torn / ADAPTER).write_bytes(b"half")
