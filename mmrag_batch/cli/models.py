@@ -1,6 +1,7 @@
 """The commands that make models. What they need of train and export is imported inside of them."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from mmrag_batch.bundle import Precision
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.declare import load_config
+from mmrag_batch.errors import OutputError
 
 train = typer.Typer(rich_markup_mode=None, help="Train a model, as a YAML file says.")
 export = typer.Typer(rich_markup_mode=None)
@@ -27,7 +29,8 @@ def _train_retriever(config: Config) -> None:
     with training_imports():
         from mmrag_batch.train.retriever import train_retriever
 
-    typer.echo(train_retriever(settings))
+    with alone(settings.out):
+        typer.echo(train_retriever(settings))
 
 
 @train.command("generator")
@@ -39,7 +42,8 @@ def _train_generator(config: Config) -> None:
     with training_imports():
         from mmrag_batch.train.generator import train_generator
 
-    typer.echo(train_generator(settings))
+    with alone(settings.out):
+        typer.echo(train_generator(settings))
 
 
 @export.callback(invoke_without_command=True)
@@ -68,7 +72,8 @@ def _export_bundle(
     if dry_run:
         typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))
         return
-    _show_figures(write_bundle(parts, overwrite=overwrite).parity)
+    with alone(parts.out):
+        _show_figures(write_bundle(parts, overwrite=overwrite).parity)
 
 
 @export.command("encoders")
@@ -104,9 +109,10 @@ def _export_encoders(
     with training_imports():
         from mmrag_batch.export.onnx_retriever import export_encoders
 
-    figures = export_encoders(
-        encoders, out, precision=precision, sample=sample, vocabulary=vocabulary
-    )
+    with alone(out):
+        figures = export_encoders(
+            encoders, out, precision=precision, sample=sample, vocabulary=vocabulary
+        )
     _show_figures(figures)
 
 
@@ -119,7 +125,8 @@ def _export_towers(
     with training_imports():
         from mmrag_batch.export.onnx_retriever import export_towers
 
-    _show_parity(export_towers(towers, out))
+    with alone(out):
+        _show_parity(export_towers(towers, out))
 
 
 @export.command("generator")
@@ -136,11 +143,30 @@ def _export_generator(
     with training_imports():
         from mmrag_batch.export.merge import write_generator
 
-    done = write_generator(base, adapter, out, logits=logits, overwrite=overwrite)
+    with alone(out):
+        done = write_generator(base, adapter, out, logits=logits, overwrite=overwrite)
     typer.echo(f"{out}: {done.merged} weights merged, {done.kept} tensors as in {base}.")
     typer.echo(f"merged weights: {done.weights:.2f} rounding steps from W + B A scale at most")
     if done.logits is not None:
         _show_parity({"merged_logits": done.logits})
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Around what writes `out`, so that no other command does meanwhile; `.out.lock` beside it says
+    who. Raises LockedError, or OutputError where nothing can be written."""
+    from mmrag_batch.run.lock import hold_lock
+
+    if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first one holds it
+        yield
+        return
+    place = out.resolve()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{place.parent} cannot be made ({error.strerror}).") from None
+    with hold_lock(place.with_name(f".{place.name}.lock"), wait=False):
+        yield
 
 
 @contextmanager
