@@ -5,7 +5,6 @@ in the copy, a block at a time. So memory holds the adapter and one block, howev
 what is not aimed at cannot change, and what is written is read again and compared with its base.
 """
 
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,12 +33,11 @@ from mmrag_batch.export.verify import (
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import TEMPLATE, chat_template
 from mmrag_batch.parts import check_base
+from mmrag_batch.progress import Progress
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 COPIED = ("generation_config.json", INDEX)
 TERMS = ("LICENSE*", "USE_POLICY*", "NOTICE*")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +103,12 @@ def merge_adapter(
     plan = plan_merge(base, adapter_dir)
     out.mkdir(parents=True, exist_ok=True)
     _copy_companions(base, out)
-    for number, (file, tensors) in enumerate(plan.shards.items(), start=1):
-        log.info("Merging %s, shard %d of %d.", file.name, number, len(plan.shards))
-        _merge_shard(file, out / file.name, tensors, plan.updates)
-    log.info("Comparing what was written with %s and the adapter.", base)
-    changed_names = changed_tensors(plan.shards, out)
+    with Progress("Merging", plan.size, "B") as progress:
+        for file, tensors in plan.shards.items():
+            _merge_shard(file, out / file.name, tensors, plan.updates)
+            progress.advance(file.stat().st_size)
+    with Progress(f"Comparing with {base}", plan.size, "B") as progress:
+        changed_names = changed_tensors(plan.shards, out, progress.advance)
     check_changes(changed_names, set(plan.updates))
     report = MergeReport(
         merged=len(changed_names),

@@ -16,11 +16,13 @@ from mmrag_batch.bundle import (
     write_retriever_spec,
 )
 from mmrag_batch.errors import InternalError
+from mmrag_batch.export.dry_run import GIB, SECONDS, TRACING
 from mmrag_batch.export.encoders import TOKENIZER, open_encoders
 from mmrag_batch.export.graphs import Sample, write_graph
 from mmrag_batch.export.parity import PARITY, check_parity
 from mmrag_batch.export.sample import compare, read_sample
 from mmrag_batch.parts import check_encoders
+from mmrag_batch.progress import Progress
 from mmrag_batch.train.towers import load_towers
 
 
@@ -55,17 +57,22 @@ def export_encoders(
         dimensions[1] = "length"
     texts = list(_texts(spec, torch_encoders.tokenizer.get_vocab_size()))
     figures: dict[str, float] = {}
+    size = sum(4 * one.numel() for one in torch_encoders.image.parameters())
+    half = SECONDS["encoders"] * size / GIB / 2  # of which each graph takes about a half
     for name, module, inputs, samples in (
         ("image_encoder", torch_encoders.image, {"pixels": batches}, list(_images(spec))),
         ("text_encoder", torch_encoders.text, {"tokens": dimensions}, texts),
     ):
         file = out / f"{name}.onnx"
-        attentions = write_graph(module, file, inputs, "embeddings", samples[0], precision)
+        with Progress(f"Writing {file.name}", expected=TRACING + half / 2):
+            attentions = write_graph(module, file, inputs, "embeddings", samples[0], precision)
         if not attentions:
             raise InternalError(f"{file.name}: no attention is one operator; please report it.")
-        figures[name] = check_parity(module, file, samples, precision)
+        with Progress(f"Comparing {file.name} with torch", expected=half / 4):
+            figures[name] = check_parity(module, file, samples, precision)
         figures[f"{name}_attentions"] = attentions
-    figures |= compare(torch_encoders, out, spec, contents)
+    with Progress("Comparing embeddings with torch", expected=half / 2):
+        figures |= compare(torch_encoders, out, spec, contents)
     write_retriever_spec(out, spec)
     (out / PARITY).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures

@@ -2,16 +2,18 @@
 
 import logging
 import threading
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 LOG_EVERY = 30.0
 """Seconds between two lines."""
 BAR_AFTER = 1.0
 """Seconds before a bar is drawn: most steps need none."""
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Progress:
@@ -67,6 +69,12 @@ class Progress:
         with self._lock:
             self.done += count
             self._bar.update(count)
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """The items as they are, each a unit."""
+        for item in items:
+            yield item
+            self.advance()
 
     def __exit__(
         self,

@@ -1,6 +1,7 @@
 """transformers' Trainer with our loss, our order of examples and the scores of `predict`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from mmrag_batch.families.family import open_family
+from mmrag_batch.progress import Progress
 from mmrag_batch.records import Row
 from mmrag_batch.train.examples import weighted_loss
 from mmrag_batch.train.held_out import Score
@@ -33,12 +35,20 @@ class AnswerTrainer(Trainer):
         run: Run,
         **settings: Any,
     ) -> None:
-        super().__init__(callbacks=[_Report(run)], **settings)
+        self._report = _Report(run)
+        super().__init__(callbacks=[self._report], **settings)
         self.remove_callback(PrinterCallback)  # the run reports
         # Our loss is a mean over a batch; left on, the mean of accumulated batches would be a sum.
         self.model_accepts_loss_kwargs = False
         self._sampler = sampler
         self._score = score
+
+    def train(self, *args: Any, **settings: Any) -> Any:
+        """As the trainer's."""
+        try:
+            return super().train(*args, **settings)
+        finally:
+            self._report.close()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
         return self._sampler
@@ -108,10 +118,24 @@ def needed_logits(weights: Tensor) -> int:
 
 
 class _Report(TrainerCallback):
-    """Passes the trainer's figures on to the run's folder."""
+    """Passes the trainer's figures on to the run's folder, and says how far it is."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._open = ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        if state.is_world_process_zero:
+            progress = Progress("Training", state.max_steps, "steps", done=state.global_step)
+            self._progress = self._open.enter_context(progress)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        if state.is_world_process_zero:
+            self._progress.advance()
+
+    def close(self) -> None:
+        """Stop telling."""
+        self._open.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         metrics = {key: logs[key] for key in SHOWN if key in logs}

@@ -28,6 +28,7 @@ from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.parts import find_part, hash_model, read_spec, write_origin
+from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_retriever
@@ -136,7 +137,9 @@ def with_evidence(
 ) -> Sequence[Row]:
     """The rows with the evidence that the generator is to learn from."""
     if config.retriever is None:
-        return relevant_evidence(rows, images, top_k=config.top_k, seed=config.seed)
+        with Progress("Reading pictures", len(rows), "rows") as progress:
+            read_rows = progress.each(rows)
+            return relevant_evidence(read_rows, images, top_k=config.top_k, seed=config.seed)
     retriever = open_retriever(
         config.retriever,
         read_spec(config.retriever),
@@ -144,13 +147,15 @@ def with_evidence(
         top_k=config.top_k,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
-    return [row for row in retriever(rows) if row.error is None]
+    with Progress("Finding evidence", len(rows), "rows") as progress:
+        return [row for row in progress.each(retriever(rows)) if row.error is None]
 
 
 def trainable(config: GeneratorConfig) -> Any:
     """The base with the weights unfrozen, or added, that this run trains."""
     family = open_family(config.base)
-    model = load_base(family, lora=bool(config.lora_rank), four_bits=config.four_bits)
+    with Progress(f"Loading {config.base}"):
+        model = load_base(family, lora=bool(config.lora_rank), four_bits=config.four_bits)
     if config.lora_rank or config.freeze_vision:
         freeze(model.model.vision_model)
     if config.lora_rank:

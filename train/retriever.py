@@ -29,6 +29,7 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.parts import encoders_identity, find_part, hash_model, read_spec, write_origin
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.retrieval.retriever import open_embedder
+from mmrag_batch.table.rows import read_rows
 from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.data import EmbeddedTable, Supervision, embed_table
 from mmrag_batch.train.fitting import Fit, FitSettings
@@ -120,12 +121,14 @@ def read_table(
     likelihoods depend on."""
     images = ImageLoader(config.table.parent)
     embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
-    supervise = _supervision(config, images, asked)
-    return embed_table(read_labelled_rows(config.table), embedder, supervise, config.out)
+    total = sum(1 for _ in read_rows(config.table))
+    supervise = _supervision(config, images, asked, total)
+    rows = read_labelled_rows(config.table)
+    return embed_table(rows, embedder, supervise, config.out, total=total)
 
 
 def _supervision(
-    config: RetrieverConfig, images: ImageLoader, asked: Mapping[str, str]
+    config: RetrieverConfig, images: ImageLoader, asked: Mapping[str, str], total: int
 ) -> Supervision:
     if config.supervision == "relevant":
         return by_relevant
@@ -142,9 +145,12 @@ def _supervision(
             images,
             PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring),
         )
-        rows = read_labelled_rows(config.table)
         likelihoods = measure_likelihoods(
-            rows, answerer, config.out / LIKELIHOODS, _subject(config, asked)
+            read_labelled_rows(config.table),
+            answerer,
+            config.out / LIKELIHOODS,
+            _subject(config, asked),
+            total=total,
         )
     return partial(by_likelihood, likelihoods)
 

@@ -129,7 +129,7 @@ def test_two_commands_never_write_into_one_folder(
     monkeypatch.chdir(tmp_path)
     out, link, config = tmp_path / "out", tmp_path / "link", tmp_path / "config.yaml"
     link.symlink_to(out)  # one folder by two names
-    preset = {
+    preset: dict[tuple[str, ...], str] = {
         ("train", "retriever"): "train/configs/demo_retriever.yaml",
         ("train", "generator"): "train/configs/demo_generator.yaml",
         ("export", "--config"): "export/configs/demo.yaml",

@@ -37,9 +37,15 @@ def spec_only_dir(tiny_retriever_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_encoders_are_exported_within_tolerance(
-    tiny_encoders_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_encoders_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    steps: dict[str, tuple[int, int | None]],
 ) -> None:
     figures = export_encoders(tiny_encoders_dir, tmp_path / "out")
+    assert {"Hashing weights", "Comparing embeddings with torch"} < steps.keys()
+    for graph in ("image_encoder.onnx", "text_encoder.onnx"):
+        assert {f"Writing {graph}", f"Comparing {graph} with torch"} < steps.keys()
     assert set(figures) == {
         "image_encoder",
         "image_encoder_attentions",

@@ -176,9 +176,14 @@ def test_what_is_not_installed_is_said_before_anything_is_loaded(
         train_generator(replace(full, lora_rank=2, four_bits=True))
 
 
-def test_rows_that_are_held_out_are_scored_at_each_checkpoint(full: GeneratorConfig) -> None:
+def test_rows_that_are_held_out_are_scored_at_each_checkpoint(
+    full: GeneratorConfig, steps: dict[str, tuple[int, int | None]]
+) -> None:
     config = replace(full, held_out=10, steps=5, save_every=2)
     train_generator(config)
+    assert (steps["Training"], steps["Scoring"]) == ((5, 5), (10, 10))
+    assert steps["Fitting prompts"] == steps["Reading pictures"] == (40, 40)
+    assert f"Loading {full.base}" in steps
     first, *reports = metrics_of(config)
     assert (first["rows"], first["held_out"]) == (30, 10)
     scores = {report["step"]: report for report in reports if "eval_loss" in report}
@@ -264,12 +269,13 @@ def test_two_processes_share_a_step_and_the_rows_that_are_scored(full: Generator
 
 
 def test_evidence_is_what_the_retriever_finds(
-    full: GeneratorConfig, tiny_retriever_dir: Path
+    full: GeneratorConfig, tiny_retriever_dir: Path, steps: dict[str, tuple[int, int | None]]
 ) -> None:
     rows, images = labelled_rows(full.table), ImageLoader(full.table.parent)
     config = replace(full, retriever=tiny_retriever_dir, top_k=3)
     found = with_evidence(rows, images, config)
     assert len(found) == len(rows)
+    assert steps["Finding evidence"] == (40, 40)
     assert max(len(row.evidence) for row in found) == 3
     for row in found:
         scores = [item.score for item in row.evidence]

@@ -125,7 +125,10 @@ def config(graphs: Path, table: Path, out: Path, **others: Any) -> RetrieverConf
 
 
 def test_a_run_keeps_the_best_towers(
-    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path
+    tiny_retriever_dir: Path,
+    demo_table: Path,
+    tmp_path: Path,
+    steps: dict[str, tuple[int, int | None]],
 ) -> None:
     model = train_retriever(config(tiny_retriever_dir, demo_table, tmp_path))
     assert model == tmp_path / "model"
@@ -141,6 +144,10 @@ def test_a_run_keeps_the_best_towers(
     gained = best["best_recall_at_1"] - epochs[0]["recall_at_1"]
     assert best["recall_gain"] == pytest.approx(gained, abs=1e-3)
     assert not (tmp_path / "checkpoint.pt").exists()
+    assert steps["Embedding"] == (40, 40)
+    for name in ("Hashing pictures", f"Hashing {tiny_retriever_dir}", "Training"):
+        done, total = steps[name]
+        assert done == total != 0, name
 
 
 def test_a_second_run_encodes_nothing(
@@ -165,7 +172,11 @@ def withheld(table: Path) -> Path:
 
 
 def test_towers_are_trained_by_the_likelihoods_of_a_generator(
-    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_retriever_dir: Path,
+    demo_table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: dict[str, tuple[int, int | None]],
 ) -> None:
     settings = {
         "supervision": "likelihood",
@@ -178,6 +189,7 @@ def test_towers_are_trained_by_the_likelihoods_of_a_generator(
     table = withheld(demo_table)
     model = train_retriever(config(tiny_retriever_dir, table, tmp_path, **settings))
     assert (model / "model.safetensors").is_file()
+    assert steps["Likelihoods"] == (40, 40)
     measured = (tmp_path / "likelihoods.jsonl").read_text()
     assert len(measured.splitlines()) > 20
     monkeypatch.delattr("mmrag_batch.generation.answerer.Answerer._request")  # none is asked again
