@@ -126,7 +126,7 @@ def tiny_encoders_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained ImageBind encoders of 0.1 M weights with their tokenizer."""
     import torch
 
-    from mmrag_batch.train.demo_encoders import train_tokenizer
+    from mmrag_batch.train.encoders import train_tokenizer
     from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, save_encoders
 
     tokenizer = train_tokenizer(["a red cube", "What does the red cube cost?"], 16)

@@ -30,9 +30,9 @@ def _world(
 @demo.command("encoders")
 def _encoders(config: Config) -> None:
     """Train small image and text encoders of ImageBind's architecture."""
-    from mmrag_batch.train.settings import EncodersConfig
+    from mmrag_batch.train.settings import DemoEncodersConfig
 
-    settings = load_config(config, EncodersConfig)
+    settings = load_config(config, DemoEncodersConfig)
     with training_imports():
         from mmrag_batch.train.demo_encoders import train_encoders
 
@@ -58,9 +58,9 @@ def _generator(
 @demo.command("vision")
 def _vision(config: Config) -> None:
     """Teach the vision tower of that generator to name what it sees."""
-    from mmrag_batch.train.settings import VisionConfig
+    from mmrag_batch.train.settings import DemoVisionConfig
 
-    settings = load_config(config, VisionConfig)
+    settings = load_config(config, DemoVisionConfig)
     with training_imports():
         from mmrag_batch.train.demo_vision import train_vision
 

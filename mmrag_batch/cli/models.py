@@ -19,6 +19,8 @@ export = typer.Typer(rich_markup_mode=None)
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see train/configs.")]
 
+Table = Annotated[Path | None, typer.Option(help="A table, in place of the config's `table`.")]
+
 
 @train.command("retriever")
 def _train_retriever(config: Config) -> None:
@@ -44,6 +46,32 @@ def _train_generator(config: Config) -> None:
 
     with alone(settings.out):
         typer.echo(train_generator(settings))
+
+
+@train.command("encoders")
+def _train_encoders(config: Config, table: Table = None) -> None:
+    """Train small image and text encoders on a table of your own."""
+    from mmrag_batch.train.settings import EncodersConfig
+
+    settings = load_config(config, EncodersConfig, {"table": table})
+    with training_imports():
+        from mmrag_batch.train.encoders import train_encoders
+
+    with alone(settings.out):
+        typer.echo(train_encoders(settings))
+
+
+@train.command("vision")
+def _train_vision(config: Config, table: Table = None) -> None:
+    """Make a small Llama 3.2 Vision, or take one, and teach it to see what a table asks about."""
+    from mmrag_batch.train.settings import VisionConfig
+
+    settings = load_config(config, VisionConfig, {"table": table})
+    with training_imports():
+        from mmrag_batch.train.vision import train_vision
+
+    with alone(settings.out):
+        typer.echo(train_vision(settings))
 
 
 @export.callback(invoke_without_command=True)

@@ -111,6 +111,8 @@ def test_a_bad_training_config_exits_with_78_and_lists_every_problem(
     [
         ("train", "retriever", "CONFIG"),
         ("train", "generator", "CONFIG"),
+        ("train", "encoders", "CONFIG"),
+        ("train", "vision", "CONFIG"),
         ("export", "--config", "CONFIG"),
         ("export", "encoders", "--encoders", "none", "--out", "OUT"),
         ("export", "towers", "--towers", "none", "--out", "OUT"),
@@ -132,6 +134,8 @@ def test_two_commands_never_write_into_one_folder(
     preset: dict[tuple[str, ...], str] = {
         ("train", "retriever"): "train/configs/demo_retriever.yaml",
         ("train", "generator"): "train/configs/demo_generator.yaml",
+        ("train", "encoders"): "train/configs/small_encoders.yaml",
+        ("train", "vision"): "train/configs/small_vision.yaml",
         ("export", "--config"): "export/configs/demo.yaml",
         ("demo", "encoders"): "train/configs/demo_encoders.yaml",
         ("demo", "vision"): "train/configs/demo_vision.yaml",

@@ -158,6 +158,7 @@ def test_a_plan_refuses_what_the_export_would(
         ("llama_11b_24gb", "llama_11b"),
         ("demo_generator", "demo"),
         ("demo_qlora", "demo"),
+        ("small_generator", "small"),
     ],
 )
 def test_what_training_showed_is_what_the_bundle_shows(
