@@ -18,7 +18,7 @@ from mmrag_batch.errors import RowError
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.progress import Progress
 from mmrag_batch.records import Question
-from mmrag_batch.table.rows import read_rows
+from mmrag_batch.table.truth import read_labelled_rows
 
 Truths = dict[str, list[str]]
 """The source of a picture, or a question -> the texts that are true of it."""
@@ -99,4 +99,4 @@ class Sampler:
 
 
 def _questions(table: Path) -> Iterator[Question]:
-    return (row.question for row in read_rows(table) if row.question is not None)
+    return (row.question for row in read_labelled_rows(table) if row.question is not None)

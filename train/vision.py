@@ -27,7 +27,7 @@ from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.parts import find_part, hash_model
 from mmrag_batch.progress import Progress
-from mmrag_batch.table.rows import read_rows
+from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.inputs import hash_table, inside
 from mmrag_batch.train.mllama import GeneratorSizes, build_generator, prompt_texts
 from mmrag_batch.train.optimise import optimise
@@ -92,7 +92,7 @@ class Asked:
 
     def __init__(self, table: Path, tokenizer: Tokenizer) -> None:
         self.by_picture: dict[str, list[tuple[str, str]]] = {}
-        for row in read_rows(table):
+        for row in read_labelled_rows(table):
             question = row.question
             if question is None or question.label is None:
                 continue
