@@ -23,6 +23,7 @@ from mmrag_batch.export.dry_run import Step, is_exported, plan_export
 from mmrag_batch.export.merge import merge_adapter
 from mmrag_batch.export.onnx_retriever import export_encoders, export_towers
 from mmrag_batch.export.parity import PARITY
+from mmrag_batch.export.sample import read_sample
 from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.export.staging import check_out, staged
 from mmrag_batch.parts import check_base, check_encoders, find_part, read_spec
@@ -39,7 +40,10 @@ def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
         base=config.base,
         adapter=config.adapter,
         out=config.out,
+        vocabulary=config.vocabulary,
     )
+    if config.sample is not None:
+        read_sample(config.sample)
     generator_spec(config)
     if is_exported(config.encoders):
         check_encoders(config.towers, config.encoders, read_spec(config.encoders))

@@ -4,19 +4,19 @@ ImageBind's, fed as transformers' own processors would.
 Fixed-size checkpoints only: SigLIP 2's NaFlex variants cut every picture into other patches.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.export.checkpoint import read_json, shard_files
+from mmrag_batch.export.processors import read_image_settings
 
 KINDS = ("clip", "siglip")
 """`model_type` of what can be exported; SigLIP 2 of a fixed size calls itself `siglip`."""
@@ -54,39 +54,46 @@ def open_clip(directory: Path) -> tuple[nn.Module, nn.Module, Tokenizer, Retriev
 
     Raises MissingError for files that are not there, ConfigError for what cannot be exported.
     """
-    config = _json(directory / "config.json")
-    if config.get("model_type") not in KINDS:
-        raise ConfigError(
-            f"{directory} holds a {config.get('model_type')!r}; encoders that can be exported are "
-            f"ImageBind and, of transformers, {' and '.join(KINDS)} (not NaFlex)."
-        )
-    pads = config["model_type"] == "siglip"  # it attends in both directions, and was trained so
+    tokenizer, spec = read_clip(directory)
     try:
         model = AutoModel.from_pretrained(
             directory, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
+    except (OSError, ImportError) as error:
+        raise MissingError(f"{directory} cannot be loaded: {error}") from None
+    return ImageFeatures(model), TextFeatures(model), tokenizer, spec
+
+
+def read_clip(directory: Path) -> tuple[Tokenizer, RetrieverSpec]:
+    """Tokenizer and spec of a checkpoint, whose weights are there. Raises as `open_clip` does."""
+    kind = read_json(directory / "config.json").get("model_type")
+    if kind not in KINDS:
+        raise ConfigError(
+            f"{directory} holds a {kind!r}; encoders that can be exported are ImageBind and, of "
+            f"transformers, {' and '.join(KINDS)} (not NaFlex)."
+        )
+    pads = kind == "siglip"  # it attends in both directions, and was trained so
+    shard_files(directory)
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
         loaded_tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ImportError) as error:
         raise MissingError(f"{directory} cannot be loaded: {error}") from None
-    text_config = model.config.text_config
-    tokenizer = _tokenizer(
-        loaded_tokenizer, text_config.max_position_embeddings, pads=pads, directory=directory
-    )
+    length = config.text_config.max_position_embeddings
+    tokenizer = _tokenizer(loaded_tokenizer, length, pads=pads, directory=directory)
     if (
         not pads
         and tokenizer.token_to_id(loaded_tokenizer.eos_token) != tokenizer.get_vocab_size() - 1
     ):
         raise ConfigError(f"{directory}: the end token is not the one with the highest id.")
-    size = model.config.vision_config.hidden_size if pads else model.config.projection_dim
-    spec = RetrieverSpec(
+    return tokenizer, RetrieverSpec(
         encoder=directory.resolve().name,
         licence=LICENCE,
-        embedding_size=size,
-        context_length=text_config.max_position_embeddings,
+        embedding_size=config.vision_config.hidden_size if pads else config.projection_dim,
+        context_length=length,
         pad_texts=pads,
-        **_image_settings(directory),
+        **read_image_settings(directory, kind, config.vision_config.image_size),
     )
-    return ImageFeatures(model), TextFeatures(model), tokenizer, spec
 
 
 def _tokenizer(loaded_tokenizer: Any, length: int, *, pads: bool, directory: Path) -> Tokenizer:
@@ -103,47 +110,3 @@ def _tokenizer(loaded_tokenizer: Any, length: int, *, pads: bool, directory: Pat
             pad_token=loaded_tokenizer.pad_token,
         )
     return tokenizer
-
-
-def _image_settings(directory: Path) -> dict[str, Any]:
-    """What `preprocessor_config.json` says, as fields of a spec."""
-    file = directory / "preprocessor_config.json"
-    values = _json(file)
-    size, crop = values.get("size"), values.get("crop_size")
-    side = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
-    crop = crop.get("height") if isinstance(crop, dict) else crop
-    is_cropped = bool(values.get("do_center_crop"))
-    is_stretched = isinstance(size, dict) and "height" in size
-    if is_cropped == is_stretched or (is_cropped and crop != side):
-        raise ConfigError(f"{file}: pictures resized to {size} and cut to {crop} are not known.")
-    try:
-        resample = Image.Resampling(values["resample"]).name.lower()
-        mean, std = (_channels(values, name) for name in ("image_mean", "image_std"))
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{file}: {error} is missing or not known.") from None
-    if resample not in ("bicubic", "bilinear"):
-        raise ConfigError(f"{file}: pictures resized with {resample!r} are not known.")
-    return {
-        "image_size": side,
-        "image_mean": mean,
-        "image_std": std,
-        "framing": "stretch" if is_stretched else "transformers",
-        "resample": resample,
-    }
-
-
-def _channels(values: dict[str, Any], name: str) -> tuple[float, ...]:
-    """A value for each channel. Raises KeyError."""
-    if not values.get(name):
-        raise KeyError(name)
-    return tuple(values[name])
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingError(f"{file} is missing; copy the whole checkpoint.") from None
-    except ValueError as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
-    return values

@@ -1,7 +1,7 @@
 """What an export will do, before it does it: its steps, what they write, need and take.
 
-Everything that can be refused without computing is refused here: missing parts, an adapter of
-another base, a disk that is too small.
+Everything that can be refused without computing is refused here: missing parts, encoders that
+cannot be exported, towers of another size, an adapter of another base, a disk that is too small.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmrag_batch.bundle import MANIFEST, RETRIEVER_SPEC, Precision
-from mmrag_batch.errors import MissingError
+from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.export.encoders import read_encoders
 from mmrag_batch.export.merge import plan_merge
 from mmrag_batch.export.staging import check_space
+from mmrag_batch.parts import read_spec
+from mmrag_batch.train.towers import load_towers
 
 GIB = 2**30
 IMPORTS = GIB
@@ -35,12 +38,20 @@ class Step:
 
 
 def plan_export(
-    *, encoders: Path, precision: Precision, towers: Path, base: Path, adapter: Path, out: Path
+    *,
+    encoders: Path,
+    precision: Precision,
+    towers: Path,
+    base: Path,
+    adapter: Path,
+    out: Path,
+    vocabulary: Path | None = None,
 ) -> list[Step]:
     """The steps of an export in their order.
 
-    Raises MissingError for parts that are not there, OutputError for a disk that is too small, and
-    what `plan_merge` raises.
+    Raises MissingError for parts that are not there, ConfigError for towers that do not fit the
+    encoders, OutputError for a disk that is too small, and what `read_encoders` and `plan_merge`
+    raise.
     """
     merge = plan_merge(base, adapter)
     largest = max(file.stat().st_size for file in merge.shards)
@@ -49,6 +60,7 @@ def plan_export(
         _retrieval("towers", towers, 1.0, copied=False),
         Step("generator", base, merge.size, largest + 2 * GIB, _seconds("generator", merge.size)),
     ]
+    _check_sizes(encoders, towers, vocabulary)
     total_bytes = sum(step.writes for step in steps)
     steps.append(Step("manifest", out, 0, IMPORTS, _seconds("manifest", total_bytes)))
     check_space(out, total_bytes)
@@ -75,6 +87,16 @@ def show(steps: Sequence[Step], out: Path) -> str:
         "Nothing was written."
     )
     return "\n".join(lines)
+
+
+def _check_sizes(encoders: Path, towers: Path, vocabulary: Path | None) -> None:
+    spec = read_spec(encoders) if is_exported(encoders) else read_encoders(encoders, vocabulary)
+    size = load_towers(towers).config.embedding_size
+    if size != spec.embedding_size:
+        raise ConfigError(
+            f"{towers} takes embeddings of {size} dimensions, and {encoders} gives "
+            f"{spec.embedding_size}. Name the encoders that the towers were trained on."
+        )
 
 
 def _retrieval(name: str, source: Path, share: float, *, copied: bool) -> Step:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import MissingError
-from mmrag_batch.export.clip import open_clip
+from mmrag_batch.export.clip import open_clip, read_clip
 from mmrag_batch.export.imagebind import find_vocabulary, load_published, published_tokenizer
 from mmrag_batch.progress import Progress
-from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, load_encoders
+from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, load_encoders, read_config
 
 TOKENIZER = "tokenizer.json"
 NOT_FED = ("encoder", "licence", "temperature", "precision", "weights")
@@ -83,20 +83,41 @@ def open_encoders(path: Path, vocabulary: Path | None = None) -> Encoders:
         return _open_directory(path)
     model = load_published(path)
     merges = vocabulary or find_vocabulary(path)
-    return _imagebind(model, published_tokenizer(merges, model.config.context_length))
+    encoders = _imagebind(model, published_tokenizer(merges, model.config.context_length))
+    return replace(encoders, spec=replace(encoders.spec, clean_texts=True))
+
+
+def read_encoders(path: Path, vocabulary: Path | None = None) -> RetrieverSpec:
+    """How the encoders at `path` will be fed, found without their weights. Raises what
+    `open_encoders` raises for everything but those."""
+    if not path.is_dir():
+        config = ImageBindConfig()
+        published_tokenizer(vocabulary or find_vocabulary(path), config.context_length)
+        return replace(_spec(config), clean_texts=True)
+    if _is_clip(path):
+        return read_clip(path)[1]
+    _open_tokenizer(path)
+    return _spec(read_config(path))
 
 
 def _open_directory(path: Path) -> Encoders:
-    config = path / "config.json"
-    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
-    if kind is not None:
+    if _is_clip(path):
         image, text, tokenizer, spec = open_clip(path)
         return Encoders(image, text, tokenizer, spec)
-    model = load_encoders(path)
+    return _imagebind(load_encoders(path), _open_tokenizer(path))
+
+
+def _is_clip(path: Path) -> bool:
+    """Whether a directory is a checkpoint of transformers; else its encoders were trained here."""
+    config = path / "config.json"
+    return config.is_file() and "model_type" in json.loads(config.read_text(encoding="utf-8"))
+
+
+def _open_tokenizer(path: Path) -> Tokenizer:
     file = path / TOKENIZER
     if not file.is_file():
         raise MissingError(f"{file} is missing; train the encoders again.")
-    return _imagebind(model, Tokenizer.from_file(str(file)))
+    return Tokenizer.from_file(str(file))
 
 
 def _imagebind(model: ImageBind, tokenizer: Tokenizer) -> Encoders:

@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError
@@ -100,11 +100,10 @@ def find_vocabulary(checkpoint: Path) -> Path:
 
 
 def published_tokenizer(vocabulary: Path, context_length: int) -> Tokenizer:
-    """CLIP's lower-cased byte-pair encoding, from its list of merges.
+    """CLIP's byte-pair encoding, from its list of merges, for texts that `clean_text` gives.
 
-    Differs from the published code in two ways, both on purpose: the names of start and end token
-    in a text are plain text, and of what ftfy repairs there only Unicode's normal form and curly
-    quotes are treated, not HTML entities or wrongly decoded text.
+    Differs from the published code in one way, on purpose: the names of start and end token in a
+    text are plain text.
     """
     try:
         lines = gzip.decompress(vocabulary.read_bytes()).decode().split("\n")
@@ -125,14 +124,6 @@ def published_tokenizer(vocabulary: Path, context_length: int) -> Tokenizer:
     ]
     vocab = {word: number for number, word in enumerate([*words, START, END])}
     tokenizer = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFC(),
-            normalizers.Replace(Regex("[\u2018-\u201b]"), "'"),
-            normalizers.Replace(Regex("[\u201c-\u201f]"), '"'),
-            normalizers.Lowercase(),
-        ]
-    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), "removed", invert=True),

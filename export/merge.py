@@ -76,17 +76,23 @@ def plan_merge(base: Path, adapter_dir: Path) -> Plan:
     Raises MissingError for files that are not there, DeniedError for pickles, ConfigError for a
     quantised base and for an adapter that is no plain LoRA, changes nothing, or is of another base.
     """
-    for name in NEEDED:
-        if not (base / name).is_file():
-            raise MissingError(f"{base / name} is missing; a generator needs it.")
-    check_unquantised(base)
+    shards = read_base(base)
     family = open_family(base)
     adapter = read_adapter(adapter_dir, family.module_name)
-    shards = {file: read_shard(file) for file in shard_files(base)}
     tensors = {family.module_name(t.name): t for shard in shards.values() for t in shard}
     check_fits(adapter, base, tensors)
     updates = {tensors[name].name: update for name, update in adapter.updates.items()}
     return Plan(base, adapter, shards, updates)
+
+
+def read_base(base: Path) -> dict[Path, list[Tensor]]:
+    """The shards of a checkpoint that adapters can be merged into, and their tensors. Raises as
+    `plan_merge` does for a base."""
+    for name in NEEDED:
+        if not (base / name).is_file():
+            raise MissingError(f"{base / name} is missing; a generator needs it.")
+    check_unquantised(base)
+    return {file: read_shard(file) for file in shard_files(base)}
 
 
 def merge_adapter(

@@ -40,7 +40,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 Framing = Literal["torchvision", "transformers", "stretch"]
 """How a picture becomes a square: its short side resized and the centre cut out, which either
 library rounds in its own way, or both sides resized."""
-Resample = Literal["bicubic", "bilinear"]
+Resample = Literal["bicubic", "bilinear", "lanczos", "nearest", "box", "hamming"]
 
 S = TypeVar("S")
 
@@ -69,6 +69,8 @@ class RetrieverSpec:
     pad_texts: bool = False
     """Whether every text is padded to `context_length`, as its tokenizer says. Otherwise texts are
     zero-padded to the longest of a batch, and attention is causal, so that this changes nothing."""
+    clean_texts: bool = False
+    """Whether texts are cleaned as CLIP's published code does, before its tokenizer sees them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class PredictSettings:
     dtype: DtypeName = setting(
         word(DtypeName),
         "auto",
-        "Of the generator.",
+        "The generator's precision. Of vllm and transformers.",
         otherwise="bfloat16 on a GPU, float32 on a CPU",
         repeated=True,
     )
@@ -105,34 +105,34 @@ class PredictSettings:
         PATH, None, "A folder that keeps embeddings for other runs.", repeated=True
     )
     batch_size: int = setting(
-        number(1, 4096), 8, "Questions at once, for transformers.", repeated=True
+        number(1, 4096), 8, "Questions at once. Of transformers.", repeated=True
     )
     engine_rows: int | None = setting(
         number(1, 4096),
         None,
-        "The same for vllm and server.",
+        "Questions at once. Of vllm and server.",
         otherwise="what fits; 64",
         repeated=True,
     )
     engine_tokens: int | None = setting(
         number(64, 10**6),
         None,
-        "Text tokens a step of vllm.",
+        "Text tokens a step. Of vllm.",
         otherwise="8,192; 2,048 on a CPU",
         repeated=True,
     )
     kv_cache_gib: int | None = setting(
         number(1, 10_000),
         None,
-        "vllm's KV cache.",
+        "The KV cache. Of vllm.",
         otherwise="what is free, or needed",
         repeated=True,
     )
     endpoint: str | None = setting(
-        URL, None, "Where the server engine is: http://host:8000", repeated=True
+        URL, None, "Where the server is: http://host:8000. Of server.", repeated=True
     )
     model: str | None = setting(
-        TEXT, None, "What it calls the model.", otherwise="its first", changes_answers=True
+        TEXT, None, "The model's name. Of server.", otherwise="its first", changes_answers=True
     )
     max_new_tokens: int = setting(
         number(1, 4096), 32, "Longest free-form answer.", changes_answers=True
@@ -161,7 +161,7 @@ class PredictSettings:
         number(1, 10**9), None, "Stop after so many seconds, as by a signal."
     )
     row_timeout: int = setting(
-        number(1, 10**6), 3600, "Seconds without any answer after which an engine starts again."
+        number(1, 10**6), 3600, "Seconds to wait for an answer. Of vllm and server."
     )
     grace: int = setting(number(0, 10**6), 30, "Seconds to finish rows in, when stopped.")
     if_locked: IfLocked = setting(word(IfLocked), "fail", "When another run writes OUTPUT.")

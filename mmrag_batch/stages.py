@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
+STALLED = threading.Event()
+"""Set while a stage waits for something elsewhere, without which it can finish no row: a run that
+is stopped then has nothing to wait for."""
 
 
 class Stage(Protocol):

@@ -122,6 +122,14 @@ def make_adapter(tiny_generator_dir: Path, tmp_path: Path) -> Callable[[float], 
 
 
 @pytest.fixture(scope="session")
+def demo_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of a demo world of 40 rows, with its images beside it."""
+    from mmrag_batch.train.demo_world import write_world
+
+    return write_world(tmp_path_factory.mktemp("world"), rows=40, seed=1)
+
+
+@pytest.fixture(scope="session")
 def tiny_encoders_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained ImageBind encoders of 0.1 M weights with their tokenizer."""
     import torch

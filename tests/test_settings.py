@@ -1,9 +1,12 @@
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mmrag_batch import settings as settings_module
 from mmrag_batch.declare import NUMBER, SWITCH, setting, settings_of
 from mmrag_batch.errors import ConfigError, MissingError
 from mmrag_batch.run.plan import find_answer_settings, options_of
@@ -213,3 +216,23 @@ def test_the_next_command_repeats_what_holds_for_the_whole_of_an_output() -> Non
 
 def test_the_page_of_settings_is_that_of_their_declarations() -> None:
     assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.written()
+
+
+def test_the_help_says_which_engines_a_flag_is_for() -> None:
+    package = Path(settings_module.__file__).parent
+    engines = package / "generation" / "engines"
+
+    def read_in(files: Iterable[Path]) -> set[str]:
+        return set(re.findall(r"settings\.(\w+)", "".join(file.read_text() for file in files)))
+
+    read_by = {
+        name: read_in([engines / f"{name}.py"]) for name in ("vllm", "transformers", "server")
+    }
+    elsewhere = read_in(file for file in package.rglob("*.py") if file.parent != engines)
+    by_vllm, by_transformers, by_server = read_by.values()
+    of_some = (by_vllm | by_transformers | by_server) - elsewhere
+    of_some -= by_vllm & by_transformers & by_server
+    assert {"row_timeout", "batch_size", "endpoint", "kv_cache_gib"} <= of_some
+    for name in of_some:
+        users = [engine for engine, names in read_by.items() if name in names]
+        assert f"Of {' and '.join(users)}." in settings_of(PredictSettings)[name].help, name

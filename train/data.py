@@ -16,6 +16,7 @@ from typing import IO
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmrag_batch.errors import InputError
 from mmrag_batch.progress import Progress
@@ -38,7 +39,8 @@ class EmbeddedTable:
     `vectors` (M, D): embeddings, the first one zeros. `questions` (Q, 2) and `documents` (N, 2):
     the row in `vectors` of an image's and a text's embedding, 0 where absent. `counts` (Q,): how
     many documents, which follow each other, a question has. `shares` (N,): how much a document
-    helps, summing to 1 over those of a question.
+    helps, summing to 1 over those of a question; nan where that is not known. `numbers` (Q,): which
+    rows of the table these are.
     """
 
     vectors: Floats
@@ -46,18 +48,41 @@ class EmbeddedTable:
     documents: Tensor
     counts: Tensor
     shares: Tensor
+    numbers: Tensor
 
     @property
     def owner(self) -> Tensor:
-        """(N,): the question that a document is a candidate of, ascending."""
-        return torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+        """(N,): the question that a document is a candidate of, ascending; -1 for none."""
+        owner = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+        return F.pad(owner, (0, len(self.documents) - len(owner)), value=-1)
 
     @property
     def relevant(self) -> Tensor:
         """(N,) bool: the documents that help their question most."""
         owner = self.owner
-        max_shares = torch.zeros(len(self.counts)).scatter_reduce_(0, owner, self.shares, "amax")
-        return self.shares >= max_shares[owner]
+        shares = self.shares.nan_to_num(-1)
+        max_shares = torch.zeros(len(self.counts)).scatter_reduce_(0, owner, shares, "amax")
+        return shares >= max_shares[owner]
+
+    @property
+    def excluded(self) -> Tensor:
+        """(Q, N) bool: documents that are no negatives of a question, and none of its own that
+        help: those of which nothing is known, and what has the contents of one that helps it, or
+        may help. Equal questions count as one."""
+        owner, is_unknown = self.owner, self.shares.isnan()
+        questions, contents = (
+            torch.unique(self.contents(sides), return_inverse=True)[1]
+            for sides in (self.questions, self.documents)
+        )
+        may_help = (owner >= 0) & (self.shares != 0)  # nan is not 0
+        helped = torch.zeros(len(questions), len(contents), dtype=torch.bool)
+        helped[questions[owner[may_help]], contents[may_help]] = True
+        own_mask = owner == torch.arange(len(questions))[:, None]
+        return is_unknown | (helped[questions][:, contents] & ~(own_mask & (self.shares > 0)))
+
+    def contents(self, sides: Tensor) -> Tensor:
+        """(B,): a number for what `questions` or `documents` (B, 2) have; equal for equal ones."""
+        return sides[:, 0] * len(self.vectors) + sides[:, 1]
 
     def take(self, indices: Tensor) -> "EmbeddedTable":
         """The questions at `indices`, in that order, with their documents."""
@@ -73,6 +98,7 @@ class EmbeddedTable:
             documents=self.documents[document_indices],
             counts=counts,
             shares=self.shares[document_indices],
+            numbers=self.numbers[indices],
         )
 
     def with_documents(self, extra_documents: Tensor) -> "EmbeddedTable":
@@ -83,6 +109,7 @@ class EmbeddedTable:
             documents=torch.cat([self.documents, extra_documents]),
             counts=self.counts,
             shares=torch.cat([self.shares, torch.zeros(len(extra_documents))]),
+            numbers=self.numbers,
         )
 
     def embeddings(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +175,7 @@ def _embed(
     documents: list[tuple[int, int]] = []
     counts: list[int] = []
     shares: list[float] = []
+    numbers: list[int] = []
     size = 0
     source = iter(rows)
     while window := list(islice(source, WINDOW)):
@@ -155,7 +183,7 @@ def _embed(
             (row, relevance) for row in window if row.question and (relevance := supervise(row))
         ]
         embedded = embedder.embed([row for row, _ in supervised])
-        for (_, relevance), item in zip(supervised, embedded):
+        for (row, relevance), item in zip(supervised, embedded):
             if item is None or not (candidate_shares := _shares(item, relevance)):
                 continue
             size = item.question.modalities.shape[1]
@@ -163,6 +191,7 @@ def _embed(
             documents += [_rows(file, candidate) for candidate, _ in candidate_shares]
             counts.append(len(candidate_shares))
             shares += [share for _, share in candidate_shares]
+            numbers.append(row.number)
         progress.advance(len(window))
     if not questions:
         raise InputError(
@@ -175,16 +204,16 @@ def _embed(
         torch.tensor(documents),
         torch.tensor(counts),
         torch.tensor(shares),
+        torch.tensor(numbers),
     )
 
 
 def _shares(item: EmbeddedRow, relevance: Mapping[str, float]) -> list[tuple[Embedding, float]]:
-    """The readable documents of which something is known, with how much they help, summing to 1;
+    """The readable documents with how much they help, summing to 1, nan where that is not known;
     empty where none does."""
     shares = [(c, relevance.get(d.id, 0.0)) for c, d in zip(item.candidates, item.documents)]
-    known_shares = [(candidate, share) for candidate, share in shares if not math.isnan(share)]
-    total = math.fsum(share for _, share in known_shares)
-    return [(candidate, share / total) for candidate, share in known_shares] if total > 0 else []
+    total = math.fsum(share for _, share in shares if not math.isnan(share))
+    return [(candidate, share / total) for candidate, share in shares] if total > 0 else []
 
 
 def _rows(file: VectorFile, embedding: Embedding) -> tuple[int, int]:

@@ -190,7 +190,7 @@ class Collator:
     """Examples of equally many images -> model inputs, labels and the weight of each token's loss.
 
     Adds `labels` (B, L) int64 and `loss_weights` (B, L) float32: 1 on the answer, `prompt_loss` on
-    the prompt, 0 on padding.
+    the prompt, 0 on padding, on image tokens and on the first token.
     """
 
     def __init__(
@@ -211,15 +211,23 @@ class Collator:
             pad_id=self._pad_id,
         )
         ids, attention_mask = inputs["input_ids"], inputs["attention_mask"].bool()
-        weights = attention_mask * self._prompt_loss
+        is_ignored = ~attention_mask | (ids == self._family.image_token_id)
+        weights = ~is_ignored * self._prompt_loss
         for row, example in enumerate(examples):
-            weights[row, -len(example.answer) :] = 1.0  # rows are padded on the left
-        labels = ids.masked_fill(~attention_mask | (ids == self._family.image_token_id), IGNORED)
+            # Rows are padded on the left. What stands first follows nothing: not even padding.
+            weights[row, -len(example.answer) :] = 1.0
+            weights[row, -len(example.prompt) - len(example.answer)] = 0.0
+        labels = ids.masked_fill(is_ignored, IGNORED)
         return {**inputs, "labels": labels, "loss_weights": weights}
 
 
-def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy of the next token, averaged by weight. logits (B, L, V); the rest (B, L)."""
+def weighted_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor, total: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of the next token, by weight. logits (B, L, V); labels and weights (B, L).
+
+    Averaged over the batch, or over all that weighs `total` and of which this is a part.
+    """
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1),
         labels[:, 1:].flatten(),
@@ -227,7 +235,7 @@ def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         reduction="none",
     )
     token_weights = weights[:, 1:].flatten()
-    return (losses * token_weights).sum() / token_weights.sum()
+    return (losses * token_weights).sum() / (token_weights.sum() if total is None else total)
 
 
 def _shuffled(question: Question, random: Random) -> Question:

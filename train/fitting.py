@@ -71,7 +71,8 @@ class Fit:
         """Fit to the end; the towers are left with the best weights, in eval mode. `report` takes
         the figures of each epoch, the untrained towers being epoch 0."""
         if not self._best_weights:
-            self._evaluate(report, questions=len(self._train_table.questions))
+            sizes = len(self._train_table.questions), len(self._held_out_table.questions)
+            self._evaluate(report, questions=sizes[0], held_out=sizes[1])
         epochs = self._settings.epochs
         done = self._epoch * self._batches
         with Progress("Training", epochs * self._batches, "batches", done=done) as progress:
@@ -109,16 +110,15 @@ class Fit:
 
     def _loss(self, indices: Tensor, negatives: Tensor | None) -> Tensor:
         batch = self._train_table.take(indices)
-        owner = batch.owner
         if negatives is not None:
             negative_indices = torch.unique(negatives[negatives >= 0])
             batch = batch.with_documents(self._train_table.documents[negative_indices])
-            owner = torch.cat([owner, torch.full_like(negative_indices, -1)])
         questions, documents = vectors(self._towers, batch)
-        scale = self._towers.temperature
-        if self._settings.soft:
-            return distillation_loss(questions, documents, owner, batch.shares, scale)
-        return candidate_loss(questions, documents, owner, batch.shares > 0, scale)
+        targets = batch.shares.nan_to_num(0) if self._settings.soft else batch.shares > 0
+        loss = distillation_loss if self._settings.soft else candidate_loss
+        return loss(
+            questions, documents, batch.owner, targets, self._towers.temperature, batch.excluded
+        )
 
     def _evaluate(self, report: Callable[..., None], **figures: float) -> None:
         """Rank the held-out questions; keep the weights if that is better than ever."""

@@ -23,7 +23,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from mmrag_batch.bundle import hash_files, write_prompt_settings
-from mmrag_batch.errors import ConfigError, UnavailableError
+from mmrag_batch.errors import ConfigError, InputError, UnavailableError
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
@@ -43,10 +43,17 @@ from mmrag_batch.train.examples import (
     labelled_rows,
     relevant_evidence,
 )
-from mmrag_batch.train.held_out import Scorer, split_rows
+from mmrag_batch.train.held_out import Scorer
 from mmrag_batch.train.inputs import hash_table, inside
 from mmrag_batch.train.run import Run, check_same
 from mmrag_batch.train.settings import GeneratorConfig
+from mmrag_batch.train.splits import (
+    check_column,
+    hold_out,
+    hold_out_by,
+    question_contents,
+    read_column,
+)
 from mmrag_batch.train.tuning import add_lora, freeze, load_base, processes, save_model
 
 log = logging.getLogger(__name__)
@@ -59,11 +66,7 @@ def train_generator(config: GeneratorConfig) -> Path:
     for settings that exclude each other and for a folder that holds another run's checkpoints.
     """
     _check(config)
-    config = replace(
-        config,
-        base=find_part(config.base, "generator"),
-        retriever=config.retriever and find_part(config.retriever, "retriever"),
-    )
+    config = with_parts(config)
     checkpoints = config.out / "checkpoints"
     checkpoint = last_checkpoint(checkpoints)
     state = processes()
@@ -98,14 +101,39 @@ def train_generator(config: GeneratorConfig) -> Path:
     return out
 
 
+def with_parts(config: GeneratorConfig) -> GeneratorConfig:
+    """The config with the folders of the parts that it names of a bundle."""
+    return replace(
+        config,
+        base=find_part(config.base, "generator"),
+        retriever=config.retriever and find_part(config.retriever, "retriever"),
+    )
+
+
+def plan_generator(config: GeneratorConfig) -> str:
+    """What a run would learn from, in a sentence. Raises what can be raised before anything is
+    loaded or written."""
+    _check(config)
+    config = with_parts(config)
+    open_family(config.base)
+    total = len(labelled_rows(config.table))
+    if config.held_out >= total:
+        raise _too_many_held_out(config, total)
+    if config.retriever is not None:
+        read_spec(config.retriever)
+    return (
+        f"{config.table}: {total} rows with a label, of which about {config.held_out} are held "
+        f"out; {config.steps} steps of {config.batch_size * config.accumulate} rows. Nothing was "
+        "written."
+    )
+
+
 def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> AnswerTrainer:
     """The trainer of a run, with its rows, their evidence, and the model."""
     images, renderer = ImageLoader(config.table.parent), Renderer(config.base)
     spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
     evidence_rows = with_evidence(labelled_rows(config.table), images, config)
-    rows, held_out = split_rows(
-        fitting_rows(evidence_rows, renderer, spec), config.held_out, config.seed
-    )
+    rows, held_out = split_rows(fitting_rows(evidence_rows, renderer, spec), images, config)
     examples = Examples(rows, renderer, images, spec, seed=config.seed)
     model = trainable(config)
     trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -120,6 +148,7 @@ def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> Answe
         sampler=SameImageCount(examples, config.batch_size, config.seed),
         score=scorer.score,
         run=run,
+        base=config.base,
         model=model,
         args=_arguments(config, checkpoints),
         train_dataset=examples,
@@ -151,6 +180,33 @@ def with_evidence(
         return [row for row in progress.each(retriever(rows)) if row.error is None]
 
 
+def split_rows(
+    rows: Sequence[Row], images: ImageStore, config: GeneratorConfig
+) -> tuple[list[Row], list[Row]]:
+    """Rows to learn from, and rows to hold out, both in their order. Raises InputError."""
+    if not config.held_out:
+        return list(rows), []
+    if config.held_out >= len(rows):
+        raise _too_many_held_out(config, len(rows))
+    if config.held_out_by is None:
+        asked = [question_contents(row.question, images) for row in rows if row.question]
+        chosen = hold_out(asked, config.held_out, config.seed)
+    else:
+        column = read_column(config.table, config.held_out_by).at(row.number for row in rows)
+        chosen = hold_out_by(column, config.held_out, config.seed)
+    return (
+        [row for index, row in enumerate(rows) if index not in chosen],
+        [row for index, row in enumerate(rows) if index in chosen],
+    )
+
+
+def _too_many_held_out(config: GeneratorConfig, total: int) -> InputError:
+    return InputError(
+        f"{config.table}: held_out is {config.held_out}, and {total} rows can be used; hold fewer "
+        "out, or give more rows."
+    )
+
+
 def trainable(config: GeneratorConfig) -> Any:
     """The base with the weights unfrozen, or added, that this run trains."""
     family = open_family(config.base)
@@ -179,6 +235,10 @@ def _check(config: GeneratorConfig) -> None:
         raise UnavailableError(
             "bitsandbytes is not installed. Run `pip install 'mmrag-batch[train-4bit]'`."
         )
+    if config.held_out_by is not None:
+        if not config.held_out:
+            raise ConfigError("held_out_by: nothing is held out; say how many rows in `held_out`.")
+        check_column(config.table, config.held_out_by)
     integrations: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
     options = ["none", *integrations]
     if config.report_to not in options:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from mmrag_batch.generation.answerer import Answerer
@@ -26,15 +25,6 @@ class Score:
     rows: int
     correct: int
     loss: float
-
-
-def split_rows(rows: Sequence[Row], count: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Rows to learn from, and `count` rows at random to hold out, both in their order."""
-    held_out = set(Random(seed).sample(range(len(rows)), min(count, len(rows))))
-    return (
-        [row for index, row in enumerate(rows) if index not in held_out],
-        [row for index, row in enumerate(rows) if index in held_out],
-    )
 
 
 class Scorer:

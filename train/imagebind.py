@@ -197,13 +197,18 @@ def save_encoders(model: ImageBind, directory: Path) -> None:
 
 def load_encoders(directory: Path) -> ImageBind:
     """The encoders that `save_encoders` wrote, in eval mode. Raises MissingError."""
-    try:
-        values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(directory / WEIGHTS)
-    except FileNotFoundError as error:
-        raise MissingError(f"{directory} holds no encoders: {error.filename} is missing.") from None
-    tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     with torch.device("meta"):  # no time spent on weights that are replaced at once
-        model = ImageBind(ImageBindConfig(**{**values, **tuples}))
-    model.load_state_dict(tensors, assign=True)
+        model = ImageBind(read_config(directory))
+    model.load_state_dict(load_file(directory / WEIGHTS), assign=True)
     return model.eval()
+
+
+def read_config(directory: Path) -> ImageBindConfig:
+    """The sizes of encoders that `save_encoders` wrote, whose weights are there. Raises
+    MissingError."""
+    for name in (CONFIG, WEIGHTS):
+        if not (directory / name).is_file():
+            raise MissingError(f"{directory} holds no encoders: {directory / name} is missing.")
+    values = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return ImageBindConfig(**{**values, **tuples})

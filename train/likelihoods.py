@@ -14,7 +14,8 @@ from pathlib import Path
 
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.progress import Progress
-from mmrag_batch.records import Evidence, Row
+from mmrag_batch.prompt import PromptSpec, build_prompt
+from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.train.held_out import MIN_PROBABILITY
 from mmrag_batch.train.supervision import Likelihoods, needs_likelihood
 
@@ -28,13 +29,20 @@ class _Pending:
 
 
 def measure_likelihoods(
-    rows: Iterable[Row], answerer: Answerer, file: Path, subject: str, *, total: int | None = None
+    rows: Iterable[Row],
+    answerer: Answerer,
+    spec: PromptSpec,
+    file: Path,
+    subject: str,
+    *,
+    total: int | None = None,
 ) -> Likelihoods:
     """Ask about each document of each row that `needs_likelihood`, unless `file` holds the row.
 
-    `total` is how many rows there are. `subject` names the rows, the generator and how it is asked:
-    a file of another one is replaced. Documents that cannot be shown (a broken image, too long
-    a text) are left out.
+    `spec` is the answerer's, `total` how many rows there are. `subject` names the rows, the
+    generator and how it is asked: a file of another one is replaced. Documents that cannot be shown
+    (a broken image, too long a text, a picture where the question's own takes the only place) are
+    left out.
     """
     likelihoods = _read(file, subject)
     origins: dict[int, tuple[int, str]] = {}
@@ -46,11 +54,12 @@ def measure_likelihoods(
             if row.number in likelihoods or not needs_likelihood(row):
                 continue
             assert row.question is not None  # it needs a likelihood
-            pending[row.number] = _Pending(len(row.question.documents), {})
-            for document in row.question.documents:
+            candidates = [(Evidence(document, 0.0),) for document in row.question.documents]
+            shown = [evidence for evidence in candidates if _is_shown(row.question, evidence, spec)]
+            pending[row.number] = _Pending(len(shown), {})
+            for evidence in shown:
                 number = next(numbers)
-                origins[number] = (row.number, document.id)
-                evidence = (Evidence(document, 0.0),)
+                origins[number] = (row.number, evidence[0].document.id)
                 yield replace(row, number=number, evidence=evidence, problems=[])
 
     step = Progress("Likelihoods", total, "rows")
@@ -67,6 +76,15 @@ def measure_likelihoods(
                 stream.write(json.dumps([number, pending_row.likelihoods]) + "\n")
                 stream.flush()
     return likelihoods
+
+
+def _is_shown(question: Question, evidence: tuple[Evidence], spec: PromptSpec) -> bool:
+    """Whether a prompt with the evidence is another one than without."""
+    shown, bare = (
+        build_prompt(question, items, max_images=spec.max_images, scoring=spec.scoring)
+        for items in (evidence, ())
+    )
+    return shown != bare
 
 
 def _log_likelihood(row: Row) -> float:

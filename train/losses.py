@@ -17,16 +17,22 @@ def contrastive_loss(left: Tensor, right: Tensor, scale: Tensor, same: Tensor) -
 
 
 def candidate_loss(
-    questions: Tensor, documents: Tensor, owner: Tensor, relevant: Tensor, scale: Tensor
+    questions: Tensor,
+    documents: Tensor,
+    owner: Tensor,
+    relevant: Tensor,
+    scale: Tensor,
+    excluded: Tensor | None = None,
 ) -> Tensor:
     """How badly each question ranks its relevant documents among all documents of the batch.
 
     `questions`: (Q, D); `documents`: (N, D), all unit vectors; `owner`: (N,) the question each
     document is a candidate of, -1 for none; `relevant`: (N,) bool. The row's own other candidates
     and all other documents are the negatives, in two terms of equal weight: the first is what
-    `predict` ranks, the second keeps scores comparable across rows. Returns a scalar.
+    `predict` ranks, the second keeps scores comparable across rows. `excluded`: (Q, N) bool, what
+    is no negative of a question, nor relevant to it. Returns a scalar.
     """
-    logits, own_mask = _masked_logits(questions, documents, owner, scale)
+    logits, own_mask = _masked_logits(questions, documents, owner, scale, excluded)
     positive = own_mask & relevant[None, :]
     has_positive = positive.any(dim=1)
     own_logits = logits.masked_fill(~own_mask, float("-inf"))
@@ -37,30 +43,34 @@ def candidate_loss(
 
 
 def distillation_loss(
-    questions: Tensor, documents: Tensor, owner: Tensor, shares: Tensor, scale: Tensor
+    questions: Tensor,
+    documents: Tensor,
+    owner: Tensor,
+    shares: Tensor,
+    scale: Tensor,
+    excluded: Tensor | None = None,
 ) -> Tensor:
     """The same for documents that help more or less: how far each question's probabilities are from
     their `shares` (N,), which sum to 1 over its own; the cross-entropy, in the same two terms."""
-    logits, own_mask = _masked_logits(questions, documents, owner, scale)
+    logits, own_mask = _masked_logits(questions, documents, owner, scale, excluded)
     target = shares[None, :] * own_mask  # (Q, N)
     own_logits = logits.masked_fill(~own_mask, float("-inf"))
-    return (
-        _soft_cross_entropy(own_logits, target, own_mask)
-        + _soft_cross_entropy(logits, target, own_mask)
-    ) / 2
+    return (_soft_cross_entropy(own_logits, target) + _soft_cross_entropy(logits, target)) / 2
 
 
 def _masked_logits(
-    questions: Tensor, documents: Tensor, owner: Tensor, scale: Tensor
+    questions: Tensor, documents: Tensor, owner: Tensor, scale: Tensor, excluded: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Logits (Q, N), and which documents are a question's own (Q, N)."""
+    """Logits (Q, N), -inf where excluded, and which documents are a question's own (Q, N)."""
     logits = scale * questions @ documents.T
+    if excluded is not None:
+        logits = logits.masked_fill(excluded, float("-inf"))
     own_mask = owner[None, :] == torch.arange(len(questions), device=owner.device)[:, None]
     return logits, own_mask
 
 
-def _soft_cross_entropy(logits: Tensor, target: Tensor, own_mask: Tensor) -> Tensor:
-    log_probabilities = F.log_softmax(logits.float(), dim=1).masked_fill(~own_mask, 0.0)
+def _soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    log_probabilities = F.log_softmax(logits.float(), dim=1).masked_fill(target == 0, 0.0)
     return -(target * log_probabilities).sum(dim=1).mean()
 
 

@@ -41,7 +41,8 @@ def vectors(towers: Towers, table: EmbeddedTable) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def ranks(towers: Towers, table: EmbeddedTable) -> Tensor:
-    """(Q,): the rank, from 1, of each question's best relevant document among its own."""
+    """(Q,): the rank, from 1, of each question's best relevant document among its own of which
+    something is known."""
     return torch.cat([_ranks(towers, chunk) for chunk in _chunks(table)])
 
 
@@ -56,7 +57,7 @@ def _ranks(towers: Towers, table: EmbeddedTable) -> Tensor:
     scores = (questions[owner] * documents).sum(dim=1)  # (N,)
     best = torch.full((len(questions),), float("-inf"))
     best.scatter_reduce_(0, owner[relevant], scores[relevant], "amax")
-    above = (scores > best[owner]).long()
+    above = ((scores > best[owner]) & ~table.shares.isnan()).long()
     return 1 + torch.zeros(len(questions), dtype=torch.long).scatter_add_(0, owner, above)
 
 
@@ -70,16 +71,22 @@ def rank(towers: Towers, table: EmbeddedTable) -> Ranking:
     return summary(ranks(towers, table))
 
 
-def recall_gain(before: Tensor, after: Tensor) -> Gain:
+def recall_gain(before: Tensor, after: Tensor, groups: Tensor | None = None) -> Gain:
     """What recall@1 gained on the same questions, from both ranks (Q,) of each; its interval is the
-    percentile bootstrap over questions."""
+    percentile bootstrap over questions, or over `groups` (Q,) of questions that repeat others and
+    say nothing on their own."""
     gains = (after == 1).float() - (before == 1).float()
-    generator = torch.Generator().manual_seed(0)
-    means = torch.stack(
-        [
-            gains[torch.randint(len(gains), (len(gains),), generator=generator)].mean()
-            for _ in range(RESAMPLES)
-        ]
+    if groups is None:
+        groups = torch.arange(len(gains))
+    _, groups = torch.unique(groups, return_inverse=True)
+    sums, sizes = (
+        torch.zeros(len(groups.unique())).scatter_add_(0, groups, values)
+        for values in (gains, torch.ones_like(gains))
     )
+    generator = torch.Generator().manual_seed(0)
+    samples = [
+        torch.randint(len(sums), (len(sums),), generator=generator) for _ in range(RESAMPLES)
+    ]
+    means = torch.stack([sums[sample].sum() / sizes[sample].sum() for sample in samples])
     low, high = means.quantile(torch.tensor([0.025, 0.975])).tolist()
     return Gain(gains.mean().item(), low, high)

@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from mmrag_batch.bundle import RetrieverSpec
-from mmrag_batch.errors import ConfigError, InputError
+from mmrag_batch.errors import ConfigError, InputError, MissingError
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
@@ -38,10 +39,21 @@ from mmrag_batch.train.likelihoods import measure_likelihoods
 from mmrag_batch.train.ranking import ranks, recall_gain, summary
 from mmrag_batch.train.run import Run, check_same
 from mmrag_batch.train.settings import RetrieverConfig
+from mmrag_batch.train.splits import (
+    Column,
+    Contents,
+    check_column,
+    components,
+    contents,
+    hold_out,
+    hold_out_by,
+    read_column,
+)
 from mmrag_batch.train.supervision import (
     ByAnswer,
     by_likelihood,
     by_relevant,
+    needs_likelihood,
     texts_of,
 )
 from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
@@ -56,8 +68,7 @@ def train_retriever(config: RetrieverConfig) -> Path:
     Raises ConfigError for settings that do not fit together and for a folder with another run's
     unfinished work, InputError for a table that teaches too little.
     """
-    if config.supervision == "likelihood" and config.generator is None:
-        raise ConfigError("`supervision: likelihood` needs a `generator` to ask.")
+    _check(config)
     checkpoint = config.out / CHECKPOINT
     config = _with_parts(config)
     spec = read_spec(config.encoders)
@@ -72,12 +83,8 @@ def train_retriever(config: RetrieverConfig) -> Path:
     run = Run(config.out, config, seed=config.seed, inputs=inputs, resumed=resumed)
     cache = config.embedding_cache or config.out / "embeddings"
     table = read_table(config, spec, cache / encoders["graphs"], asked)
-    held_out, train_table = split(table, config.held_out, config.seed)
-    if len(train_table.questions) < config.batch_size:
-        raise InputError(
-            f"{config.table}: {len(train_table.questions)} questions to train on fill no batch of "
-            f"{config.batch_size}; give more rows or a smaller `batch_size`."
-        )
+    held_out, train_table = split(table, config.held_out, config.seed, _column(config))
+    _check_batch(config, len(train_table.questions))
     towers = Towers(TowersConfig(table.vectors.shape[1], config.hidden_size))
     ranks_before = ranks(towers.eval(), held_out)
     settings = FitSettings(
@@ -93,7 +100,8 @@ def train_retriever(config: RetrieverConfig) -> Path:
     ranks_after = ranks(towers, held_out)
     save_towers(towers, config.out / "model")
     write_origin(config.out / "model", encoders=encoders)
-    best_ranking, gain = summary(ranks_after), recall_gain(ranks_before, ranks_after)
+    groups = torch.tensor(components([item.question for item in _contents(held_out)]))
+    best_ranking, gain = summary(ranks_after), recall_gain(ranks_before, ranks_after, groups)
     run.report(
         best_recall_at_1=best_ranking.recall_at_1,
         best_mrr=best_ranking.mrr,
@@ -103,6 +111,37 @@ def train_retriever(config: RetrieverConfig) -> Path:
     )
     checkpoint.unlink(missing_ok=True)
     return config.out / "model"
+
+
+def plan_retriever(config: RetrieverConfig) -> str:
+    """What a run would learn from, in a sentence. Raises what can be raised before anything is
+    embedded or written."""
+    _check(config)
+    config = _with_parts(config)
+    read_spec(config.encoders)
+    for name in ("image_encoder.onnx", "text_encoder.onnx", "tokenizer.json"):
+        if not (config.encoders / name).is_file():
+            raise MissingError(f"{config.encoders / name} is missing; export the encoders again.")
+    rows = read_labelled_rows(config.table)
+    if config.supervision == "likelihood":
+        total = sum(needs_likelihood(row) or bool(by_relevant(row)) for row in rows)
+    else:
+        supervise = _supervision(config, ImageLoader(config.table.parent), {}, None)
+        total = sum(bool(row.question and supervise(row)) for row in rows)
+    trained = total - _held_out_count(total, config.held_out)
+    _check_batch(config, trained)
+    return (
+        f"{config.table}: {total} questions with documents that may be known to help, of which "
+        f"about {total - trained} are held out; at most {config.epochs} epochs of "
+        f"{trained // config.batch_size} batches. Nothing was written."
+    )
+
+
+def _check(config: RetrieverConfig) -> None:
+    if config.supervision == "likelihood" and config.generator is None:
+        raise ConfigError("`supervision: likelihood` needs a `generator` to ask.")
+    if config.held_out_by is not None:
+        check_column(config.table, config.held_out_by)
 
 
 def _with_parts(config: RetrieverConfig) -> RetrieverConfig:
@@ -128,7 +167,7 @@ def read_table(
 
 
 def _supervision(
-    config: RetrieverConfig, images: ImageLoader, asked: Mapping[str, str], total: int
+    config: RetrieverConfig, images: ImageLoader, asked: Mapping[str, str], total: int | None
 ) -> Supervision:
     if config.supervision == "relevant":
         return by_relevant
@@ -138,16 +177,12 @@ def _supervision(
     engine = TransformersEngine(
         config.generator, batch_size=config.generator_batch, max_new_tokens=1
     )
+    spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
     with closing(engine):
-        answerer = Answerer(
-            Renderer(config.generator),
-            engine,
-            images,
-            PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring),
-        )
         likelihoods = measure_likelihoods(
             read_labelled_rows(config.table),
-            answerer,
+            Answerer(Renderer(config.generator), engine, images, spec),
+            spec,
             config.out / LIKELIHOODS,
             _subject(config, asked),
             total=total,
@@ -162,13 +197,46 @@ def _subject(config: RetrieverConfig, asked: Mapping[str, str]) -> str:
     return hashlib.sha256(description.encode()).hexdigest()
 
 
-def split(table: EmbeddedTable, held_out: float, seed: int) -> tuple[EmbeddedTable, EmbeddedTable]:
-    """A random share of the questions, and the rest."""
-    count = round(len(table.questions) * held_out)
-    if not 0 < count < len(table.questions):
+def split(
+    table: EmbeddedTable, held_out: float, seed: int, by: Column | None = None
+) -> tuple[EmbeddedTable, EmbeddedTable]:
+    """A random share of the questions, and the rest; they have no value of a column in common, or
+    else no contents."""
+    total = len(table.questions)
+    count = _held_out_count(total, held_out)
+    if by is None:
+        chosen = hold_out(_contents(table), count, seed)
+    else:
+        chosen = hold_out_by(by.at(table.numbers.tolist()), count, seed)
+    is_held_out = torch.zeros(total, dtype=torch.bool)
+    is_held_out[list(chosen)] = True
+    return table.take(is_held_out.nonzero()[:, 0]), table.take((~is_held_out).nonzero()[:, 0])
+
+
+def _held_out_count(total: int, share: float) -> int:
+    count = round(total * share)
+    if not 0 < count < total:
+        raise InputError(f"{total} questions with documents known to help are too few to train on.")
+    return count
+
+
+def _check_batch(config: RetrieverConfig, count: int) -> None:
+    if count < config.batch_size:
         raise InputError(
-            f"{len(table.questions)} questions with documents known to help are too few to train "
-            "on."
+            f"{config.table}: {count} questions to train on fill no batch of {config.batch_size}; "
+            "give more rows or a smaller `batch_size`."
         )
-    order = torch.randperm(len(table.questions), generator=torch.Generator().manual_seed(seed))
-    return table.take(order[:count]), table.take(order[count:])
+
+
+def _contents(table: EmbeddedTable) -> list[Contents]:
+    """Of each question. What has the same embedding is the same to the towers."""
+    questions = [(text, image) for image, text in table.questions.tolist()]
+    documents = iter([(text, image) for image, text in table.documents.tolist()])
+    return [
+        contents(question, islice(documents, count))
+        for question, count in zip(questions, table.counts.tolist())
+    ]
+
+
+def _column(config: RetrieverConfig) -> Column | None:
+    return None if config.held_out_by is None else read_column(config.table, config.held_out_by)

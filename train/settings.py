@@ -37,7 +37,10 @@ class RetrieverConfig:
     embedding_cache: Path | None = None
     """As in `predict`; default: a folder in `out`."""
     held_out: float = 0.1
-    """Share of the questions that choose the best epoch."""
+    """Share of the questions that choose the best epoch: about, as groups that share contents are
+    whole."""
+    held_out_by: str | None = None
+    """A column of the table: questions with the same value there are on one side."""
     patience: int = 5
     """Epochs without a better one before training stops."""
     seed: int = 0
@@ -76,8 +79,10 @@ class GeneratorConfig:
     prompt_loss: float = 0.0
     """Weight of the loss on prompt tokens, beside 1 on the answer."""
     held_out: int = 0
-    """Rows of the table, at random, that are scored as `predict` would at each checkpoint; the
-    checkpoint that is best at them is the result."""
+    """Rows of the table, about, at random, that are scored as `predict` would at each checkpoint;
+    the checkpoint that is best at them is the result. Groups that share contents are whole."""
+    held_out_by: str | None = None
+    """A column of the table: rows with the same value there are on one side."""
     save_every: int = 500
     """Steps between checkpoints."""
     report_to: str = "none"

@@ -7,7 +7,6 @@ likelihood   that, where it is filled; else the generator: how likely the right 
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from random import Random
@@ -15,6 +14,7 @@ from statistics import median
 from typing import Literal
 
 from mmrag_batch.records import Question, Row
+from mmrag_batch.train.wording import holds, normalized
 
 SupervisionName = Literal["relevant", "answer", "likelihood"]
 
@@ -47,7 +47,7 @@ class ByAnswer:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._sample = [_normalized(text) for text in _reservoir_sample(texts, SAMPLE)]
+        self._sample = [normalized(text) for text in _reservoir_sample(texts, SAMPLE)]
         self._frequency = cache(self._count)
 
     def __call__(self, row: Row) -> Mapping[str, float]:
@@ -57,9 +57,8 @@ class ByAnswer:
         if question.label is None:
             return {}
         choice = question.choices[question.label]
-        pattern = _choice_pattern(choice)
-        texts = {d.id: _normalized(d.text) for d in question.documents if d.text}
-        matching_ids = [name for name, text in texts.items() if pattern.search(text)]
+        texts = {document.id: document.text for document in question.documents if document.text}
+        matching_ids = [name for name, text in texts.items() if holds(normalized(text), choice)]
         chance = 1 - (1 - self._frequency(choice)) ** len(texts)
         if len(matching_ids) == len(question.documents) or chance > 0.5:
             return {}
@@ -68,8 +67,7 @@ class ByAnswer:
 
     def _count(self, choice: str) -> float:
         """The share of all documents that hold a choice."""
-        pattern = _choice_pattern(choice)
-        hits = sum(pattern.search(text) is not None for text in self._sample)
+        hits = sum(holds(text, choice) for text in self._sample)
         return hits / max(1, len(self._sample))
 
 
@@ -94,7 +92,8 @@ def _reservoir_sample(items: Iterable[str], size: int) -> list[str]:
 
 
 def by_likelihood(likelihoods: Likelihoods, row: Row) -> Mapping[str, float]:
-    """Those that `relevant` names; where it is not filled, shares by likelihood."""
+    """Those that `relevant` names; where it is not filled, shares by likelihood. A document that
+    the generator could not be asked about may help or not: that is not known."""
     question = row.question
     if question is None or question.relevant is not None:
         return by_relevant(row)
@@ -104,7 +103,10 @@ def by_likelihood(likelihoods: Likelihoods, row: Row) -> Mapping[str, float]:
     best = max(log_likelihoods.values())
     if best - median(log_likelihoods.values()) < LEAST_GAIN:
         return {}
-    return {name: math.exp(SHARPNESS * (value - best)) for name, value in log_likelihoods.items()}
+    return {
+        document.id: math.exp(SHARPNESS * (log_likelihoods.get(document.id, math.nan) - best))
+        for document in question.documents
+    }
 
 
 def needs_likelihood(row: Row) -> bool:
@@ -117,12 +119,3 @@ def needs_likelihood(row: Row) -> bool:
         and question.label is not None
         and len(question.documents) > 1
     )
-
-
-def _normalized(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _choice_pattern(choice: str) -> re.Pattern[str]:
-    """Matches a choice in a plain text, but not inside of a longer word or number."""
-    return re.compile(rf"(?<![\w.,])(?<!\w-){re.escape(_normalized(choice))}(?![\w]|[.,-]\w)")

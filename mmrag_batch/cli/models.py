@@ -22,30 +22,46 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see
 Table = Annotated[Path | None, typer.Option(help="A table, in place of the config's `table`.")]
 
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check the settings and what they name, and stop.")
+]
+
+
 @train.command("retriever")
-def _train_retriever(config: Config) -> None:
+def _train_retriever(config: Config, dry_run: DryRun = False) -> None:
     """Train the towers on frozen embeddings; started again, it goes on."""
     from mmrag_batch.train.settings import RetrieverConfig
 
     settings = load_config(config, RetrieverConfig)
     with training_imports():
-        from mmrag_batch.train.retriever import train_retriever
+        from mmrag_batch.train.retriever import plan_retriever, train_retriever
 
+    if dry_run:
+        typer.echo(plan_retriever(settings))
+        return
     with alone(settings.out):
         typer.echo(train_retriever(settings))
 
 
 @train.command("generator")
-def _train_generator(config: Config) -> None:
+def _train_generator(config: Config, dry_run: DryRun = False) -> None:
     """Tune a Llama 3.2 Vision on a table of questions; started again, it goes on."""
     from mmrag_batch.train.settings import GeneratorConfig
 
     settings = load_config(config, GeneratorConfig)
     with training_imports():
-        from mmrag_batch.train.generator import train_generator
+        from mmrag_batch.export.merge import read_base
+        from mmrag_batch.train.generator import plan_generator, train_generator, with_parts
 
-    with alone(settings.out):
-        typer.echo(train_generator(settings))
+    if not dry_run:
+        with alone(settings.out):
+            typer.echo(train_generator(settings))
+        return
+    if settings.lora_rank:
+        read_base(
+            with_parts(settings).base
+        )  # an adapter of what cannot be merged into would be of no use
+    typer.echo(plan_generator(settings))
 
 
 @train.command("encoders")

@@ -3,10 +3,14 @@
 What an engine was asked when it died is put back and asked again of a new one, each request alone:
 then a request that kills the engine once more is known to be the one that does, and gets an error.
 All others get their answers.
+
+A server elsewhere may also be restarted by others. There the requests are asked once more together,
+and a request is at fault only when two more deaths found it alone.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol
 
 from mmrag_batch.errors import UnavailableError
@@ -46,13 +50,21 @@ class Supervisor:
 
     `start` starts a worker; the first one at once. Raises UnavailableError for an engine that keeps
     dying. `window` requests are asked at a time. An engine that answers none of them for
-    `row_timeout` seconds is as good as dead.
+    `row_timeout` seconds is as good as dead. `elsewhere`: it is not ours, and may die of something
+    else, any number of times.
     """
 
     def __init__(
-        self, start: Callable[[], Worker], *, window: int, row_timeout: float | None = None
+        self,
+        start: Callable[[], Worker],
+        *,
+        window: int,
+        row_timeout: float | None = None,
+        elsewhere: bool = False,
     ) -> None:
         self._start = start
+        self._elsewhere = elsewhere
+        self._tries_alone = 2 if elsewhere else 1
         self._row_timeout = row_timeout
         self._worker: Worker | None = start()
         self._concurrency = window
@@ -78,15 +90,17 @@ class Supervisor:
         while not exhausted:
             suspects: list[FailedRequest] = []
             yield from self._answers(requests_until_death(), suspects)
+            if self._elsewhere and len(suspects) > 1:
+                again, suspects = suspects, []
+                yield from self._answers((request for request, _ in again), suspects)
             # A row's other requests are not tried after an error.
             errors_by_row: dict[int, Exception] = {}
             for request, _ in suspects:
                 row, _ = request.key
-                repeat_failures: list[FailedRequest] = []
                 if row not in errors_by_row:
-                    yield from self._answers([request], repeat_failures)
-                    if repeat_failures:
-                        errors_by_row[row] = repeat_failures[0][1]
+                    error = yield from self._answer_alone(request)
+                    if error is not None:
+                        errors_by_row[row] = error
                 if row in errors_by_row:
                     self._error_results.append(_error_result(request, errors_by_row[row]))
         yield from self._error_results
@@ -116,25 +130,35 @@ class Supervisor:
         if failures:
             self._record_death(len(failures))
 
+    def _answer_alone(self, request: Request) -> Generator[Result, None, Exception | None]:
+        """The result of a request if it has one, else what it fails of each time."""
+        for _ in range(self._tries_alone):
+            failures: list[FailedRequest] = []
+            yield from self._answers([request], failures)
+            if not failures:
+                return None
+        return failures[0][1]
+
     def _ask(self, request: Request) -> ResultFuture:
         if self._worker is None:
             self._worker = self._start()
         return self._worker.ask(request)
 
-    def _record_death(self, row_count: int) -> None:
+    def _record_death(self, count: int) -> None:
         self.close()
         self._deaths += 1
         self._deaths_in_a_row += 1
-        if self._deaths >= MAX_DEATHS or self._deaths_in_a_row >= MAX_DEATHS_IN_A_ROW:
+        most = math.inf if self._elsewhere else MAX_DEATHS
+        if self._deaths >= most or self._deaths_in_a_row >= MAX_DEATHS_IN_A_ROW * self._tries_alone:
             raise UnavailableError(
                 f"The engine died {self._deaths} times, {self._deaths_in_a_row} of them without an "
                 "answer in between. Look above for its own last words, and at the memory of the "
                 "device; --engine-rows 1 asks for the least. Then run the same command again."
             )
-        log.warning(
-            "The engine died. Starting it again; the %d rows it had are asked one by one.",
-            row_count,
+        event = (
+            "The server went away" if self._elsewhere else "The engine died and is started again"
         )
+        log.warning("%s; the %d requests it had are asked again.", event, count)
 
 
 def _error_result(request: Request, error: Exception) -> Result:
@@ -143,6 +167,6 @@ def _error_result(request: Request, error: Exception) -> Result:
             "timeout", "The engine was stuck twice at this row, the second time alone."
         )
     else:
-        message = "The engine died twice when it was asked this row, the second time alone."
+        message = "The engine died each time that it was asked this row, in the end alone."
         problem = Problem("engine_crashed", message)
     return Result(request.key, error=problem)

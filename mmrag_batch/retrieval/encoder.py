@@ -11,6 +11,7 @@ from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.retrieval.preprocess import (
     Floats,
     Ids,
+    clean_text,
     open_tokenizer,
     preprocess_image,
     tokenize,
@@ -65,6 +66,8 @@ class Encoder:
 
     def tokens(self, texts: Sequence[str]) -> Ids:
         """Texts -> what the text encoder reads, (B, L)."""
+        if self._spec.clean_texts:
+            texts = [clean_text(text) for text in texts]
         return tokenize(self._tokenizer, texts)
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:

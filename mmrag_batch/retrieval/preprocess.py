@@ -7,6 +7,7 @@ where the encoder reads it off. Other encoders say in their spec what they do in
 """
 
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,15 @@ def _square(
     else:
         left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def clean_text(text: str) -> str:
+    """A text as CLIP's published code, and so ImageBind's, reads it: repaired by ftfy (ligatures,
+    full-width letters, control characters, wrongly decoded bytes), HTML entities resolved twice,
+    runs of spaces made one, in lower case."""
+    import ftfy
+
+    return " ".join(unescape(unescape(ftfy.fix_text(text))).split()).lower()
 
 
 def open_tokenizer(file: Path, context_length: int, *, pad: bool = False) -> "Tokenizer":

@@ -4,9 +4,10 @@
     after the grace period              what is finished is committed, and the process leaves
     a second TERM or INT                the process leaves at once
 
-Until rows are in work there is nothing to finish, and the first signal is enough to leave. A thread
-does all this, told by the interpreter through a pipe (`signal.set_wakeup_fd`): a handler could
-run in the middle of anything, or not at all while an engine is busy outside of Python.
+Until rows are in work, and while a stage waits for a server that is away, there is nothing to
+finish, and the first signal is enough to leave. A thread does all this, told by the interpreter
+through a pipe (`signal.set_wakeup_fd`): a handler could run in the middle of anything, or not at
+all while an engine is busy outside of Python.
 """
 
 import faulthandler
@@ -22,6 +23,7 @@ from contextlib import suppress
 from typing import Self
 
 from mmrag_batch.errors import ExitCode
+from mmrag_batch.stages import STALLED
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT)
 AT_ONCE = (signal.SIGTERM, signal.SIGINT)
@@ -30,6 +32,8 @@ NO_GAIN = (
 )
 LEAVE_WITHIN = 10.0
 """Seconds to save what can be saved, when a process leaves with rows in work."""
+LOOK_EVERY = 0.2
+"""Seconds between two looks, once stopped, whether rows can be finished at all."""
 CLOSE = 0
 """A byte in the pipe that is no signal: the run is over."""
 
@@ -81,6 +85,8 @@ class StopSignals:
     def _watch(self) -> None:
         while True:
             left = None if self._deadline is None else max(0, self._deadline - time.monotonic())
+            if self.cause is not None and left is not None:
+                left = min(left, LOOK_EVERY)
             if select.select([self._read], [], [], left)[0]:
                 number = os.read(self._read, 1)[0]
                 if number == CLOSE:
@@ -89,7 +95,9 @@ class StopSignals:
                     self._on_signal(signal.Signals(number))
             elif self.cause is None:
                 self._stop("--max-runtime")
-            else:
+            elif STALLED.is_set():
+                self._go(f"{self.cause} while rows could not be finished")
+            elif self._deadline is not None and time.monotonic() >= self._deadline:
                 self._go(f"{self._grace:g} s after {self.cause}, rows in work were given up")
 
     def _on_signal(self, number: signal.Signals) -> None:

@@ -1,6 +1,8 @@
 """The commands that make models, as a user types them."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,6 +81,83 @@ def test_a_dry_run_says_what_an_export_would_do(
     ]
     assert "Nothing was written." in done.stdout
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.fixture
+def tuning(tiny_generator_dir: Path, demo_table: Path, tmp_path: Path) -> dict[str, object]:
+    """The settings of a run that tunes a generator."""
+    paths = {"base": tiny_generator_dir, "table": demo_table, "out": tmp_path / "out"}
+    sizes = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "top_k": 1, "max_images": 1}
+    others = {"scoring": "text", "max_prompt_tokens": 256, "lora_rank": 2, "held_out": 10}
+    return {**{name: str(path) for name, path in paths.items()}, **sizes, **others}
+
+
+def test_a_dry_run_says_what_training_would_learn_from(
+    tuning: dict[str, object], tmp_path: Path
+) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(tuning))
+    done = call("train", "generator", file, "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    assert "40 rows with a label, of which about 10 are held out; 2 steps of 4 rows." in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": "quantised"}, "is quantised (bitsandbytes)"),
+        ({"base": "none", "lora_rank": 0}, "none/config.json is missing"),
+        ({"held_out": 40}, "held_out is 40, and 40 rows"),
+        ({"held_out_by": "kin"}, "Did you mean 'kind'?"),
+        ({"retriever": "none"}, "holds no retriever"),
+        ({"table": "none.csv"}, "none.csv"),
+    ],
+)
+def test_a_dry_run_of_training_refuses_what_would_be_refused_later(
+    tuning: dict[str, object],
+    tiny_generator_dir: Path,
+    tmp_path: Path,
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    """Also by the export: what was trained would be of no use."""
+    base = shutil.copytree(tiny_generator_dir, tmp_path / "quantised")
+    settings = json.loads((base / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "bitsandbytes"}
+    (base / "config.json").write_text(json.dumps(settings))
+    file = tmp_path / "train.yaml"
+    if changes.get("base") == "quantised":
+        changes = {"base": str(base)}
+    file.write_text(yaml.safe_dump({**tuning, **changes}))
+    done = call("train", "generator", file, "--dry-run")
+    assert done.exit_code in (65, 66, 78), done.stdout
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_towers_looks_at_encoders_and_rows(
+    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path
+) -> None:
+    paths = {"encoders": tiny_retriever_dir, "table": demo_table, "out": tmp_path / "out"}
+    settings: dict[str, object] = {name: str(path) for name, path in paths.items()}
+    settings |= {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "hidden_size": 8}
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    done = call("train", "retriever", file, "--dry-run")
+    assert done.exit_code == 0, done.stderr
+    assert "questions with documents that may be known to help" in done.stdout
+    for changes, message in (
+        ({"batch_size": 64}, "fill no batch of 64"),
+        ({"encoders": str(tmp_path)}, "holds no retriever"),
+        ({"supervision": "likelihood"}, "needs a `generator`"),
+        ({"held_out": 0.001}, "too few to train on"),
+    ):
+        file.write_text(yaml.safe_dump({**settings, **changes}))
+        done = call("train", "retriever", file, "--dry-run")
+        assert done.exit_code in (65, 66, 78), done.stdout
+        assert message in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_merge_needs_little_more_memory_than_what_it_imports(tmp_path: Path) -> None:

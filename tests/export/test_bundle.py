@@ -30,6 +30,7 @@ from mmrag_batch.parts import DEMO, encoders_identity, hash_model, write_origin
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train.settings import GeneratorConfig
 from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
+from tests.export.test_clip import make_clip
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,6 +150,35 @@ def test_a_plan_refuses_what_the_export_would(
         plan_bundle(replace(config, adapter=tmp_path))
     with pytest.raises(OutputError, match="--overwrite"):
         plan_bundle(replace(config, out=tmp_path))
+    with pytest.raises(MissingError, match=r"none\.csv"):
+        plan_bundle(replace(config, sample=tmp_path / "none.csv"))
+    save_towers(Towers(TowersConfig(embedding_size=32, hidden_size=8)), tmp_path / "towers")
+    with pytest.raises(ConfigError, match=r"of 32 dimensions, and .* gives 24"):
+        plan_bundle(replace(config, towers=tmp_path / "towers"))
+
+
+def test_a_plan_looks_at_encoders_but_for_their_weights(
+    configure: Callable[..., ExportConfig], tmp_path: Path
+) -> None:
+    config = configure(tmp_path / "bundle")
+    make_clip(tmp_path / "clip")
+    towers = tmp_path / "towers"
+    save_towers(Towers(TowersConfig(embedding_size=24, hidden_size=8)), towers)
+    config = replace(config, encoders=tmp_path / "clip", towers=towers)
+    assert plan_bundle(config)[0].source == tmp_path / "clip"
+    file = tmp_path / "clip" / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "do_pad": True}))
+    with pytest.raises(ConfigError, match="do_pad is True"):
+        plan_bundle(config)
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    with pytest.raises(MissingError, match=r"no model\.safetensors"):
+        plan_bundle(config)
+    published = tmp_path / "imagebind_huge.pth"
+    published.write_bytes(b"weights")
+    config = replace(config, encoders=published, vocabulary=tmp_path / "none.gz")
+    with pytest.raises(MissingError, match=r"none\.gz"):
+        plan_bundle(config)
 
 
 @pytest.mark.parametrize(

@@ -204,3 +204,31 @@ def test_of_a_row_that_kills_the_engine_no_other_request_is_tried() -> None:
     assert sorted(result.key for result in results) == [request.key for request in requests]
     assert {result.key[0] for result in results if result.error} == {1}
     assert len(start.deaths) == 2
+
+
+@pytest.mark.parametrize("accidents", [1, 3])
+def test_elsewhere_an_engine_may_die_of_something_else(accidents: int) -> None:
+    graveyard = Graveyard(30, batch=8)
+
+    def start() -> Mortal:
+        if len(graveyard.workers) == accidents:
+            graveyard.poison = frozenset()
+        return graveyard()
+
+    engine = Supervisor(start, window=8, elsewhere=True)
+    assert errors(answers(engine)) == {}
+    assert graveyard.deaths == [30] * accidents
+
+
+def test_elsewhere_poison_rows_are_found_however_many() -> None:
+    poison = range(0, LAST, 4)
+    start = Graveyard(*poison)
+    engine = Supervisor(start, window=8, elsewhere=True)
+    assert errors(answers(engine)) == dict.fromkeys(poison, "engine_crashed")
+    assert len(start.deaths) > MAX_DEATHS
+
+
+def test_elsewhere_too_an_engine_that_dies_of_everything_ends_the_run() -> None:
+    with pytest.raises(UnavailableError, match="without an answer in between"):
+        engine = Supervisor(Graveyard(*range(LAST)), window=8, elsewhere=True)
+        list(engine.generate(requests()))

@@ -1,4 +1,5 @@
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def test_images_are_taken_a_batch_at_a_time(
 
 def test_nothing_gives_no_embeddings(encoder: Encoder) -> None:
     assert encoder.encode_images([]).shape == (0, 24)
+
+
+def test_texts_are_cleaned_where_the_spec_says_so(
+    encoder: Encoder, tiny_retriever_dir: Path
+) -> None:
+    spec = replace(read_retriever_spec(tiny_retriever_dir), clean_texts=True)
+    cleaning = Encoder(tiny_retriever_dir, spec, device="cpu", threads=1)
+    texts = ["\uff32\uff25\uff24 &amp;amp;  cube", "e\ufb03cient\x07"]
+    assert cleaning.tokens(texts).tolist() == encoder.tokens(["red & cube", "efficient"]).tolist()
+    assert cleaning.tokens(texts).tolist() != encoder.tokens(texts).tolist()
 
 
 def test_texts_are_embedded_as_torch_embeds_them(encoder: Encoder, tiny_encoders_dir: Path) -> None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +77,36 @@ def test_equal_contents_share_a_vector(embedder: Embedder) -> None:
     assert len(set(table.documents[::2, 1].tolist())) == 1
 
 
-def test_documents_of_which_nothing_is_known_are_left_out(embedder: Embedder) -> None:
+def test_documents_of_which_nothing_is_known_are_negatives_of_none(embedder: Embedder) -> None:
     documents = tuple(Document(name, f"{name}.", None) for name in "abc")
-    helps = {"a": math.nan, "c": 2.0}
-    table = embed_table([row(0, documents)], embedder, lambda _: helps)
-    assert table.shares.tolist() == [0.0, 1.0]
-    assert table.counts.tolist() == [2]
+    helps = [{"a": math.nan, "c": 2.0}, {"a": 1.0}]
+    rows = [row(n, documents) for n in range(2)]
+    table = embed_table(rows, embedder, lambda one: helps[one.number])
+    torch.testing.assert_close(
+        table.shares, torch.tensor([math.nan, 0, 1, 1, 0, 0]), equal_nan=True
+    )
+    assert table.relevant.tolist() == [False, False, True, True, False, False]
+    first, second = table.excluded.tolist()
+    assert first == [True, False, False, True, False, True]  # a may help it, and c does
+    assert second == [True, False, False, False, False, False]
+
+
+def test_what_helps_a_question_is_no_negative_of_an_equal_one(embedder: Embedder) -> None:
+    documents = [(Document("0", f"{n}.", None), Document("1", f"-{n}.", None)) for n in range(2)]
+    question = Question("Equal?", None, (), (), None, frozenset({"0"}))
+    rows = [
+        Row(n, n + 2, str(n), {}, replace(question, documents=items))
+        for n, items in enumerate(documents)
+    ]
+    table = embed_table([*rows, row(2, documents[0], "1")], embedder, by_relevant)
+    assert table.excluded.tolist() == [
+        [False, False, True, False, True, False],
+        [True, False, False, False, True, False],
+        [False, True, False, False, False, False],
+    ]
+    with_more = table.with_documents(table.documents[:2])
+    assert with_more.excluded[:, 6:].tolist() == [[True, False], [True, False], [False, True]]
+    assert with_more.owner.tolist() == [0, 0, 1, 1, 2, 2, -1, -1]
 
 
 def test_documents_that_cannot_be_read_leave_their_share_to_others(embedder: Embedder) -> None:
@@ -112,12 +137,14 @@ def owned() -> EmbeddedTable:
         documents=owner[:, None].expand(8, 2),
         counts=counts,
         shares=torch.tensor([1, 0, 1, 0, 0, 1, 1, 0.0]),
+        numbers=torch.tensor([0, 1, 4, 5]),
     )
 
 
 def test_taken_questions_keep_their_documents(owned: EmbeddedTable) -> None:
     taken = owned.take(torch.tensor([2, 0, 3]))
     assert taken.questions[:, 0].tolist() == [2, 0, 3]
+    assert taken.numbers.tolist() == [4, 0, 5]
     assert taken.owner.tolist() == [0, 0, 0, 1, 1, 2, 2]
     assert taken.documents[:, 0].tolist() == [2, 2, 2, 0, 0, 3, 3]
     assert taken.relevant.tolist() == [False, False, True, True, False, True, False]

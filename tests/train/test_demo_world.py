@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.table.rows import read_rows
+from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train import demo_world
 from mmrag_batch.train.demo_world import (
     FACTS,
@@ -151,7 +151,7 @@ def test_wear_spares_the_relevant_documents(
 
 
 def test_predict_can_read_the_table(demo_table: Path) -> None:
-    rows = list(read_rows(demo_table))
+    rows = list(read_labelled_rows(demo_table))
     images = ImageLoader(demo_table.parent)
     assert len(rows) == 40
     for row in rows:

@@ -164,7 +164,9 @@ def test_loss_falls_on_answers_and_as_told_on_prompts(
         prompt = [IGNORED if token == image_id else token for token in example.prompt]
         assert IGNORED in prompt
         assert inputs["labels"][row].tolist() == [IGNORED] * padding + prompt + [*example.answer]
-        weights = [0.0] * padding + [prompt_loss] * len(prompt) + [1.0] * len(example.answer)
+        weights = [0.0] * (padding + 1)
+        weights += [prompt_loss * (token != IGNORED) for token in prompt[1:]]
+        weights += [1.0] * len(example.answer)
         assert inputs["loss_weights"][row].tolist() == weights
     assert len({len(example.prompt) for example in batch}) > 1
     assert inputs["pixel_values"].shape[:2] == (3, 1)
@@ -191,6 +193,19 @@ def test_the_loss_is_the_weighted_mean_of_the_next_tokens() -> None:
     weights = torch.tensor([[1.0, 0.5, 1.0]])
     expected = (0.5 * math.log(2) + 1.0 * math.log(4 / 3)) / 1.5
     assert weighted_loss(logits, labels, weights).item() == pytest.approx(expected)
+
+
+def test_the_parts_of_a_mean_add_up_to_it() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 6, 5), torch.randint(5, (4, 6))
+    weights = torch.rand(4, 6)
+    whole = weighted_loss(logits, labels, weights)
+    total = weights[:, 1:].sum()
+    parts = [
+        weighted_loss(logits[part], labels[part], weights[part], total)
+        for part in (slice(1), slice(1, 4))
+    ]
+    assert torch.stack(parts).sum().item() == pytest.approx(whole.item())
 
 
 def test_an_ignored_token_adds_no_loss() -> None:

@@ -1,3 +1,5 @@
+import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from mmrag_batch.train import fitting, negatives
 from mmrag_batch.train.data import EmbeddedTable
 from mmrag_batch.train.fitting import Fit, FitSettings
 from mmrag_batch.train.negatives import mine_negatives
-from mmrag_batch.train.ranking import Ranking, rank, vectors
+from mmrag_batch.train.ranking import Ranking, rank, ranks, vectors
 from mmrag_batch.train.retriever import split
 from mmrag_batch.train.towers import Towers, TowersConfig
 
@@ -44,6 +46,7 @@ def separable(count: int) -> EmbeddedTable:
         documents=sides[count:],
         counts=torch.full((count,), 5),
         shares=shares.flatten(),
+        numbers=torch.arange(count),
     )
 
 
@@ -149,6 +152,51 @@ def test_negatives_are_the_closest_of_other_rows_below_the_margin(
         assert found[number].tolist() == expected
     assert (found < 0).any()
     assert (found >= 0).any()
+
+
+def test_no_negative_has_the_contents_of_an_own_document() -> None:
+    """A second document that helps, less close than the first one, stands in other rows as well;
+    of a third nothing is known; the first question and the last one are equal."""
+    torch.manual_seed(0)
+    towers, table = Towers(TowersConfig(12, 8)).eval(), separable(20)
+    table.documents[4::5] = table.documents[4]  # the last of each row is the same
+    table.documents[3::10] = table.documents[3]
+    table.shares[4] = table.shares[:5].max()
+    table.shares[13] = math.nan
+    table.questions[19] = table.questions[0]
+    found = mine_negatives(towers, table, 100, torch.Generator().manual_seed(0))
+    contents = table.contents(table.documents)
+    for number in range(20):
+        kept = found[number][found[number] >= 0]
+        assert len(kept)
+        own = (table.owner == number) | ((number in (0, 19)) & ((table.owner % 19) == 0))
+        assert not set(contents[kept].tolist()) & set(contents[own].tolist())
+    assert 13 not in found.flatten().tolist()
+
+
+def test_what_is_not_known_changes_neither_ranks_nor_losses(tmp_path: Path) -> None:
+    """Documents that may help are there for nothing but to be no negatives."""
+    table = separable(60)
+    closest = table.questions[:, None]  # each question is its own closest document
+    more = EmbeddedTable(
+        vectors=table.vectors,
+        questions=table.questions,
+        documents=torch.cat([table.documents.view(60, 5, 2), closest], dim=1).flatten(0, 1),
+        counts=table.counts + 1,
+        shares=F.pad(table.shares.view(60, 5), (0, 1), value=math.nan).flatten(),
+        numbers=table.numbers,
+    )
+    losses, found_ranks = [], []
+    for one in (table, more):
+        torch.manual_seed(0)
+        towers = Towers(TowersConfig(12, 32))
+        found_ranks.append(ranks(towers.eval(), one).tolist())
+        for soft in (True, False):
+            settings = FitSettings(**{**SETTINGS, "soft": soft})
+            fit = Fit(deepcopy(towers), one, one, settings, tmp_path / "none")
+            losses.append(fit.train_epoch())
+    assert found_ranks[0] == found_ranks[1]
+    assert losses[:2] == pytest.approx(losses[2:])
 
 
 def test_negatives_come_from_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,26 +3,37 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 
-from mmrag_batch.errors import ConfigError, UnavailableError
+from mmrag_batch.errors import ConfigError, InputError, UnavailableError
 from mmrag_batch.export.merge import merge_adapter
 from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.parts import hash_model, read_origin
+from mmrag_batch.records import Row
+from mmrag_batch.train.answer_trainer import AnswerTrainer
 from mmrag_batch.train.examples import labelled_rows
-from mmrag_batch.train.generator import build_trainer, train_generator, trainable, with_evidence
+from mmrag_batch.train.generator import (
+    build_trainer,
+    split_rows,
+    train_generator,
+    trainable,
+    with_evidence,
+)
+from mmrag_batch.train.held_out import Score
 from mmrag_batch.train.run import Run
 from mmrag_batch.train.settings import GeneratorConfig
 
@@ -129,21 +140,38 @@ def test_gradient_checkpointing_changes_no_result(full: GeneratorConfig) -> None
     torch.testing.assert_close(load_file(saving / ADAPTER), load_file(plain / ADAPTER))
 
 
-def test_accumulated_batches_make_one_step_with_their_mean_loss(full: GeneratorConfig) -> None:
-    train_generator(replace(full, accumulate=3))
-    reports = metrics_of(full)[1:]
-    assert [report["step"] for report in reports] == [1, 2]
-    train_generator(replace(full, out=full.out / "single"))
-    single = metrics_of(replace(full, out=full.out / "single"))[1]
-    assert reports[0]["loss"] == pytest.approx(single["loss"], rel=0.2)
-    assert reports[0]["grad_norm"] < 1.5 * single["grad_norm"]
+def test_a_step_is_the_same_however_its_rows_are_shared_out(full: GeneratorConfig) -> None:
+    """Rows whose answers take different numbers of tokens, and no pictures: any may share a
+    batch."""
+    table = full.table.with_name("plain.csv")
+    rows = pd.read_csv(full.table, dtype=str).query("question_image.isna()")
+    rows = rows.assign(documents=[f'["{"word " * n}"]' for n in range(len(rows))])
+    rows.head(6).to_csv(table, index=False)
+    assert rows.head(6).label.str.len().nunique() > 2
+    found = []
+    for batch_size, accumulate in ((6, 1), (3, 2), (1, 6)):
+        config = replace(
+            full,
+            table=table,
+            out=full.out / str(accumulate),
+            batch_size=batch_size,
+            accumulate=accumulate,
+            prompt_loss=0.1,
+            lora_rank=2,
+            steps=1,
+        )
+        train_generator(config)
+        (report,) = metrics_of(config)[1:]
+        found.append((report["loss"], report["grad_norm"]))
+    assert found[1:] == [pytest.approx(found[0], rel=1e-3)] * 2
 
 
 def test_a_base_in_4_bits_learns_and_is_merged_as_it_was(
-    full: GeneratorConfig, tmp_path: Path
+    full: GeneratorConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scoring first: bitsandbytes must not repack weights then, or gradients are lost (a warning
-    that the tests turn into an error)."""
+    that the tests turn into an error). The last weights are kept, whatever their scores."""
+    monkeypatch.setattr(AnswerTrainer, "_load_best_model", lambda _: None)
     config = replace(full, lora_rank=4, four_bits=True, held_out=6, steps=4, save_every=2)
     model = trainable(config)
     packed = {n for n, p in model.named_parameters() if p.dtype == torch.uint8}
@@ -192,22 +220,85 @@ def test_rows_that_are_held_out_are_scored_at_each_checkpoint(
     assert all(0 <= score["eval_accuracy"] <= 1 < 10 for score in scores.values())
 
 
-@pytest.mark.parametrize("rank", [2, 0])
-def test_the_checkpoint_that_is_best_at_held_out_rows_is_the_result(
-    full: GeneratorConfig, rank: int
+def test_rows_that_share_anything_are_held_out_together(
+    full: GeneratorConfig, tmp_path: Path
 ) -> None:
-    """A learning rate that ruins the model soon: the first checkpoint is better than the last."""
-    rate = 0.3 if rank else 0.03
-    config = replace(full, lora_rank=rank, held_out=10, steps=8, save_every=2, learning_rate=rate)
+    """Each row of the table comes twice, its pictures under other names."""
+    table = pd.read_csv(full.table, dtype=str)
+    copies = table.assign(id=table.id + "b")
+    for column in ("question_image", "documents"):
+        copies[column] = copies[column].str.replace("images/", "images/../images/")
+    both = full.table.with_name("both.csv")
+    pd.concat([table, copies]).to_csv(both, index=False)
+    images = ImageLoader(full.table.parent)
+    config = replace(full, table=both, held_out=20)
+    trained, held_out = split_rows(labelled_rows(both), images, config)
+    assert len(held_out) == 20
+    assert not {row.id.rstrip("b") for row in trained} & {row.id.rstrip("b") for row in held_out}
+    again = split_rows(labelled_rows(both), images, config)[1]
+    assert [row.id for row in again] == [row.id for row in held_out]
+
+    by_kind = replace(config, held_out_by="kind")
+    trained, held_out = split_rows(labelled_rows(both), images, by_kind)
+    assert len({row.cells["kind"] for row in held_out}) == 1
+    assert not {row.cells["kind"] for row in trained} & {row.cells["kind"] for row in held_out}
+
+
+def test_what_is_held_out_is_checked_before_anything_is_loaded(full: GeneratorConfig) -> None:
+    with pytest.raises(ConfigError, match="say how many rows in `held_out`"):
+        train_generator(replace(full, held_out_by="kind"))
+    with pytest.raises(ConfigError, match=r"no column 'kin'\. Did you mean 'kind'"):
+        train_generator(replace(full, held_out=9, held_out_by="kin"))
+    assert not full.out.exists()
+    with pytest.raises(InputError, match="held_out is 40, and 40 rows can be used"):
+        train_generator(replace(full, held_out=40))
+
+
+def test_the_checkpoint_that_is_best_at_held_out_rows_is_the_result(full: GeneratorConfig) -> None:
+    """A learning rate that ruins the model soon: an early checkpoint is better than the last."""
+    config = replace(full, lora_rank=2, held_out=10, steps=8, save_every=2, learning_rate=0.3)
     trainer = build_trainer(
         config, config.out / "checkpoints", Run(config.out, config, seed=config.seed)
     )
     trainer.train()
-    reports = [report for report in metrics_of(config) if "eval_loss" in report]
-    losses = {report["step"]: report["eval_loss"] for report in reports if report["step"]}
+    losses = {r["step"]: r["eval_loss"] for r in metrics_of(config) if "eval_loss" in r}
     best = min(losses.values())
     assert losses[8] > best + 0.001
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best, abs=1e-4)
+    (chosen,) = [report["best_step"] for report in metrics_of(config) if "best_step" in report]
+    assert losses[chosen] == best
+
+
+@pytest.mark.parametrize(
+    ("rank", "losses", "best"),
+    [(rank, losses, best) for rank in (2, 0) for losses, best in (("4323", 2), ("2324", 0))],
+)
+def test_the_base_is_a_candidate_like_any_checkpoint(
+    full: GeneratorConfig,
+    rank: int,
+    losses: str,
+    best: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of equals the first is kept: the base."""
+    config = replace(full, lora_rank=rank, held_out=10, steps=3, save_every=1)
+    run = Run(config.out, config, seed=config.seed)
+    trainer = build_trainer(config, config.out / "checkpoints", run)
+    remaining, seen = iter(losses), []
+
+    def judged(model: Any, rows: Sequence[Row]) -> Score:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return Score(len(rows), 0, len(rows) * float(next(remaining)))
+
+    trainer._score = judged
+    trainer.train()
+    assert trainer.model is not None
+    result = trainer.model.state_dict()
+    learnt = [name for name in result if not rank or ".lora_B." in name]
+    assert all(torch.equal(result[name], seen[best][name]) for name in learnt)
+    assert any(not torch.equal(result[name], seen[3][name]) for name in learnt)
+    assert metrics_of(config)[-1] == {"best_step": best}
+    assert ("The result is the base as it was" in caplog.text) == (not best)
 
 
 @pytest.mark.parametrize("rank", [2, 0])

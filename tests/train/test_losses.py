@@ -1,7 +1,9 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mmrag_batch.train.losses import candidate_loss, contrastive_loss, distillation_loss
@@ -89,6 +91,21 @@ def test_shares_that_the_scores_have_cost_least() -> None:
     assert 0 <= least < 0.01  # only the document of no question takes a little
     assert cost(0.5, 0.5) > least
     assert cost(0.0, 1.0) > least
+
+
+@pytest.mark.parametrize("loss", [candidate_loss, distillation_loss])
+def test_what_is_excluded_costs_what_its_absence_does(loss: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    questions, documents = (F.normalize(torch.randn(n, 4), dim=-1) for n in (2, 7))
+    owner, shares = torch.tensor([0, 0, 0, 1, 1, -1, -1]), torch.tensor([1.0, 0, 0, 1, 0, 0, 0])
+    excluded = torch.zeros(2, 7, dtype=torch.bool)
+    excluded[:, [1, 5]] = True
+    kept = [0, 2, 3, 4, 6]
+    relevant = shares if loss is distillation_loss else shares > 0
+    found = loss(questions, documents, owner, relevant, SCALE, excluded)
+    expected = loss(questions, documents[kept], owner[kept], relevant[kept], SCALE)
+    assert found.item() == pytest.approx(expected.item())
+    assert found < loss(questions, documents, owner, relevant, SCALE)
 
 
 def test_a_single_share_costs_what_a_relevant_document_does() -> None:

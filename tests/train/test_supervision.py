@@ -1,7 +1,9 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.scripted import ScriptedEngine
@@ -18,8 +20,10 @@ from mmrag_batch.train.supervision import (
     needs_likelihood,
     texts_of,
 )
+from mmrag_batch.train.wording import holds, normalized
 
 CHOICES = ("12 coins", "red", "2")
+SPEC = PromptSpec(1, 300, "text")
 by_answer = ByAnswer(["Nothing.", "Red.", *map("Word {}.".format, range(100))])
 """Where one document in a hundred or fewer holds a choice."""
 
@@ -65,6 +69,57 @@ def test_a_text_that_holds_the_right_choice_as_a_word_helps(
     assert by_answer(row("Nothing.", text, label=label)) == ({"1": 1.0} if holds else {})
 
 
+@pytest.mark.parametrize(
+    ("choice", "text", "held"),
+    [
+        ("5", "It is -5.", False),
+        ("5", "It is \u22125.", False),
+        ("-5", "It is \u22125.", True),
+        ("-5", "From 3-5.", False),
+        ("10", "At 10:30.", False),
+        ("30", "At 10:30.", False),
+        ("5", "1/5 of it", False),
+        ("1", "1/5 of it", False),
+        ("5", "5.5", False),
+        ("5", "It weighs .5", False),
+        ("5", "15 or 51", False),
+        ("5", "1'005, 1,005 or 5,000", False),
+        ("5", "2024-05-5", False),
+        ("5", "5\u00bd or 5\u00b2 or x5", False),
+        ("5", "A 5-door car", False),
+        ("5", "It is 5.Then 6.", True),
+        ("5", "Sides:5,red", True),
+        ("5", "No.5", True),
+        ("5", "\uff08\u5171 5 \u4e2a\uff09", True),
+        ("5", "\u51715\u4e2a", True),
+        ("5", "15, 5.5, or 5!", True),
+        ("green", "red,green,blue", True),
+        ("green", "red/green;blue", True),
+        ("green", "a.green.b", True),
+        ("green", "evergreen, green-blue", False),
+        ("red", "red_cube, red2", False),
+        ("caf\u00e9", "The cafe\u0301 is open", True),
+        ("CAFE\u0301", "The caf\u00e9 is open", True),
+        ("cafe", "The cafe\u0301 is open", False),
+        ("\u7ea2\u8272", "\u8fd9\u4e2a\u7acb\u65b9\u4f53\u662f\u7ea2\u8272\u7684\u3002", True),
+        ("\u8d64", "\u7acb\u65b9\u4f53\u306f\u8d64\u3067\u3059", True),
+        ("\u30d0\u30b9", "\u9752\u3044\u30d0\u30b9\u3060", True),
+        ("\u0e41\u0e14\u0e07", "\u0e2a\u0e35\u0e41\u0e14\u0e07\u0e21\u0e32\u0e01", True),
+        ("\u0e01", "\u0e01\u0e35", False),
+        ("\ube68\uac04\uc0c9", "\ube68\uac04\uc0c9\uc785\ub2c8\ub2e4", True),
+        ("\u0932\u093e\u0932", "\u0932\u093e\u0932 \u0930\u0902\u0917", True),
+        ("\u0932\u093e\u0932", "\u0917\u0941\u0932\u093e\u0932 \u0930\u0902\u0917", False),
+        ("\u0930\u0902\u0917", "\u0930\u0902\u0917\u0940", False),
+        ("C++", "in C++11", True),
+    ],
+)
+def test_choices_are_found_as_words_and_numbers_of_their_own(
+    choice: str, text: str, held: bool
+) -> None:
+    """In scripts with spaces and without: Han, kana, Thai, Hangul, Devanagari."""
+    assert holds(normalized(text), choice) == held
+
+
 def test_what_every_document_holds_tells_nothing() -> None:
     assert by_answer(row("12 coins", "12 coins!")) == {}
     assert by_answer(row("12 coins", "12 coins!", "No.")) == {"0": 1.0, "1": 1.0}
@@ -108,10 +163,18 @@ def test_without_a_label_no_answer_is_known() -> None:
 
 
 def test_shares_grow_with_likelihood() -> None:
-    found = by_likelihood({0: {"0": math.log(0.8), "1": math.log(0.4), "2": math.log(0.2)}}, row())
+    likelihoods = {0: {"0": math.log(0.8), "1": math.log(0.4), "2": math.log(0.2)}}
+    found = by_likelihood(likelihoods, row("a", "b", "c"))
     assert found["0"] == 1.0
     assert found["1"] == pytest.approx(1 / 32)
     assert found["2"] == pytest.approx(1 / 1024)
+
+
+def test_of_a_document_that_could_not_be_asked_about_nothing_is_known() -> None:
+    likelihoods = {0: {"0": math.log(0.8), "2": math.log(0.2)}}
+    found = by_likelihood(likelihoods, row("a", "Too long a text.", "c", None))
+    assert [name for name, share in found.items() if math.isnan(share)] == ["1", "3"]
+    assert found["0"] == 1.0
 
 
 def test_a_row_whose_documents_change_little_teaches_nothing() -> None:
@@ -139,7 +202,7 @@ def answerer(tiny_generator_dir: Path, tmp_path: Path) -> Answerer:
         Renderer(tiny_generator_dir),
         ScriptedEngine(),
         ImageLoader(tmp_path),
-        PromptSpec(1, 300, "text"),
+        SPEC,
     )
 
 
@@ -150,20 +213,33 @@ def rows(count: int) -> list[Row]:
 def test_each_document_that_can_be_shown_gets_a_likelihood(
     answerer: Answerer, tmp_path: Path
 ) -> None:
-    found = measure_likelihoods(rows(3), answerer, tmp_path / "found.jsonl", "subject")
+    found = measure_likelihoods(rows(3), answerer, SPEC, tmp_path / "found.jsonl", "subject")
     assert {number: sorted(item) for number, item in found.items()} == {
         number: ["0", "1"] for number in range(3)
     }
     assert all(value < 0 for item in found.values() for value in item.values())
 
 
+def test_a_picture_that_has_no_place_in_the_prompt_is_not_asked_about(
+    answerer: Answerer, tmp_path: Path
+) -> None:
+    for name in ("picture.png", "own.png"):
+        Image.new("RGB", (40, 40), "red").save(tmp_path / name)
+    (plain,) = rows(1)
+    assert plain.question is not None
+    pictured = replace(plain, number=1, question=replace(plain.question, image="own.png"))
+    found = measure_likelihoods([plain, pictured], answerer, SPEC, tmp_path / "f.jsonl", "subject")
+    assert sorted(found[0]) == ["0", "1", "3"]
+    assert sorted(found[1]) == ["0", "1"]
+
+
 def test_a_run_that_was_killed_goes_on(answerer: Answerer, tmp_path: Path) -> None:
     file = tmp_path / "found.jsonl"
-    expected = measure_likelihoods(rows(6), answerer, file, "subject")
+    expected = measure_likelihoods(rows(6), answerer, SPEC, file, "subject")
     whole = file.read_bytes()
     lines = whole.splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:4]) + lines[4][:9])
-    assert measure_likelihoods(rows(6), answerer, file, "subject") == expected
+    assert measure_likelihoods(rows(6), answerer, SPEC, file, "subject") == expected
     assert sorted(file.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
@@ -171,6 +247,6 @@ def test_likelihoods_of_something_else_are_measured_anew(
     answerer: Answerer, tmp_path: Path
 ) -> None:
     file = tmp_path / "found.jsonl"
-    measure_likelihoods(rows(6), answerer, file, "one")
-    assert len(measure_likelihoods(rows(2), answerer, file, "another")) == 2
+    measure_likelihoods(rows(6), answerer, SPEC, file, "one")
+    assert len(measure_likelihoods(rows(2), answerer, SPEC, file, "another")) == 2
     assert len(file.read_text().splitlines()) == 3

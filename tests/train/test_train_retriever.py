@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pandas as pd
@@ -21,6 +22,7 @@ from mmrag_batch.train.data import EmbeddedTable
 from mmrag_batch.train.ranking import rank, ranks, recall_gain
 from mmrag_batch.train.retriever import split, train_retriever
 from mmrag_batch.train.settings import RetrieverConfig
+from mmrag_batch.train.splits import Column
 from mmrag_batch.train.towers import Towers, TowersConfig, load_towers
 
 
@@ -41,6 +43,7 @@ def texts_only(
         documents=sides[len(questions) :],
         counts=sizes,
         shares=relevant.float() / helpful[owner],
+        numbers=torch.arange(len(sizes)),
     )
 
 
@@ -87,6 +90,37 @@ def test_the_gain_is_that_of_the_same_questions_with_an_interval() -> None:
     assert gain.high == pytest.approx(0.25 + spread, abs=0.02)
 
 
+def test_questions_that_repeat_each_other_count_once_in_the_interval() -> None:
+    before = torch.tensor([1] * 10 + [3] * 30)
+    after = torch.tensor([1] * 20 + [3] * 20)
+    wide = recall_gain(before.repeat(8), after.repeat(8), torch.arange(40).repeat(8))
+    assert wide == recall_gain(before, after)
+    narrow = recall_gain(before.repeat(8), after.repeat(8))
+    assert narrow.high - narrow.low < 0.5 * (wide.high - wide.low)
+
+
+def test_labels_at_random_teach_nothing_of_questions_that_come_again(
+    tiny_retriever_dir: Path, tmp_path: Path
+) -> None:
+    """Each of 30 questions comes six times. Learnt by heart, it would always be right."""
+    random = Random(0)
+    rows = []
+    for number in range(30):
+        documents = [f"Note {random.random()}" for _ in range(4)]
+        relevant = random.choice(documents)
+        for order in (random.sample(documents, 4) for _ in range(6)):
+            cells = json.dumps(order), json.dumps([order.index(relevant)])
+            rows.append((f"Question {number}?", *cells))
+    table = tmp_path / "table.csv"
+    frame = pd.DataFrame(rows, columns=["question_text", "documents", "relevant"])
+    frame.sample(frac=1, random_state=0).to_csv(table, index=False)
+    settings = {"epochs": 40, "patience": 40, "learning_rate": 1e-2, "hidden_size": 96}
+    train_retriever(config(tiny_retriever_dir, table, tmp_path / "out", **settings))
+    best = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert best["recall_gain"] < 0.5
+    assert best["low"] <= 0.1
+
+
 def test_ranks_are_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     towers, table = Towers(TowersConfig(12, 8)), separable(30)
@@ -105,6 +139,25 @@ def test_a_split_is_disjoint_and_whole() -> None:
     assert len(held_out.documents) + len(trained.documents) == len(table.documents)
 
 
+def test_questions_that_share_anything_are_held_out_together() -> None:
+    """Each question comes three times, each time with its documents in another order."""
+    table = separable(40)
+    again = table.take(torch.arange(40).repeat(3))
+    again.questions[40:, 1] += again.documents.max()  # another question, the same documents
+    held_out, trained = split(again, 0.25, seed=1)
+    assert len(held_out.questions) == 30
+    assert set(held_out.numbers.tolist()).isdisjoint(trained.numbers.tolist())
+
+
+def test_questions_are_held_out_by_a_column() -> None:
+    table = separable(20)
+    by = Column("kind", [f"kind {n % 4}" for n in range(20)])
+    held_out, trained = split(table, 0.25, seed=1, by=by)
+    assert len(set((held_out.numbers % 4).tolist())) == 1
+    assert len(held_out.questions) == 5
+    assert not set((trained.numbers % 4).tolist()) & set((held_out.numbers % 4).tolist())
+
+
 @pytest.mark.parametrize("held_out", [0.0, 0.01, 1.0])
 def test_a_split_with_an_empty_side_is_refused(held_out: float) -> None:
     with pytest.raises(InputError, match="20 questions"):
@@ -116,11 +169,8 @@ def config(graphs: Path, table: Path, out: Path, **others: Any) -> RetrieverConf
         encoders=graphs,
         table=table,
         out=out,
-        epochs=2,
-        learning_rate=1e-3,
-        hidden_size=8,
         held_out=0.3,
-        **{"batch_size": 8, **others},
+        **{"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "hidden_size": 8, **others},
     )
 
 
@@ -249,6 +299,20 @@ def test_l05_a_run_goes_on_with_what_it_began_with_alone(unfinished: RetrieverCo
         file.write_bytes(before)
     (unfinished.encoders / "question_tower.onnx").unlink()  # is none of its inputs
     assert (train_retriever(unfinished) / "model.safetensors").is_file()
+
+
+def test_the_held_out_questions_are_of_another_kind(
+    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"no column 'kid'\. Did you mean 'kind'"):
+        train_retriever(config(tiny_retriever_dir, demo_table, tmp_path, held_out_by="kid"))
+    assert not list(tmp_path.iterdir())
+    settings = config(tiny_retriever_dir, demo_table, tmp_path, held_out_by="kind", batch_size=4)
+    train_retriever(settings)
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    kinds = pd.read_csv(demo_table).query("relevant != '[]'").kind.value_counts()
+    assert first["held_out"] in kinds.to_list()
+    assert first["questions"] == kinds.sum() - first["held_out"]
 
 
 def killed(*_: object) -> None:

@@ -1,108 +1,128 @@
-"""A vLLM server elsewhere: requests over HTTP, tried again where that may help."""
+"""HTTP to a server elsewhere: one request, one answer, and what each failure says about it."""
 
-import logging
-import random
+import asyncio
+import json
+import socket
 from collections.abc import Mapping
-from threading import Event
 from typing import Any
 
 import httpx2
 
-from mmrag_batch.errors import DeniedError, UnavailableError
+from mmrag_batch.errors import ConfigError, DeniedError
 
-ATTEMPTS = 8
-FIRST_WAIT = 0.5
-LONGEST_WAIT = 30.0
-"""Seconds. Waits double from the first to the longest: all attempts together take a minute."""
-TRANSIENT = frozenset({408, 429, 502, 503, 504})
-"""Statuses that say nothing about the request."""
-TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
-"""A request may wait in the server's queue for long."""
-log = logging.getLogger(__name__)
+VERDICTS = frozenset({400, 413, 422})
+"""Statuses by which a server that is there says that it does not take this request."""
+SILENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+"""What happens before a request is sent."""
+TIMEOUT = httpx2.Timeout(None, connect=10.0)
+"""A request waits in the server's queue for long; its total time is the caller's."""
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *((socket.IPPROTO_TCP, getattr(socket, name, 0), seconds) for name, seconds in (
+        ("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6),
+    ) if hasattr(socket, name)),
+)  # fmt: skip
+"""A machine that went away without a word is noticed within two minutes."""
+MAX_BODY = 64 << 20
+"""Bytes of an answer; a row's are some kilobytes."""
 
 
 class Refused(Exception):  # noqa: N818  # what the server says about one request
-    """The server cannot answer this request; the message is its own."""
+    """The server is there and does not take this request; the message is its own."""
+
+
+class Failed(Exception):  # noqa: N818  # whose fault it is, nobody knows yet
+    """No answer. `by_request`: this request may be the reason, as it reached the server and no
+    status says that the server is busy or away. `wait`: seconds that the server asks for."""
+
+    def __init__(self, message: str, *, by_request: bool, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.by_request = by_request
+        self.wait = wait
 
 
 class Server:
     """The server at `endpoint`, such as http://host:8000; `key` is sent and never shown.
 
-    May be used by many threads at once.
+    Raises ConfigError where the endpoint is no address.
     """
 
     def __init__(self, endpoint: str, *, key: str | None, connections: int) -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        limits = httpx2.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._client = httpx2.Client(
-            base_url=endpoint.rstrip("/").removesuffix("/v1"),
-            headers=headers,
-            limits=limits,
-            timeout=TIMEOUT,
-        )
+        self._key = key
+        try:
+            self._client = httpx2.AsyncClient(
+                base_url=endpoint.rstrip("/").removesuffix("/v1"),
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                transport=httpx2.AsyncHTTPTransport(
+                    limits=httpx2.Limits(max_connections=connections), socket_options=KEEPALIVE
+                ),
+                timeout=TIMEOUT,
+            )
+        except httpx2.InvalidURL as error:
+            raise ConfigError(f"--endpoint {endpoint}: {error}.") from None
         url = self._client.base_url
         self.name = f"{url.scheme}://{url.netloc.decode()}"
-        self._closed = Event()
 
-    def get(self, path: str) -> Any:
-        """The JSON at a path."""
-        return self._send("GET", path, None)
+    async def get(self, path: str, *, within: float) -> Any:
+        """The JSON at a path. Raises what `post` does."""
+        return await self._send("GET", path, None, within)
 
-    def post(self, path: str, body: Mapping[str, object]) -> Any:
-        """The JSON that the server answers with.
+    async def post(self, path: str, body: Mapping[str, object], *, within: float) -> Any:
+        """The JSON that the server answers with, all of it in so many seconds.
 
         Raises Refused where it does not take this request, DeniedError where it does not take ours
-        at all, UnavailableError where it cannot be reached however long we wait.
+        at all, Failed where there is no answer.
         """
-        return self._send("POST", path, body)
+        return await self._send("POST", path, body, within)
 
-    def close(self) -> None:
-        """Close all connections; whoever waits for an answer gets an error."""
-        self._closed.set()
-        self._client.close()
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
 
-    def _send(self, method: str, path: str, body: Mapping[str, object] | None) -> Any:
-        for attempt in range(ATTEMPTS):
+    async def _send(
+        self, method: str, path: str, body: Mapping[str, object] | None, within: float
+    ) -> Any:
+        try:
+            async with (
+                asyncio.timeout(within),
+                self._client.stream(method, path, json=body) as response,
+            ):
+                content = bytearray()
+                async for chunk in response.aiter_bytes():
+                    content += chunk
+                    if len(content) > MAX_BODY:
+                        raise Failed(f"an answer of over {MAX_BODY} bytes", by_request=True)
+        except TimeoutError:
+            raise Failed(f"no answer within {within:g} s", by_request=True) from None
+        except httpx2.RequestError as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise Failed(problem, by_request=not isinstance(error, SILENT)) from None
+        if response.is_success:
             try:
-                response = self._client.request(method, path, json=body)
-            except httpx2.TransportError as error:
-                problem, retry_after = f"{type(error).__name__}: {error}", ""
-            else:
-                if response.is_success:
-                    return response.json()
-                problem, retry_after = _message(response), response.headers.get("retry-after", "")
-                is_last = attempt == ATTEMPTS - 1
-                if response.status_code not in TRANSIENT and (
-                    response.status_code < 500 or is_last
-                ):
-                    raise self._refusal(response.status_code, problem)
-            self._wait(attempt, retry_after, problem)
-        raise UnavailableError(
-            f"The server at {self.name} did not answer {ATTEMPTS} times in a row: {problem} "
-            "Check --endpoint and the server's log, then run the same command again."
-        )
+                return json.loads(content)
+            except (ValueError, RecursionError) as error:
+                raise Failed(f"an answer that is no JSON: {error}", by_request=True) from None
+        raise self._error(response, content)
 
-    def _refusal(self, status: int, problem: str) -> Exception:
+    def _error(self, response: httpx2.Response, content: bytes | bytearray) -> Exception:
+        status, problem = response.status_code, _message(response, content)
+        if self._key:
+            problem = problem.replace(self._key, "***")
         if status in (401, 403):
             hint = "" if "enable-scale-out" in problem else " Set OPENAI_API_KEY to its key."
             return DeniedError(f"The server at {self.name} refuses us: {problem}{hint}")
-        return Refused(problem)
-
-    def _wait(self, attempt: int, retry_after: str, problem: str) -> None:
-        """Wait as long as the server asked for, or longer each time; not at all once closed."""
-        delay = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
-        if retry_after.isdecimal():
-            delay = min(LONGEST_WAIT, float(retry_after))
-        log.debug("%s: %s; trying again in %.1f s.", self.name, problem, delay)
-        if self._closed.wait(delay):
-            raise UnavailableError("The connection was closed.")
+        if status in VERDICTS:
+            return Refused(problem)
+        asked = response.headers.get("retry-after", "")
+        wait = float(asked) if asked.isdecimal() else 0.0
+        return Failed(problem, by_request=status == 500, wait=wait)
 
 
-def _message(response: httpx2.Response) -> str:
+def _message(response: httpx2.Response, content: bytes | bytearray) -> str:
     """What the server says is wrong; never the request, which may be long."""
     try:
-        error = response.json()["error"]
+        error = json.loads(content)["error"]
         message = error["message"] if isinstance(error, dict) else error
-    except (ValueError, KeyError, TypeError):
-        message = response.text
+    except (ValueError, KeyError, TypeError, RecursionError):
+        message = content[:2000].decode(errors="replace")
     return f"{response.status_code} {response.reason_phrase}: {str(message)[:500]}"

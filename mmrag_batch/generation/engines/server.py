@@ -6,22 +6,26 @@ text as the end of the turn. Start the server with `--enable-scale-out`, and on 
 the same bundle, because the token ids are those of its tokenizer.
 """
 
+import asyncio
 import base64
 import io
-import logging
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenizers import Tokenizer
 
 from mmrag_batch.bundle import Bundle
-from mmrag_batch.errors import ConfigError, UnavailableError
+from mmrag_batch.errors import ConfigError
 from mmrag_batch.generation.engine import Engine, Request, Result
 from mmrag_batch.generation.engines.http import Refused, Server
-from mmrag_batch.generation.inflight import as_completed
+from mmrag_batch.generation.engines.vllm_api import VllmApi
+from mmrag_batch.generation.supervisor import EngineDied, Supervisor
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Problem
 from mmrag_batch.settings import PredictSettings
@@ -29,33 +33,37 @@ from mmrag_batch.settings import PredictSettings
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
+
 CONCURRENCY = 64
-GENERATE = "/inference/v1/generate"
 MAX_LOGPROBS = 20
 """Tokens that a server gives log-probabilities of, unless it was started with more."""
 NO_NUMBER = -9999.0
 """What a server writes for a log-probability that JSON has no number for."""
-log = logging.getLogger(__name__)
 
 
 def open_engine(settings: PredictSettings, bundle: Bundle, _spec: PromptSpec) -> Engine:
-    """A server at `--endpoint`. Raises ConfigError without one, and what ServerEngine raises."""
+    """A server at `--endpoint`. Raises ConfigError without one, and what VllmServer raises."""
     if settings.endpoint is None:
         raise ConfigError("--engine server needs --endpoint, as in --endpoint http://host:8000.")
-    return ServerEngine(
+    concurrency = settings.engine_rows or CONCURRENCY
+    connect = partial(
+        VllmServer,
         settings.endpoint,
         bundle.generator_dir,
         model=settings.model,
         key=os.environ.get("OPENAI_API_KEY"),
-        concurrency=settings.engine_rows or CONCURRENCY,
+        connections=concurrency,
         max_new_tokens=settings.max_new_tokens,
+        row_timeout=settings.row_timeout,
     )
+    return Supervisor(connect, window=concurrency, elsewhere=True)
 
 
-class ServerEngine:
-    """A vLLM server; `concurrency` requests are asked at a time.
+class VllmServer:
+    """A server, from when it is there until it goes away; see `supervisor.Worker`.
 
-    Raises at once what `Server.post` raises, where the server or its model is not there.
+    Waits for it first. Raises what `VllmApi.wait_for_model` raises.
     """
 
     def __init__(
@@ -65,68 +73,87 @@ class ServerEngine:
         *,
         model: str | None,
         key: str | None,
-        concurrency: int,
+        connections: int,
         max_new_tokens: int,
+        row_timeout: float,
     ) -> None:
-        self.window = concurrency
-        self._max_new_tokens = max_new_tokens
         self._tokenizer = Tokenizer.from_file(str(generator_dir / "tokenizer.json"))
-        self._server = Server(endpoint, key=key, connections=concurrency)
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="server")
+        self._server = Server(endpoint, key=key, connections=connections + 1)  # one to look
+        self._api = VllmApi(self._server)
+        self._max_new_tokens = max_new_tokens
+        self._row_timeout = row_timeout
+        self._is_away = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="server", daemon=True)
+        self._thread.start()
         try:
-            self._model = self._served_model(model)
-            self._generate([0], (), {"max_tokens": 1})  # is it allowed, and does it answer?
-        except Refused as error:
-            self.close()
-            raise UnavailableError(f"{self._server.name} has no {GENERATE}: {error}") from None
+            self.model: str = self._submit(self._api.wait_for_model(model)).result()
         except BaseException:
             self.close()
             raise
-        log.info("Asking %s of %s, %d at a time.", self._model, self._server.name, concurrency)
 
-    def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
-        """Yield one result for each request, as they finish."""
-
-        def ask(request: Request) -> Any:
-            return self._threads.submit(self._answer, request)
-
-        for _, future in as_completed(requests, ask, self.window):
-            yield future.result()
+    def ask(self, request: Request, /) -> Future[Result]:
+        """The future of the answer."""
+        return self._submit(self._answer(request))
 
     def close(self) -> None:
         """Close the connections; what is still asked is given up."""
-        self._server.close()
-        self._threads.shutdown(cancel_futures=True)
+        self._submit(self._close()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
-    def _served_model(self, model: str | None) -> str:
-        names = [entry["id"] for entry in self._server.get("/v1/models")["data"]]
-        if model is None:
-            return str(names[0])
-        if model not in names:
-            raise UnavailableError(
-                f"{self._server.name} serves {', '.join(names)}, not {model}; see --model."
-            )
-        return model
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def _answer(self, request: Request) -> Result:
+    async def _close(self) -> None:
+        await asyncio.gather(*_cancel_others(), return_exceptions=True)
+        await self._server.close()
+        await self._loop.shutdown_default_executor()
+
+    async def _answer(self, request: Request) -> Result:
+        """A result; EngineDied where the server is away."""
         try:
-            images = [_as_part(image) for image in request.images]
-            if request.score:
-                logits = self._logits(request.token_ids, images, request.score)
-                return Result(request.key, logits=tuple(logits))
-            sampling = {"max_tokens": self._max_new_tokens}
-            ids = self._generate(request.token_ids, images, sampling)["token_ids"]
-        except (Refused, ValueError) as error:
+            return await self._answer_or_blame(request)
+        except EngineDied:
+            self._is_away = True
+            _cancel_others()  # they may wait for ever for a machine that is gone
+            raise
+        except asyncio.CancelledError:
+            if self._is_away:
+                raise EngineDied from None
+            raise
+
+    async def _answer_or_blame(self, request: Request) -> Result:
+        """A result, of which an error says that it is this request alone that fails."""
+        if self._is_away:
+            raise EngineDied
+        try:
+            async with asyncio.timeout(self._row_timeout):
+                return await self._answer_in_time(request)
+        except TimeoutError:
+            await self._api.check_model(self.model)
+            message = f"The server answers others, but not this within {self._row_timeout:g} s."
+            return Result(request.key, error=Problem("timeout", message))
+        except Refused as error:
             message = f"The server could not answer: {error}"
             return Result(request.key, error=Problem("engine_failed", message))
+
+    async def _answer_in_time(self, request: Request) -> Result:
+        images = [await asyncio.to_thread(_as_part, image) for image in request.images]
+        if request.score:
+            logits = await self._logits(request.token_ids, images, request.score)
+            return Result(request.key, logits=tuple(logits))
+        sampling = {"max_tokens": self._max_new_tokens}
+        ids = await self._generate(request.token_ids, images, sampling, _token_ids)
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
         return Result(request.key, text=text.strip())
 
-    def _logits(
+    async def _logits(
         self, token_ids: Sequence[int], images: list[dict[str, str]], tokens: tuple[int, ...]
     ) -> list[float]:
         """Log-probabilities of what may follow: logits but for a constant."""
-        logits: dict[int, float] = {}
+        logits: list[float] = []
         for start in range(0, len(tokens), MAX_LOGPROBS):
             chunk = tokens[start : start + MAX_LOGPROBS]
             sampling = {
@@ -135,27 +162,43 @@ class ServerEngine:
                 "logprob_token_ids": chunk,
                 "allowed_token_ids": chunk,  # the one that it samples counts as one of those asked
             }
-            [step] = self._generate(token_ids, images, sampling)["logprobs"]["content"]
-            logits |= {item["token_id"]: item["logprob"] for item in step["top_logprobs"]}
-        if min(logits.values()) <= NO_NUMBER:
-            raise ValueError("the model gave a logit that is not a finite number")
-        return [logits[token] for token in tokens]
+            logits += await self._generate(token_ids, images, sampling, partial(_scores, chunk))
+        if not all(NO_NUMBER < logit < math.inf for logit in logits):
+            raise Refused("the model gave a logit that is not a finite number")
+        return logits
 
-    def _generate(
+    async def _generate(
         self,
         token_ids: Sequence[int],
         images: Sequence[dict[str, str]],
         sampling: Mapping[str, object],
-    ) -> Any:
-        """The server's only choice for a prompt."""
+        read: Callable[[Any], T],
+    ) -> T:
         body = {
-            "model": self._model,
+            "model": self.model,
             "token_ids": token_ids,
             "content_parts": images or None,
             "sampling_params": {"temperature": 0.0, "detokenize": False, **sampling},
         }
-        [choice] = self._server.post(GENERATE, body)["choices"]
-        return choice
+        return await self._api.generate(body, read, within=self._row_timeout)
+
+
+def _cancel_others() -> list["asyncio.Task[Any]"]:
+    """All tasks of this loop but the one that asks, on their way out."""
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    return others
+
+
+def _token_ids(choice: Any) -> list[int]:
+    return [int(token) for token in choice["token_ids"]]
+
+
+def _scores(tokens: Sequence[int], choice: Any) -> list[float]:
+    [step] = choice["logprobs"]["content"]
+    found = {item["token_id"]: float(item["logprob"]) for item in step["top_logprobs"]}
+    return [found[token] for token in tokens]
 
 
 def _as_part(image: "Image") -> dict[str, str]:

@@ -89,6 +89,33 @@ def test_a_bad_request_is_refused_and_the_next_is_answered(
     check(engine, ["two apart", "text only"], tokens=5)
 
 
+NAMED: dict[str, Any] = {
+    "no image in a list": {"multi_modal_data": {"image": []}},
+    "an id alone": {
+        "multi_modal_data": {"image": [None]},
+        "multi_modal_uuids": {"image": ["seen before"]},
+    },
+    "an id alone beside an image": {
+        "multi_modal_data": {"image": [None, Image.new("RGB", (30, 30))]},
+        "multi_modal_uuids": {"image": ["seen before", "new"]},
+    },
+}
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_images_that_are_named_and_do_not_come_are_refused(
+    engine: Any, prompt: Callable[[str], Any], check: Callable[..., None], named: str
+) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    seen = prompt("1 tile") | {"multi_modal_uuids": {"image": ["seen before"]}}
+    engine.generate([seen, seen], use_tqdm=False)
+    for case in ("text only", "1 tile"):
+        with pytest.raises(VLLMValidationError, match="images that do not come with it"):
+            engine.generate(prompt(case) | NAMED[named], use_tqdm=False)
+    check(engine, ["1 tile", "1 tile", "text only"], tokens=5)
+
+
 def with_prompt(change: Callable[[list[int]], list[int]]) -> Callable[[Any], None]:
     def apply(decoder: Any) -> None:
         decoder["prompt_token_ids"] = change(decoder["prompt_token_ids"])
@@ -109,6 +136,16 @@ def shortened(decoder: Any) -> None:
     decoder["mm_placeholders"]["image"] = [replace(place, length=place.length - 1)]
 
 
+def as_from_elsewhere(items: list[Any]) -> Callable[[Any], None]:
+    """A prompt that no processor of this engine has made."""
+
+    def apply(decoder: Any) -> None:
+        decoder["mm_kwargs"].update(image=items)
+        del decoder["encoder_prompt_token_ids"]
+
+    return apply
+
+
 CRAFTED = {
     "no image token": (with_prompt(lambda ids: ids[2:]), "0 image tokens but 1 images"),
     "two tokens for one image": (with_prompt(lambda ids: [max(ids), *ids]), "2 image tokens"),
@@ -120,6 +157,8 @@ CRAFTED = {
     ),
     "another length": (shortened, "processor"),
     "no item": (lambda decoder: decoder["mm_kwargs"].update(image=[]), "1 image tokens but 0"),
+    "no item, as from another server": (as_from_elsewhere([]), "do not come with it"),
+    "a name alone, as from another server": (as_from_elsewhere([None]), "do not come with it"),
 }
 
 

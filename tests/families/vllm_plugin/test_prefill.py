@@ -78,6 +78,8 @@ def test_each_row_attends_to_what_the_dense_mask_lets_it(
 
 def test_an_encoder_output_is_unpacked_as_it_was_packed() -> None:
     images = EncodedImages([3, 1], torch.randn(2 * MAX_TILES * TOKENS, 8))
-    unpacked = EncodedImages.unpacked(images.packed(), num_images=2)
+    packed = images.packed()
+    [header] = EncodedImages.headers([packed])
+    unpacked = EncodedImages.unpacked(packed, [int(n) for n in header[:2]])
     assert unpacked.tiles == [3, 1]
     assert torch.equal(unpacked.states, images.states)

@@ -16,11 +16,14 @@ import pytest
 
 from mmrag_batch.errors import DeniedError, UnavailableError
 from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
-from mmrag_batch.generation.engines.server import ServerEngine
+from mmrag_batch.generation.engines.server import VllmServer
+from mmrag_batch.generation.supervisor import Supervisor
+from mmrag_batch.settings import DEMO_BUNDLE
 from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key
 
 pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "engines.md").read_text()
 KEY = "secret-key"
 
 
@@ -29,10 +32,10 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--enable-scale-out"]
-    command += ["--model", str(GENERATOR), "--served-model-name", "first", "second"]
-    command += ["--dtype", "float32", "--max-model-len", "1280", "--max-num-seqs", "8"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--api-key", KEY]
+    [words] = re.findall(r"^    python (-m vllm.*)$", PAGE, re.M)
+    command = [sys.executable, *words.split(), "--served-model-name", "first", "second"]
+    command += ["--max-model-len", "1280", "--max-num-seqs", "8", "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--api-key", KEY]
     environment = {
         **os.environ,
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -40,10 +43,17 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    log = tmp_path_factory.mktemp("server") / "log.txt"
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "my-bundle").symlink_to(DEMO_BUNDLE)
+    log = folder / "log.txt"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            command, stdout=stream, stderr=stream, env=environment, start_new_session=True
+            command,
+            cwd=folder,
+            stdout=stream,
+            stderr=stream,
+            env=environment,
+            start_new_session=True,
         )
     address = f"http://127.0.0.1:{port}"
     try:
@@ -66,26 +76,27 @@ def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> Non
     raise AssertionError(log.read_text()[-3000:])
 
 
-def connect(endpoint: str, *, key: str | None = KEY, model: str | None = None) -> ServerEngine:
-    return ServerEngine(
+def connect(endpoint: str, *, key: str | None = KEY, model: str | None = None) -> VllmServer:
+    return VllmServer(
         endpoint,
         GENERATOR,
         model=model,
         key=key,
-        concurrency=8,
+        connections=8,
         max_new_tokens=MAX_NEW_TOKENS,
+        row_timeout=600,
     )
 
 
 @pytest.fixture(scope="module")
-def engine(endpoint: str) -> Iterator[ServerEngine]:
-    engine = connect(f"{endpoint}/v1")
+def engine(endpoint: str) -> Iterator[Supervisor]:
+    engine = Supervisor(lambda: connect(f"{endpoint}/v1"), window=8, elsewhere=True)
     yield engine
     engine.close()
 
 
 def test_answers_are_those_of_the_transformers_engine(
-    engine: ServerEngine,
+    engine: Supervisor,
     demo_requests: list[AnswerRequest],
     reference: dict[int, AnswerResult],
 ) -> None:
@@ -94,12 +105,11 @@ def test_answers_are_those_of_the_transformers_engine(
     for key, expected in reference.items():
         assert results[key].error is None
         assert results[key].text == expected.text
-        assert results[key].probabilities == pytest.approx(expected.probabilities, abs=1e-3)
+        assert results[key].probabilities == pytest.approx(expected.probabilities, abs=1e-5)
 
 
 def test_the_command_of_the_docs_runs_as_it_is_written(endpoint: str, tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "engines.md").read_text()
-    [command] = re.findall(r"^    mmrag-batch (predict .* --engine server .*)$", page, re.M)
+    [command] = re.findall(r"^    mmrag-batch (predict .* --engine server .*)$", PAGE, re.M)
     shutil.copy(ROOT / "examples" / "demo" / "questions.csv", tmp_path / "in.csv")
     shutil.copytree(ROOT / "examples" / "demo" / "images", tmp_path / "images")
     words = command.replace("http://localhost:8000", endpoint).split()
@@ -116,7 +126,7 @@ def test_the_command_of_the_docs_runs_as_it_is_written(endpoint: str, tmp_path: 
 
 
 def test_more_options_than_a_server_counts_at_once_are_asked_in_parts(
-    engine: ServerEngine, demo_requests: list[AnswerRequest]
+    engine: Supervisor, demo_requests: list[AnswerRequest]
 ) -> None:
     options = tuple((token, 772) for token in range(100, 126))
     few = demo_requests[1]._replace(options=options[:13])
@@ -128,7 +138,7 @@ def test_more_options_than_a_server_counts_at_once_are_asked_in_parts(
 
 
 def test_a_request_that_the_server_refuses_is_one_error(
-    engine: ServerEngine, demo_requests: list[AnswerRequest]
+    engine: Supervisor, demo_requests: list[AnswerRequest]
 ) -> None:
     picture = next(one for one in demo_requests if one.images)
     bad = [
@@ -145,9 +155,9 @@ def test_a_request_that_the_server_refuses_is_one_error(
 
 def test_a_model_is_the_first_or_one_that_is_served(endpoint: str) -> None:
     for name in (None, "second"):
-        engine = connect(endpoint, model=name)
-        assert engine._model == (name or "first")
-        engine.close()
+        server = connect(endpoint, model=name)
+        assert server.model == (name or "first")
+        server.close()
     with pytest.raises(UnavailableError, match="serves first, second, not third"):
         connect(endpoint, model="third")
 

@@ -104,16 +104,25 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsLoRA
         metadata = cross_attention_metadata(self.language_model.cross_attention_name)
         if metadata is None:
             return None
-        starts, lengths = metadata.query_start_loc.tolist(), metadata.seq_lens.tolist()
-        images = (input_ids == self.image_token_id).nonzero().flatten().tolist()
+        # The host waits for the GPU here, so it reads all at once.
+        read = (
+            metadata.query_start_loc,
+            metadata.seq_lens,
+            input_ids == self.image_token_id,
+            EncodedImages.headers(encoder_outputs),
+        )
+        numbers = torch.cat([part.flatten().int() for part in read]).cpu()
+        starts, lengths, is_image, headers = numbers.split([part.numel() for part in read])
+        images = is_image.nonzero().flatten().tolist()
+        tiles = headers.view(len(encoder_outputs), -1).tolist()
         prompts = []
-        for start, end, length in zip(starts, starts[1:], lengths):
+        for start, end, length in zip(starts.tolist(), starts[1:].tolist(), lengths.tolist()):
             places = [place - start for place in images if start <= place < end]
             if length and places:
                 prompts.append((start, places))
         encoded = [
-            EncodedImages.unpacked(output, len(places))
-            for output, (_, places) in zip(encoder_outputs, prompts, strict=True)
+            EncodedImages.unpacked(output, counts[: len(places)])
+            for output, counts, (_, places) in zip(encoder_outputs, tiles, prompts, strict=True)
         ]
         return plan(prompts, encoded, self.encoder.tokens)
 

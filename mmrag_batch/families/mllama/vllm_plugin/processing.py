@@ -28,8 +28,12 @@ from vllm.multimodal.processing import (
 
 from mmrag_batch.families.mllama.vllm_plugin.budget import MAX_IMAGES
 from mmrag_batch.families.mllama.vllm_plugin.config import EncoderDecoderMllamaConfig
-from mmrag_batch.families.mllama.vllm_plugin.validation import check_images, last_group_size
-from mmrag_batch.families.mllama.vllm_plugin.versions import check_requests
+from mmrag_batch.families.mllama.vllm_plugin.validation import (
+    check_images,
+    check_present,
+    last_group_size,
+)
+from mmrag_batch.families.mllama.vllm_plugin.versions import check_requests, show_decoder_prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +141,12 @@ class MllamaMultiModalProcessor(EncDecMultiModalProcessor[MllamaProcessingInfo])
         self.image_token_id: int = self.info.get_hf_config().image_token_index
         self.image_processor = self.info.get_image_processor()
         check_requests("mllama", check_images)
+        show_decoder_prompts("mllama")
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         items = inputs.mm_data_items.get("image")
         images = items.get_all_items_for_hash() if items is not None else []
+        check_present(images)
         last_group = last_group_size(inputs.prompt, self.image_token_id, len(images))
         algorithm = self.info.ctx.get_mm_config().mm_hasher_algorithm
         hashes = [MultiModalHasher.hash_kwargs(algorithm, image=image) for image in images]

@@ -29,11 +29,23 @@ def last_group_size(prompt: Sequence[int], image_token_id: int, num_images: int)
     return size
 
 
-def check_images(config: EncoderDecoderMllamaConfig, decoder_input: Any) -> None:
+def check_present(images: Sequence[Any]) -> None:
+    """Raise VLLMValidationError where there are none, or one has a name and no content: the images
+    of a request are one item here, so that vLLM remembers none by its name."""
+    if not images or any(image is None for image in images):
+        raise VLLMValidationError(
+            "The request names images that do not come with it. Send each image itself, also where "
+            "it has a uuid, and no empty list of images."
+        )
+
+
+def check_images(config: EncoderDecoderMllamaConfig, decoder_input: Any, ours: bool) -> None:
     """Raise VLLMValidationError for a prompt whose images are not those of its image tokens, or not
     as the processor makes them: what a client has prepared may hold anything."""
     prompt = decoder_input.get("prompt_token_ids")
     items = decoder_input["mm_kwargs"].get("image", []) if "mm_kwargs" in decoder_input else []
+    if not ours and "mm_kwargs" in decoder_input:
+        check_present(items)
     if prompt is None or None in items:  # embeddings; or an item that was checked and is cached
         return
     try:

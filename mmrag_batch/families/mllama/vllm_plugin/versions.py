@@ -83,9 +83,30 @@ def order_encoder_outputs() -> None:
     runner._execute_mm_encoder = encode_in_batch_order
 
 
-def check_requests(model_type: str, check: Callable[[Any, Any], None]) -> None:
-    """Have vLLM call `check` with the model's configuration and each request's decoder input, of
-    every route, before the engine sees it.
+def show_decoder_prompts(model_type: str) -> None:
+    """Have vLLM's server count and show the prompts that the decoder reads.
+
+    Of an encoder-decoder it takes the encoder's, as that of a translator: `/tokenize` would find no
+    token in a text, and `echo` nothing to write.
+    """
+    preprocess: Any = importlib.import_module("vllm.renderers.inputs.preprocess")
+    extract = _probe(preprocess, "extract_target_prompt")
+    if hasattr(extract, "__wrapped__"):
+        return
+
+    @functools.wraps(extract)
+    def extract_decoder_prompt(model_config: Any, prompt: Any) -> Any:
+        is_rendered = isinstance(prompt, dict) and prompt.get("type") == "enc_dec"
+        if is_rendered and model_config.hf_config.model_type == model_type:
+            return prompt["decoder_prompt"]
+        return extract(model_config, prompt)
+
+    preprocess.extract_target_prompt = extract_decoder_prompt
+
+
+def check_requests(model_type: str, check: Callable[[Any, Any, bool], None]) -> None:
+    """Have vLLM call `check` with the model's configuration, each request's decoder input, of every
+    route, before the engine sees it, and whether our processor has made it.
 
     The multimodal processor sees no prompt without data, nor one whose images a client has prepared
     itself; what is wrong there would end the engine, or be answered as if it said something else.
@@ -99,7 +120,8 @@ def check_requests(model_type: str, check: Callable[[Any, Any], None]) -> None:
     def validate_and_check(self: Any, encoder_input: Any, decoder_input: Any) -> None:
         config = self.model_config.hf_config
         if config.model_type == model_type:
-            check(config, decoder_input)
+            ours = encoder_input is not None or "encoder_prompt_token_ids" in decoder_input
+            check(config, decoder_input, ours)
         validate(self, encoder_input, decoder_input)
 
     processor._validate_model_inputs = validate_and_check

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 
 from mmrag_batch.families.mllama.loading import pass_by_position
-from mmrag_batch.families.mllama.vllm_plugin.budget import TOKENS_AT_ONCE
+from mmrag_batch.families.mllama.vllm_plugin.budget import MAX_IMAGES, TOKENS_AT_ONCE
 from mmrag_batch.families.mllama.vllm_plugin.config import EncoderDecoderMllamaConfig
 from mmrag_batch.families.mllama.vllm_plugin.shared_images import SharedImages
 
@@ -42,10 +42,15 @@ class EncodedImages:
         )
         return torch.cat([header, self.states])
 
+    @staticmethod
+    def headers(packed: Sequence[Tensor]) -> Tensor:
+        """(requests, most images of a request): the tiles that the header rows hold."""
+        return torch.stack([output[0, :MAX_IMAGES] for output in packed])
+
     @classmethod
-    def unpacked(cls, packed: Tensor, num_images: int) -> "EncodedImages":
-        """Undo `packed`; the number of images is known from the prompt."""
-        return cls([int(n) for n in packed[0, :num_images].tolist()], packed[1:])
+    def unpacked(cls, packed: Tensor, tiles: Sequence[int]) -> "EncodedImages":
+        """Undo `packed`; the tiles are those of its header."""
+        return cls(tiles, packed[1:])
 
 
 class ImageEncoder(nn.Module):
@@ -109,14 +114,17 @@ class ImageEncoder(nn.Module):
         return self.multi_modal_projector(seen.last_hidden_state[:, 0])
 
     def _padded(self, pixel_values: Tensor, tiles: list[int]) -> tuple[Tensor, Tensor]:
-        """All tiles of each image, (images, max tiles, 3, S, S), and which of them are real."""
-        real = torch.zeros(len(tiles), self.max_tiles, dtype=torch.bool)
-        for image, count in enumerate(tiles):
-            real[image, :count] = True
-        real = real.to(pixel_values.device)
-        padded = pixel_values.new_zeros(*real.shape, *pixel_values.shape[1:])
-        padded[real] = pixel_values
-        return padded, real.long()
+        """All tiles of each image, (images, max tiles, 3, S, S), and which of them are real.
+
+        The host knows both, and waits for no GPU: a mask as an index would have it count.
+        """
+        real = [tile < count for count in tiles for tile in range(self.max_tiles)]
+        shape, device = (len(tiles), self.max_tiles), pixel_values.device
+        places = torch.tensor([place for place, is_real in enumerate(real) if is_real])
+        padded = pixel_values.new_zeros(len(real), *pixel_values.shape[1:])
+        padded[places.to(device, non_blocking=True)] = pixel_values
+        is_real = torch.tensor(real).long().view(shape).to(device, non_blocking=True)
+        return padded.unflatten(0, shape), is_real
 
 
 def _real_tiles_first(images: Sequence[Tensor], tiles: list[int]) -> EncodedImages:
