@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmrag_batch.bundle import (
     read_prompt_settings,
     read_retriever_spec,
     write_manifest,
+    write_retriever_spec,
 )
 from mmrag_batch.errors import ConfigError
 from mmrag_batch.export.dry_run import Step, is_exported, plan_export
@@ -24,11 +26,13 @@ from mmrag_batch.export.parity import PARITY
 from mmrag_batch.export.sample import read_sample
 from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.export.staging import check_out, staged
+from mmrag_batch.parts import check_base, check_encoders, find_part, read_spec
 
 
 def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
     """The steps that `write_bundle` takes, in order; raises what can be raised before the first."""
     check_out(config.out, overwrite=overwrite, marker=MANIFEST, kind="bundle")
+    config = with_parts(config)
     steps = plan_export(
         encoders=config.encoders,
         precision=config.precision,
@@ -41,7 +45,19 @@ def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
     if config.sample is not None:
         read_sample(config.sample)
     generator_spec(config)
+    if is_exported(config.encoders):
+        check_encoders(config.towers, config.encoders, read_spec(config.encoders))
+    check_base(config.adapter, config.base)
     return steps
+
+
+def with_parts(config: ExportConfig) -> ExportConfig:
+    """The config with the folders of the parts that it names of a bundle."""
+    return replace(
+        config,
+        encoders=find_part(config.encoders, "retriever"),
+        base=find_part(config.base, "generator"),
+    )
 
 
 def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleManifest:
@@ -52,6 +68,7 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleMani
     cannot be, overwritten, and what the exports raise for parts out of tolerance.
     """
     plan_bundle(config, overwrite=overwrite)
+    config = with_parts(config)
     with staged(config.out) as staging:
         retriever = staging / "retriever"
         retriever.mkdir()
@@ -119,6 +136,7 @@ def put_encoders(config: ExportConfig, retriever: Path) -> dict[str, float]:
         for file in config.encoders.iterdir():
             if file.is_file():
                 shutil.copyfile(file, retriever / file.name)
+        write_retriever_spec(retriever, read_spec(config.encoders))
         if not (retriever / PARITY).is_file():
             return {}
         figures = json.loads((retriever / PARITY).read_text(encoding="utf-8"))

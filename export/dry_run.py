@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmrag_batch.bundle import RETRIEVER_SPEC, Precision, read_retriever_spec
+from mmrag_batch.bundle import MANIFEST, RETRIEVER_SPEC, Precision
 from mmrag_batch.errors import ConfigError, MissingError
 from mmrag_batch.export.encoders import read_encoders
 from mmrag_batch.export.merge import plan_merge
 from mmrag_batch.export.staging import check_space
+from mmrag_batch.parts import read_spec
 from mmrag_batch.train.towers import load_towers
 
 GIB = 2**30
@@ -68,7 +69,8 @@ def plan_export(
 
 def is_exported(encoders: Path) -> bool:
     """Whether a directory holds graphs, which are copied, and not weights, which are exported."""
-    return (encoders / RETRIEVER_SPEC).is_file()
+    in_bundle = (encoders.parent / MANIFEST).is_file()
+    return in_bundle or (encoders / RETRIEVER_SPEC).is_file()
 
 
 def show(steps: Sequence[Step], out: Path) -> str:
@@ -88,11 +90,7 @@ def show(steps: Sequence[Step], out: Path) -> str:
 
 
 def _check_sizes(encoders: Path, towers: Path, vocabulary: Path | None) -> None:
-    spec = (
-        read_retriever_spec(encoders)
-        if is_exported(encoders)
-        else read_encoders(encoders, vocabulary)
-    )
+    spec = read_spec(encoders) if is_exported(encoders) else read_encoders(encoders, vocabulary)
     size = load_towers(towers).config.embedding_size
     if size != spec.embedding_size:
         raise ConfigError(

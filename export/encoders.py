@@ -1,7 +1,9 @@
 """Every kind of encoders that can be exported, opened as one thing."""
 
+import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -11,9 +13,12 @@ from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import MissingError
 from mmrag_batch.export.clip import open_clip, read_clip
 from mmrag_batch.export.imagebind import find_vocabulary, load_published, published_tokenizer
+from mmrag_batch.progress import Progress
 from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, load_encoders, read_config
 
 TOKENIZER = "tokenizer.json"
+NOT_FED = ("encoder", "licence", "temperature", "precision", "weights")
+"""Fields of a spec that do not say how encoders are fed."""
 
 
 class ImageEncoder(nn.Module):
@@ -51,6 +56,21 @@ class Encoders:
     text: nn.Module
     tokenizer: Tokenizer
     spec: RetrieverSpec
+
+    def hash_weights(self) -> str:
+        """SHA-256 of what embeddings are made with: every weight in float32, whatever its name and
+        file, the tokenizer, and how pictures are prepared."""
+        weights = {id(one): one for one in chain(self.image.parameters(), self.text.parameters())}
+        step = Progress("Hashing weights", len(weights), "tensors")
+        digests = []
+        with step:
+            for weight in weights.values():
+                values = weight.detach().float().contiguous().numpy()
+                digests.append(hashlib.sha256(values.data).hexdigest())
+                step.advance()
+        fed = {k: v for k, v in asdict(self.spec).items() if k not in NOT_FED}
+        content = json.dumps([sorted(digests), self.tokenizer.to_str(), fed])
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def open_encoders(path: Path, vocabulary: Path | None = None) -> Encoders:

@@ -5,7 +5,6 @@ in the copy, a block at a time. So memory holds the adapter and one block, howev
 what is not aimed at cannot change, and what is written is read again and compared with its base.
 """
 
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +32,12 @@ from mmrag_batch.export.verify import (
 )
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import TEMPLATE, chat_template
+from mmrag_batch.parts import check_base
+from mmrag_batch.progress import Progress
 
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 COPIED = ("generation_config.json", INDEX)
 TERMS = ("LICENSE*", "USE_POLICY*", "NOTICE*")
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +61,11 @@ def write_generator(
     """Merge into `out`, which is there only when it is whole and checked.
 
     Raises OutputError where `out` exists and is not to be, or cannot be, overwritten, or its disk
-    is too small, and what `merge_adapter` raises.
+    is too small, and what `check_base` and `merge_adapter` raise.
     """
     check_out(out, overwrite=overwrite, marker="config.json", kind="checkpoint")
     check_space(out, plan_merge(base, adapter_dir).size)
+    check_base(adapter_dir, base)
     with staged(out) as staging:
         return merge_adapter(base, adapter_dir, staging, logits=logits)
 
@@ -109,11 +109,12 @@ def merge_adapter(
     plan = plan_merge(base, adapter_dir)
     out.mkdir(parents=True, exist_ok=True)
     _copy_companions(base, out)
-    for number, (file, tensors) in enumerate(plan.shards.items(), start=1):
-        log.info("Merging %s, shard %d of %d.", file.name, number, len(plan.shards))
-        _merge_shard(file, out / file.name, tensors, plan.updates)
-    log.info("Comparing what was written with %s and the adapter.", base)
-    changed_names = changed_tensors(plan.shards, out)
+    with Progress("Merging", plan.size, "B") as progress:
+        for file, tensors in plan.shards.items():
+            _merge_shard(file, out / file.name, tensors, plan.updates)
+            progress.advance(file.stat().st_size)
+    with Progress(f"Comparing with {base}", plan.size, "B") as progress:
+        changed_names = changed_tensors(plan.shards, out, progress.advance)
     check_changes(changed_names, set(plan.updates))
     report = MergeReport(
         merged=len(changed_names),

@@ -16,10 +16,13 @@ from mmrag_batch.bundle import (
     write_retriever_spec,
 )
 from mmrag_batch.errors import InternalError
+from mmrag_batch.export.dry_run import GIB, SECONDS, TRACING
 from mmrag_batch.export.encoders import TOKENIZER, open_encoders
 from mmrag_batch.export.graphs import Sample, write_graph
 from mmrag_batch.export.parity import PARITY, check_parity
 from mmrag_batch.export.sample import compare, read_sample
+from mmrag_batch.parts import check_encoders
+from mmrag_batch.progress import Progress
 from mmrag_batch.train.towers import load_towers
 
 
@@ -36,13 +39,17 @@ def export_encoders(
     `encoders` is anything that `open_encoders` takes with `vocabulary`, `sample` what `read_sample`
     takes. Returns figures for the manifest: of each graph its largest difference from torch and how
     many of its attentions are one operator; the cosines and the top-5 agreement on the sample.
-    Raises MissingError for encoders that are not there, InternalError where a graph differs from
-    torch by more than its precision allows.
+    Towers that lie in `out` are removed, as they are those of its former encoders. Raises
+    MissingError for encoders that are not there, InternalError where a graph differs from torch by
+    more than its precision allows.
     """
     contents = read_sample(sample)
     torch_encoders = open_encoders(encoders, vocabulary)
-    spec = replace(torch_encoders.spec, precision=precision)
+    weights = torch_encoders.hash_weights()
+    spec = replace(torch_encoders.spec, precision=precision, weights=weights)
     out.mkdir(parents=True, exist_ok=True)
+    for tower in out.glob("*_tower.onnx"):
+        tower.unlink()
     torch_encoders.tokenizer.save(str(out / TOKENIZER))
     batches: dict[int, object] = {0: "batch"}
     dimensions = dict(batches)
@@ -50,17 +57,22 @@ def export_encoders(
         dimensions[1] = "length"
     texts = list(_texts(spec, torch_encoders.tokenizer.get_vocab_size()))
     figures: dict[str, float] = {}
+    size = sum(4 * one.numel() for one in torch_encoders.image.parameters())
+    half = SECONDS["encoders"] * size / GIB / 2  # of which each graph takes about a half
     for name, module, inputs, samples in (
         ("image_encoder", torch_encoders.image, {"pixels": batches}, list(_images(spec))),
         ("text_encoder", torch_encoders.text, {"tokens": dimensions}, texts),
     ):
         file = out / f"{name}.onnx"
-        attentions = write_graph(module, file, inputs, "embeddings", samples[0], precision)
+        with Progress(f"Writing {file.name}", expected=TRACING + half / 2):
+            attentions = write_graph(module, file, inputs, "embeddings", samples[0], precision)
         if not attentions:
             raise InternalError(f"{file.name}: no attention is one operator; please report it.")
-        figures[name] = check_parity(module, file, samples, precision)
+        with Progress(f"Comparing {file.name} with torch", expected=half / 4):
+            figures[name] = check_parity(module, file, samples, precision)
         figures[f"{name}_attentions"] = attentions
-    figures |= compare(torch_encoders, out, spec, contents)
+    with Progress("Comparing embeddings with torch", expected=half / 2):
+        figures |= compare(torch_encoders, out, spec, contents)
     write_retriever_spec(out, spec)
     (out / PARITY).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
@@ -70,11 +82,12 @@ def export_towers(towers_dir: Path, out: Path) -> dict[str, float]:
     """Write both towers' graphs to `out`, beside the encoders, and their temperature to the spec.
 
     Returns the largest difference from torch of each. Raises MissingError for towers or exported
-    encoders that are not there, InternalError where a graph differs from torch by more than the
-    tolerance.
+    encoders that are not there, ConfigError for towers that were trained on other encoders,
+    InternalError where a graph differs from torch by more than the tolerance.
     """
     towers = load_towers(towers_dir)
     spec = read_retriever_spec(out)
+    check_encoders(towers_dir, out, spec)
     samples = list(_sides(towers.config.embedding_size))
     inputs = {"embeddings": {0: "batch"}, "present": {0: Dim.DYNAMIC}}
     parity = {}

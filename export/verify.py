@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mmrag_batch.export.adapter import Adapter, Update
 from mmrag_batch.export.checkpoint import BLOCK, Tensor, read_shard, shard_files
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import build_prompt
 from mmrag_batch.records import Question
 
@@ -50,17 +51,23 @@ class MergeReport:
     logits: float | None
 
 
-def changed_tensors(shards: Shards, out: Path) -> set[str]:
-    """The names of the tensors whose bytes in `out` are not those of the base.
+def changed_tensors(
+    shards: Shards, out: Path, read: Callable[[int], None] = lambda _: None
+) -> set[str]:
+    """The names of the tensors whose bytes in `out` are not those of the base. `read` is told how
+    many bytes were compared.
 
     Raises InternalError for a shard of another layout.
     """
-    changed = set()
+    changed: set[str] = set()
     for file, tensors in shards.items():
         copy = out / file.name
         if read_shard(copy) != [replace(tensor, file=copy) for tensor in tensors]:
             raise InternalError(f"{copy} has another layout than {file}; please report it.")
-        changed |= {tensor.name for tensor in tensors if not _same_bytes(tensor, file, copy)}
+        for tensor in tensors:
+            if not _same_bytes(tensor, file, copy):
+                changed.add(tensor.name)
+            read(tensor.end - tensor.begin)
     return changed
 
 
@@ -147,8 +154,9 @@ def check_logits(base: Path, adapter: Adapter, out: Path, *, always: bool = Fals
             "Logits are not compared: that takes %.0f GiB; --logits does it.", needed_bytes / 2**30
         )
         return None
-    expected = _sample_logits(_adapted(base, adapter), base)
-    merged_logits = _sample_logits(open_family(out).load(dtype=torch.float32), out)
+    with Progress("Comparing logits"):
+        expected = _sample_logits(_adapted(base, adapter), base)
+        merged_logits = _sample_logits(open_family(out).load(dtype=torch.float32), out)
     difference = float((merged_logits - expected).abs().max())
     tolerance = max(TOLERANCE.get(tensor.dtype, 0.0) for tensor in tensors)
     if not difference <= tolerance:  # catches nan, too

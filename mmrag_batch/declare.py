@@ -164,8 +164,9 @@ def _problem(given: Given, rules: Mapping[str, Rule]) -> str | None:
     return f"{given.origin}: expected {rule.expected}, not {value!r}."
 
 
-def load_config(file: Path, kind: type[C]) -> C:
-    """Read a YAML file into the dataclass `kind`. Paths are relative to the working directory.
+def load_config(file: Path, kind: type[C], flags: Mapping[str, object] | None = None) -> C:
+    """Read a YAML file into the dataclass `kind`; `flags` that are not None stand in for lines of
+    it. Paths are relative to the working directory.
 
     Raises what `build` does, ConfigError for a file that is no YAML, MissingError for none.
     """
@@ -180,4 +181,5 @@ def load_config(file: Path, kind: type[C]) -> C:
     if not isinstance(values, dict):
         raise ConfigError(f"{file} should hold lines of `key: value`, not {values!r}.")
     given = [Given(str(name), value, f"{file}, {name}") for name, value in values.items()]
+    given += [Given(k, v, f"--{k}") for k, v in (flags or {}).items() if v is not None]
     return build(kind, given, file)

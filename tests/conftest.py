@@ -5,7 +5,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -45,6 +45,22 @@ def logging_as_it_was() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     logging.getLogger("mmrag_batch").setLevel(level)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[int, int | None]]:
+    """The long steps that say how far they are: what each had done in the end, and of how much."""
+    from mmrag_batch.progress import Progress
+
+    ended: dict[str, tuple[int, int | None]] = {}
+    leave = Progress.__exit__
+
+    def note(self: Progress, *error: Any) -> None:
+        ended[self.what] = (self.done, self.total)
+        leave(self, *error)
+
+    monkeypatch.setattr(Progress, "__exit__", note)
+    return ended
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +134,7 @@ def tiny_encoders_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Untrained ImageBind encoders of 0.1 M weights with their tokenizer."""
     import torch
 
-    from mmrag_batch.train.demo_encoders import train_tokenizer
+    from mmrag_batch.train.encoders import train_tokenizer
     from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, save_encoders
 
     tokenizer = train_tokenizer(["a red cube", "What does the red cube cost?"], 16)

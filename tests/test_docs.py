@@ -19,6 +19,8 @@ from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.settings import (
+    DemoEncodersConfig,
+    DemoVisionConfig,
     EncodersConfig,
     GeneratorConfig,
     RetrieverConfig,
@@ -31,8 +33,10 @@ COMMAND = re.compile(r"^    ((?:mmrag-batch|python) .*)$|`((?:mmrag-batch|python
 GROUPS = {"train": train, "demo": demo}
 PACKAGES = ("mmrag_batch", "train", "export")
 CONFIGS = {
-    "demo encoders": EncodersConfig,
-    "demo vision": VisionConfig,
+    "demo encoders": DemoEncodersConfig,
+    "demo vision": DemoVisionConfig,
+    "train encoders": EncodersConfig,
+    "train vision": VisionConfig,
     "train retriever": RetrieverConfig,
     "train generator": GeneratorConfig,
     "export": ExportConfig,

@@ -22,8 +22,9 @@ LAYERS = (
     "retrieval generation",
     "table",
     "images families",
+    "parts",
     "bundle settings stages machine extras plugs",
-    "prompt declare",
+    "prompt declare progress",
     "records",
     "errors",
     "masking",
@@ -41,8 +42,10 @@ COMMANDS = [
     ["doctor"],
     ["import"],
     ["train"],
+    ["train", "encoders"],
     ["train", "generator"],
     ["train", "retriever"],
+    ["train", "vision"],
     ["export"],
     ["export", "encoders"],
     ["export", "generator"],
@@ -155,6 +158,7 @@ def test_the_pipeline_knows_stages_and_records_only(module: str) -> None:
 def test_configuration_stops_at_the_factory() -> None:
     users = {module for module, other in ARROWS if other == "mmrag_batch.settings"}
     known = {"cli.app", "cli.checks", "factory", "run.plan", "run.predict", "testing"}
+    known |= {"parts"}  # which knows where the demo bundle is
     openers = {"generation.engine", "retrieval.candidates", "retrieval.retriever"}
     engines = {module for module in users if is_below(module, "mmrag_batch.generation.engines")}
     assert users - engines <= {f"mmrag_batch.{module}" for module in known | openers}

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from mmrag_batch.families.family import open_family
+from mmrag_batch.progress import Progress
 from mmrag_batch.records import Row
 from mmrag_batch.train.examples import weighted_loss
 from mmrag_batch.train.held_out import Score
@@ -39,13 +41,21 @@ class AnswerTrainer(Trainer):
         base: Path,
         **settings: Any,
     ) -> None:
-        super().__init__(callbacks=[_Report(run)], **settings)
+        self._report = _Report(run)
+        super().__init__(callbacks=[self._report], **settings)
         self.remove_callback(PrinterCallback)  # the run reports
         self.model_accepts_loss_kwargs = True  # `compute_loss` takes what a step's weights sum to
         self._sampler = sampler
         self._score = score
         self._run = run
         self._base = base
+
+    def train(self, *args: Any, **settings: Any) -> Any:
+        """As the trainer's."""
+        try:
+            return super().train(*args, **settings)
+        finally:
+            self._report.close()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002
         return self._sampler
@@ -156,10 +166,24 @@ def needed_logits(weights: Tensor) -> int:
 
 
 class _Report(TrainerCallback):
-    """Passes the trainer's figures on to the run's folder."""
+    """Passes the trainer's figures on to the run's folder, and says how far it is."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
+        self._open = ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        if state.is_world_process_zero:
+            progress = Progress("Training", state.max_steps, "steps", done=state.global_step)
+            self._progress = self._open.enter_context(progress)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        if state.is_world_process_zero:
+            self._progress.advance()
+
+    def close(self) -> None:
+        """Stop telling."""
+        self._open.close()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
         metrics = {key: logs[key] for key in SHOWN if key in logs}

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmrag_batch.errors import InputError
+from mmrag_batch.progress import Progress
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.embedder import EmbeddedRow, Embedder, Embedding
 from mmrag_batch.retrieval.preprocess import Floats
@@ -146,19 +147,29 @@ class VectorFile:
 
 
 def embed_table(
-    rows: Iterable[Row], embedder: Embedder, supervise: Supervision, directory: Path | None = None
+    rows: Iterable[Row],
+    embedder: Embedder,
+    supervise: Supervision,
+    directory: Path | None = None,
+    *,
+    total: int | None = None,
 ) -> EmbeddedTable:
-    """Embed every row that teaches something; broken documents are left out.
+    """Embed every row that teaches something; broken documents are left out. `total`: how many rows
+    there are, for who waits.
 
     The mapped file lies in `directory` and has no name. Raises InputError where no row teaches
     anything.
     """
-    with TemporaryFile(dir=directory) as stream:
-        return _embed(rows, embedder, supervise, VectorFile(stream))
+    with TemporaryFile(dir=directory) as stream, Progress("Embedding", total, "rows") as progress:
+        return _embed(rows, embedder, supervise, VectorFile(stream), progress)
 
 
 def _embed(
-    rows: Iterable[Row], embedder: Embedder, supervise: Supervision, file: VectorFile
+    rows: Iterable[Row],
+    embedder: Embedder,
+    supervise: Supervision,
+    file: VectorFile,
+    progress: Progress,
 ) -> EmbeddedTable:
     questions: list[tuple[int, int]] = []
     documents: list[tuple[int, int]] = []
@@ -181,6 +192,7 @@ def _embed(
             counts.append(len(candidate_shares))
             shares += [share for _, share in candidate_shares]
             numbers.append(row.number)
+        progress.advance(len(window))
     if not questions:
         raise InputError(
             "No row has a readable document that is known to help: nothing to learn. Fill "

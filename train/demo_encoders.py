@@ -13,48 +13,28 @@ from random import Random
 import numpy as np
 import torch
 from PIL.Image import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from tqdm import trange
 
-from mmrag_batch.retrieval.preprocess import preprocess_image, tokenize
 from mmrag_batch.train.demo_pairs import Pair, captioned, paraphrased, sentences
 from mmrag_batch.train.demo_pictures import draw
 from mmrag_batch.train.demo_world import THINGS
-from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, save_encoders
+from mmrag_batch.train.encoders import Feed, encoder_config, save, train_tokenizer
+from mmrag_batch.train.imagebind import ImageBind
 from mmrag_batch.train.losses import contrastive_loss
+from mmrag_batch.train.optimise import optimise
 from mmrag_batch.train.run import Run
-from mmrag_batch.train.settings import EncodersConfig
+from mmrag_batch.train.settings import DemoEncodersConfig
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-
-
-def train_tokenizer(texts: Sequence[str], context_length: int) -> Tokenizer:
-    """A lower-cased BPE; like CLIP's, its start and end tokens have the two highest ids."""
-    tokenizer = Tokenizer(models.BPE(unk_token=None))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=800, initial_alphabet=alphabet, special_tokens=["<pad>"], show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([START, END])
-    ends = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
-    tokenizer.post_processor = processors.TemplateProcessing(f"{START} $A {END}", None, ends)
-    tokenizer.enable_truncation(context_length)
-    return tokenizer
+NAME = "imagebind-demo"
 
 
 class Pairs:
     """Batches of pairs as tensors. Pictures are drawn and preprocessed once."""
 
-    def __init__(
-        self, model: ImageBindConfig, tokenizer: Tokenizer, config: EncodersConfig
-    ) -> None:
+    def __init__(self, feed: Feed, config: DemoEncodersConfig) -> None:
         self._random = Random(config.seed)
-        self._tokenizer = tokenizer
-        self._model = model
+        self._feed = feed
         self._picture_batch, self._text_batch = config.picture_batch, config.text_batch
         self._captioned = [
             self._draw_pair(captioned(self._random))
@@ -63,17 +43,7 @@ class Pairs:
 
     def _draw_pair(self, pair: Pair) -> tuple[Tensor, Pair]:
         assert isinstance(pair.left, Image)
-        return self.pixels(pair.left), pair
-
-    def pixels(self, image: Image) -> Tensor:
-        """(3, S, S), as `predict` prepares it."""
-        model = self._model
-        pixels = preprocess_image(image, model.image_size, model.image_mean, model.image_std)
-        return torch.from_numpy(pixels)
-
-    def tokens(self, texts: Sequence[str]) -> Tensor:
-        """(B, L) int64, zero-padded to the longest."""
-        return torch.from_numpy(tokenize(self._tokenizer, texts))
+        return self._feed.pixels(pair.left), pair
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Pixels, their captions and which mean the same; then texts, paraphrases and the same."""
@@ -82,10 +52,10 @@ class Pairs:
         lefts = [pair.left for pair in texts if isinstance(pair.left, str)]
         return (
             torch.stack([pixels for pixels, _ in pictures]),
-            self.tokens([pair.right for _, pair in pictures]),
+            self._feed.tokens([pair.right for _, pair in pictures]),
             _same_key_mask([pair for _, pair in pictures]),
-            self.tokens(lefts),
-            self.tokens([pair.right for pair in texts]),
+            self._feed.tokens(lefts),
+            self._feed.tokens([pair.right for pair in texts]),
             _same_key_mask(texts),
         )
 
@@ -97,66 +67,38 @@ def _same_key_mask(pairs: Sequence[Pair]) -> Tensor:
     return torch.from_numpy(keys[:, None] == keys[None, :])
 
 
-def train_encoders(config: EncodersConfig) -> Path:
+def train_encoders(config: DemoEncodersConfig) -> Path:
     """Train as configured; returns the folder of the encoders and their tokenizer."""
     run = Run(config.out, config, seed=config.seed)
     tokenizer = train_tokenizer(sentences(Random(config.seed), 8000), config.context_length)
-    model = ImageBind(encoders(config, tokenizer.get_vocab_size()))
-    pairs = Pairs(model.config, tokenizer, config)
+    model = ImageBind(encoder_config(config, tokenizer, name=NAME, licence="Apache-2.0"))
+    feed = Feed(model.config, tokenizer)
+    pairs = Pairs(feed, config)
     run.report(parameters=sum(p.numel() for p in model.parameters()))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05
-    )
-    for step in range(1, config.steps + 1):
+
+    def losses() -> dict[str, Tensor]:
         pixels, captions, same_thing, texts, paraphrases, same_text = pairs.batch()
         scale = model.logit_scale()
-        by_picture = contrastive_loss(
-            model.encode_image(pixels), model.encode_text(captions), scale, same_thing
-        )
-        by_text = contrastive_loss(
-            model.encode_text(texts), model.encode_text(paraphrases), scale, same_text
-        )
-        optimizer.zero_grad()
-        (by_picture + by_text).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == config.steps:
-            run.report(step=step, picture_loss=by_picture.item(), text_loss=by_text.item())
-    run.report(zero_shot_accuracy=zero_shot_accuracy(model.eval(), pairs))
-    out = config.out / "model"
-    save_encoders(model, out)
-    tokenizer.save(str(out / "tokenizer.json"))
-    return out
+        seen, named = model.encode_image(pixels), model.encode_text(captions)
+        left, right = model.encode_text(texts), model.encode_text(paraphrases)
+        return {
+            "picture_loss": contrastive_loss(seen, named, scale, same_thing),
+            "text_loss": contrastive_loss(left, right, scale, same_text),
+        }
 
-
-def encoders(config: EncodersConfig, vocabulary: int) -> ImageBindConfig:
-    """Both encoders equally wide; pictures take more layers than these short texts."""
-    return ImageBindConfig(
-        name="imagebind-demo",
-        licence="Apache-2.0",
-        image_size=config.image_size,
-        patch_size=config.patch_size,
-        image_width=config.width,
-        image_blocks=config.image_blocks,
-        image_heads=config.heads,
-        text_width=config.width,
-        text_blocks=config.text_blocks,
-        text_heads=config.heads,
-        context_length=config.context_length,
-        vocabulary=vocabulary,
-        embedding_size=config.embedding_size,
-    )
+    rate = config.learning_rate
+    optimise(model.parameters(), losses, steps=config.steps, learning_rate=rate, report=run.report)
+    run.report(zero_shot_accuracy=zero_shot_accuracy(model.eval(), feed))
+    return save(model, tokenizer, config.out / "model")
 
 
 @torch.inference_mode()
-def zero_shot_accuracy(model: ImageBind, pairs: Pairs, pictures: int = 960) -> float:
+def zero_shot_accuracy(model: ImageBind, feed: Feed, pictures: int = 960) -> float:
     """How often a new picture is nearest to the caption of what it shows, of 48 captions."""
     random = Random(-1)
-    captions = model.encode_text(pairs.tokens([f"a {t.colour} {t.shape}" for t in THINGS]))
+    captions = model.encode_text(feed.tokens([f"a {t.colour} {t.shape}" for t in THINGS]))
     things = [THINGS[index % len(THINGS)] for index in range(pictures)]
-    pixels = torch.stack([pairs.pixels(draw(random, t.colour, t.shape)) for t in things])
+    pixels = torch.stack([feed.pixels(draw(random, t.colour, t.shape)) for t in things])
     nearest = (model.encode_image(pixels) @ captions.T).argmax(dim=1).tolist()
     correct = sum(bool(THINGS[index] == thing) for index, thing in zip(nearest, things))
     return correct / pictures

@@ -10,10 +10,8 @@ with its new tower, and the files of `run.py`.
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import MllamaForConditionalGeneration
@@ -23,11 +21,11 @@ from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.train.demo_pictures import COLOURS, SHAPES, draw
 from mmrag_batch.train.demo_world import THINGS
+from mmrag_batch.train.optimise import optimise
 from mmrag_batch.train.run import Run
-from mmrag_batch.train.settings import VisionConfig
+from mmrag_batch.train.settings import DemoVisionConfig
 from mmrag_batch.train.tuning import save_model
-
-Inputs = dict[str, Tensor]
+from mmrag_batch.train.vision import Inputs, mean_of_patches, process
 
 
 class Recogniser(nn.Module):
@@ -41,11 +39,7 @@ class Recogniser(nn.Module):
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Inputs of B images -> logits of their colour (B, 8) and of their shape (B, 6)."""
-        patches = self.tower(**inputs).last_hidden_state  # (B, 1, tiles, patches, D)
-        tile_mask = inputs["aspect_ratio_mask"][..., None, None]  # (B, 1, tiles, 1, 1)
-        mean = (patches * tile_mask).sum(dim=(1, 2, 3)) / (
-            tile_mask.sum(dim=(1, 2, 3)) * patches.shape[3]
-        )
+        mean = mean_of_patches(self.tower, inputs)
         colours, shapes = self.head(mean).split([len(COLOURS), len(SHAPES)], dim=1)
         return colours, shapes
 
@@ -61,7 +55,7 @@ class Pictures:
             for thing in tqdm(things, desc="drawing", disable=None)
         ]
         colours = tuple(COLOURS)
-        self._inputs = _inputs(processor, pictures)
+        self._inputs = process(processor, pictures)
         self._targets = torch.tensor(
             [(colours.index(thing.colour), SHAPES.index(thing.shape)) for thing in things]
         )
@@ -78,38 +72,30 @@ class Pictures:
                 yield inputs, self._targets[indices]
 
 
-def _inputs(processor: MllamaImageProcessorPil, pictures: list[Image]) -> Inputs:
-    one_each: Any = [[picture] for picture in pictures]  # its annotation leaves out nested lists
-    processed = processor(one_each, return_tensors="pt")
-    names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-    return {name: processed[name] for name in names}
-
-
-def train_vision(config: VisionConfig) -> Path:
+def train_vision(config: DemoVisionConfig) -> Path:
     """Train as configured; returns the folder of the generator."""
     run = Run(config.out, config, seed=config.seed)
     processor = load_image_processor(config.base)
     generator = load_model(config.base, dtype=torch.float32)
     recogniser = Recogniser(generator).train()
     pictures = Pictures(processor, config.pictures, config.seed)
-    optimizer = torch.optim.AdamW(
-        recogniser.parameters(), lr=config.learning_rate, weight_decay=0.05
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05
-    )
     batches = pictures.batches(config.batch_size)
-    for step, (inputs, targets) in zip(range(1, config.steps + 1), batches):
+
+    def losses() -> dict[str, Tensor]:
+        inputs, targets = next(batches)
         colours, shapes = recogniser(inputs)
-        by_colour = nn.functional.cross_entropy(colours, targets[:, 0])
-        by_shape = nn.functional.cross_entropy(shapes, targets[:, 1])
-        optimizer.zero_grad()
-        (by_colour + by_shape).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(recogniser.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == config.steps:
-            run.report(step=step, colour_loss=by_colour.item(), shape_loss=by_shape.item())
+        return {
+            "colour_loss": nn.functional.cross_entropy(colours, targets[:, 0]),
+            "shape_loss": nn.functional.cross_entropy(shapes, targets[:, 1]),
+        }
+
+    optimise(
+        recogniser.parameters(),
+        losses,
+        steps=config.steps,
+        learning_rate=config.learning_rate,
+        report=run.report,
+    )
     run.report(**accuracy(recogniser.eval(), Pictures(processor, 960, seed=-1)))
     return save_model(generator, config.base, config.out / "model")
 

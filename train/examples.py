@@ -18,6 +18,7 @@ from mmrag_batch.errors import InputError, RowError
 from mmrag_batch.families.family import Family
 from mmrag_batch.generation.answerer import fit_prompt
 from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import Prompt, PromptSpec, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.stages import ImageStore
@@ -83,16 +84,17 @@ def _is_readable(images: ImageStore, source: str) -> bool:
 
 
 def fitting_rows(
-    rows: Iterable[Row],
+    rows: Sequence[Row],
     renderer: Renderer,
     spec: PromptSpec,
 ) -> list[Row]:
     """Rows with their evidence cut to what fits, as in `predict`; without those that never do."""
     fitted_rows = []
-    for row in rows:
-        with suppress(RowError):
-            evidence, _, _ = fit_prompt(renderer, _question(row), row.evidence, spec)
-            fitted_rows.append(replace(row, evidence=evidence))
+    with Progress("Fitting prompts", len(rows), "rows") as progress:
+        for row in progress.each(rows):
+            with suppress(RowError):
+                evidence, _, _ = fit_prompt(renderer, _question(row), row.evidence, spec)
+                fitted_rows.append(replace(row, evidence=evidence))
     return fitted_rows
 
 

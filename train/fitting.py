@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmrag_batch.progress import Progress
 from mmrag_batch.train.data import EmbeddedTable
 from mmrag_batch.train.losses import candidate_loss, distillation_loss
 from mmrag_batch.train.negatives import mine_negatives
@@ -52,7 +53,8 @@ class Fit:
         self._settings = settings
         self._checkpoint = checkpoint
         rate = settings.learning_rate
-        steps = settings.epochs * (len(train_table.questions) // settings.batch_size)
+        self._batches = len(train_table.questions) // settings.batch_size
+        steps = settings.epochs * self._batches
         self._optimizer = torch.optim.AdamW(towers.parameters(), lr=rate, weight_decay=0.01)
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(
             self._optimizer, rate, total_steps=steps, pct_start=0.1
@@ -71,14 +73,17 @@ class Fit:
         if not self._best_weights:
             sizes = len(self._train_table.questions), len(self._held_out_table.questions)
             self._evaluate(report, questions=sizes[0], held_out=sizes[1])
-        while self._epoch < self._settings.epochs and self._stale_epochs < self._settings.patience:
-            self._epoch += 1
-            self._evaluate(report, loss=self.train_epoch())
-            self._save()
+        epochs = self._settings.epochs
+        done = self._epoch * self._batches
+        with Progress("Training", epochs * self._batches, "batches", done=done) as progress:
+            while self._epoch < epochs and self._stale_epochs < self._settings.patience:
+                self._epoch += 1
+                self._evaluate(report, loss=self.train_epoch(progress))
+                self._save()
         self._towers.load_state_dict(self._best_weights)
         self._towers.eval()
 
-    def train_epoch(self) -> float:
+    def train_epoch(self, progress: Progress | None = None) -> float:
         """One pass over the questions in a new order; returns the mean loss. What fills no batch
         comes up in another epoch."""
         settings = self._settings
@@ -99,6 +104,8 @@ class Fit:
             self._optimizer.step()
             self._schedule.step()
             losses.append(loss.item())
+            if progress is not None:
+                progress.advance()
         return sum(losses) / len(losses)
 
     def _loss(self, indices: Tensor, negatives: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ killed again, and it goes on from its last checkpoint. On four GPUs:
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from mmrag_batch.bundle import read_retriever_spec, write_prompt_settings
+from mmrag_batch.bundle import hash_files, write_prompt_settings
 from mmrag_batch.errors import ConfigError, InputError, UnavailableError
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.parts import find_part, hash_model, read_spec, write_origin
+from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_retriever
@@ -41,7 +44,8 @@ from mmrag_batch.train.examples import (
     relevant_evidence,
 )
 from mmrag_batch.train.held_out import Scorer
-from mmrag_batch.train.run import Run, changes
+from mmrag_batch.train.inputs import hash_table, inside
+from mmrag_batch.train.run import Run, check_same
 from mmrag_batch.train.settings import GeneratorConfig
 from mmrag_batch.train.splits import (
     check_column,
@@ -58,25 +62,28 @@ log = logging.getLogger(__name__)
 def train_generator(config: GeneratorConfig) -> Path:
     """Train as configured; returns the folder of the adapter or of the model.
 
-    Goes on from the last checkpoint of a run with the same settings and table. Raises ConfigError
+    Goes on from the last checkpoint of a run with the same settings and inputs. Raises ConfigError
     for settings that exclude each other and for a folder that holds another run's checkpoints.
     """
     _check(config)
+    config = with_parts(config)
     checkpoints = config.out / "checkpoints"
     checkpoint = last_checkpoint(checkpoints)
-    changed_settings = changes(config.out, config, inputs=[config.table])
-    if checkpoint and changed_settings:
-        raise ConfigError(
-            f"{config.out} holds an unfinished run with other settings "
-            f"({'; '.join(changed_settings)}); choose another `out`, or remove {checkpoints} to "
-            "start anew."
-        )
     state = processes()
+    base_files: dict[str, str] = {}
+    inputs: dict[str, str] = {}
+    if state.is_main_process:  # the others need not read it all as well
+        base_files = hash_model(config.base)
+        inputs = hash_table(config.table) | inside(config.base, base_files)
+        if config.retriever is not None:
+            inputs |= inside(config.retriever, hash_files(config.retriever))
+        if checkpoint:
+            check_same(config.out, config, inputs, unfinished=checkpoints)
     run = Run(
         config.out,
         config,
         seed=config.seed,
-        inputs=[config.table],
+        inputs=inputs,
         resumed=checkpoint is not None,
         main=state.is_main_process,
     )
@@ -87,21 +94,33 @@ def train_generator(config: GeneratorConfig) -> Path:
     out = config.out / ("adapter" if config.lora_rank else "model")
     if state.is_main_process:
         save(trainer.accelerator.unwrap_model(trainer.model), config, out)
+        if config.lora_rank:
+            write_origin(out, base={"path": str(config.base), "files": base_files})
         shutil.rmtree(checkpoints, ignore_errors=True)
     state.wait_for_everyone()
     return out
+
+
+def with_parts(config: GeneratorConfig) -> GeneratorConfig:
+    """The config with the folders of the parts that it names of a bundle."""
+    return replace(
+        config,
+        base=find_part(config.base, "generator"),
+        retriever=config.retriever and find_part(config.retriever, "retriever"),
+    )
 
 
 def plan_generator(config: GeneratorConfig) -> str:
     """What a run would learn from, in a sentence. Raises what can be raised before anything is
     loaded or written."""
     _check(config)
+    config = with_parts(config)
     open_family(config.base)
     total = len(labelled_rows(config.table))
     if config.held_out >= total:
         raise _too_many_held_out(config, total)
     if config.retriever is not None:
-        read_retriever_spec(config.retriever)
+        read_spec(config.retriever)
     return (
         f"{config.table}: {total} rows with a label, of which about {config.held_out} are held "
         f"out; {config.steps} steps of {config.batch_size * config.accumulate} rows. Nothing was "
@@ -147,15 +166,18 @@ def with_evidence(
 ) -> Sequence[Row]:
     """The rows with the evidence that the generator is to learn from."""
     if config.retriever is None:
-        return relevant_evidence(rows, images, top_k=config.top_k, seed=config.seed)
+        with Progress("Reading pictures", len(rows), "rows") as progress:
+            read_rows = progress.each(rows)
+            return relevant_evidence(read_rows, images, top_k=config.top_k, seed=config.seed)
     retriever = open_retriever(
         config.retriever,
-        read_retriever_spec(config.retriever),
+        read_spec(config.retriever),
         images,
         top_k=config.top_k,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
-    return [row for row in retriever(rows) if row.error is None]
+    with Progress("Finding evidence", len(rows), "rows") as progress:
+        return [row for row in progress.each(retriever(rows)) if row.error is None]
 
 
 def split_rows(
@@ -188,7 +210,8 @@ def _too_many_held_out(config: GeneratorConfig, total: int) -> InputError:
 def trainable(config: GeneratorConfig) -> Any:
     """The base with the weights unfrozen, or added, that this run trains."""
     family = open_family(config.base)
-    model = load_base(family, lora=bool(config.lora_rank), four_bits=config.four_bits)
+    with Progress(f"Loading {config.base}"):
+        model = load_base(family, lora=bool(config.lora_rank), four_bits=config.four_bits)
     if config.lora_rank or config.freeze_vision:
         freeze(model.model.vision_model)
     if config.lora_rank:

@@ -9,6 +9,7 @@ from typing import Any
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
 from mmrag_batch.stages import ImageStore
@@ -57,7 +58,8 @@ class Scorer:
         model.eval()
         # A stage fills in what it is given.
         fresh_rows = (replace(row, problems=[]) for row in rows)
-        outcomes = [_outcome(row) for row in answerer(fresh_rows)]
+        with Progress("Scoring", len(rows), "rows") as progress:
+            outcomes = [_outcome(row) for row in progress.each(answerer(fresh_rows))]
         model.train(was_training)
         return Score(
             rows=len(outcomes),

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mmrag_batch.generation.answerer import Answerer
+from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec, build_prompt
 from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.train.held_out import MIN_PROBABILITY
@@ -30,13 +29,20 @@ class _Pending:
 
 
 def measure_likelihoods(
-    rows: Iterable[Row], answerer: Answerer, spec: PromptSpec, file: Path, subject: str
+    rows: Iterable[Row],
+    answerer: Answerer,
+    spec: PromptSpec,
+    file: Path,
+    subject: str,
+    *,
+    total: int | None = None,
 ) -> Likelihoods:
     """Ask about each document of each row that `needs_likelihood`, unless `file` holds the row.
 
-    `spec` is the answerer's. `subject` names the rows, the generator and how it is asked: a file of
-    another one is replaced. Documents that cannot be shown (a broken image, too long a text, a
-    picture where the question's own takes the only place) are left out.
+    `spec` is the answerer's, `total` how many rows there are. `subject` names the rows, the
+    generator and how it is asked: a file of another one is replaced. Documents that cannot be shown
+    (a broken image, too long a text, a picture where the question's own takes the only place) are
+    left out.
     """
     likelihoods = _read(file, subject)
     origins: dict[int, tuple[int, str]] = {}
@@ -44,7 +50,7 @@ def measure_likelihoods(
     numbers = count()
 
     def questions() -> Iterator[Row]:
-        for row in tqdm(rows, desc="likelihoods", unit=" rows", disable=None):
+        for row in progress.each(rows):
             if row.number in likelihoods or not needs_likelihood(row):
                 continue
             assert row.question is not None  # it needs a likelihood
@@ -56,7 +62,8 @@ def measure_likelihoods(
                 origins[number] = (row.number, evidence[0].document.id)
                 yield replace(row, number=number, evidence=evidence, problems=[])
 
-    with file.open("a", encoding="utf-8") as stream:
+    step = Progress("Likelihoods", total, "rows")
+    with step as progress, file.open("a", encoding="utf-8") as stream:
         for answered_row in answerer(questions()):
             number, document_id = origins.pop(answered_row.number)
             pending_row = pending[number]

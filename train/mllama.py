@@ -65,8 +65,11 @@ class GeneratorSizes:
     vision_global_layers: int = 1
     vision_heads: int = 4
     image_size: int = 48
-    """Side of a tile in pixels; an image takes up to four tiles."""
+    """Side of a tile in pixels. A picture no larger is resized to fill one."""
     patch_size: int = 16
+    tiles: int = 4
+    """Most tiles of an image: 4, as in the original, or 1, which every picture fills whatever its
+    size. One of 64 pixels would fill less than half of the four tiles of 48 that it takes."""
     context_length: int = 4096
     gate: float = 0.5
     """Where every gate starts. The original starts at 0 on top of a trained Llama; a model trained
@@ -141,6 +144,12 @@ def model_config(tokenizer: Tokenizer, sizes: GeneratorSizes) -> MllamaConfig:
         patch_size=sizes.patch_size,
         intermediate_layers_indices=features,
         vision_output_dim=sizes.vision_hidden_size * (1 + len(features)),
+        max_num_tiles=sizes.tiles,
+        supported_aspect_ratios=[
+            [width, height]
+            for width in range(1, sizes.tiles + 1)
+            for height in range(1, sizes.tiles // width + 1)
+        ],
     )
     return MllamaConfig(vision_config=vision, text_config=text, image_token_index=image_id)
 
@@ -185,7 +194,7 @@ def _preprocessor_config(sizes: GeneratorSizes) -> dict[str, object]:
         "image_processor_type": "MllamaImageProcessor",
         "processor_class": "MllamaProcessor",
         "size": {"height": sizes.image_size, "width": sizes.image_size},
-        "max_image_tiles": 4,
+        "max_image_tiles": sizes.tiles,
         "do_convert_rgb": True,
         "do_resize": True,
         "do_pad": True,

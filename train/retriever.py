@@ -12,27 +12,32 @@ goes on after its last epoch.
 """
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 
-from mmrag_batch.bundle import encoders_key, hash_files, read_retriever_spec, sha256
+from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import ConfigError, InputError, MissingError
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.parts import encoders_identity, find_part, hash_model, read_spec, write_origin
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.retrieval.retriever import open_embedder
+from mmrag_batch.table.rows import read_rows
 from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.data import EmbeddedTable, Supervision, embed_table
 from mmrag_batch.train.fitting import Fit, FitSettings
+from mmrag_batch.train.inputs import hash_table, inside
 from mmrag_batch.train.likelihoods import measure_likelihoods
 from mmrag_batch.train.ranking import ranks, recall_gain, summary
-from mmrag_batch.train.run import Run, changes
+from mmrag_batch.train.run import Run, check_same
 from mmrag_batch.train.settings import RetrieverConfig
 from mmrag_batch.train.splits import (
     Column,
@@ -63,11 +68,21 @@ def train_retriever(config: RetrieverConfig) -> Path:
     Raises ConfigError for settings that do not fit together and for a folder with another run's
     unfinished work, InputError for a table that teaches too little.
     """
+    _check(config)
     checkpoint = config.out / CHECKPOINT
-    _check(config, checkpoint)
+    config = _with_parts(config)
+    spec = read_spec(config.encoders)
+    encoders = encoders_identity(config.encoders, spec)
+    asked = hash_table(config.table)
+    if config.generator is not None:
+        asked |= inside(config.generator, hash_model(config.generator))
+    inputs = {**asked, str(config.encoders): encoders["graphs"]}
     resumed = checkpoint.is_file()
-    run = Run(config.out, config, seed=config.seed, inputs=[config.table], resumed=resumed)
-    table = read_table(config)
+    if resumed:
+        check_same(config.out, config, inputs, unfinished=checkpoint)
+    run = Run(config.out, config, seed=config.seed, inputs=inputs, resumed=resumed)
+    cache = config.embedding_cache or config.out / "embeddings"
+    table = read_table(config, spec, cache / encoders["graphs"], asked)
     held_out, train_table = split(table, config.held_out, config.seed, _column(config))
     _check_batch(config, len(train_table.questions))
     towers = Towers(TowersConfig(table.vectors.shape[1], config.hidden_size))
@@ -84,6 +99,7 @@ def train_retriever(config: RetrieverConfig) -> Path:
     Fit(towers, train_table, held_out, settings, checkpoint).run(run.report)
     ranks_after = ranks(towers, held_out)
     save_towers(towers, config.out / "model")
+    write_origin(config.out / "model", encoders=encoders)
     groups = torch.tensor(components([item.question for item in _contents(held_out)]))
     best_ranking, gain = summary(ranks_after), recall_gain(ranks_before, ranks_after, groups)
     run.report(
@@ -100,8 +116,9 @@ def train_retriever(config: RetrieverConfig) -> Path:
 def plan_retriever(config: RetrieverConfig) -> str:
     """What a run would learn from, in a sentence. Raises what can be raised before anything is
     embedded or written."""
-    _check(config, config.out / CHECKPOINT)
-    read_retriever_spec(config.encoders)
+    _check(config)
+    config = _with_parts(config)
+    read_spec(config.encoders)
     for name in ("image_encoder.onnx", "text_encoder.onnx", "tokenizer.json"):
         if not (config.encoders / name).is_file():
             raise MissingError(f"{config.encoders / name} is missing; export the encoders again.")
@@ -109,7 +126,7 @@ def plan_retriever(config: RetrieverConfig) -> str:
     if config.supervision == "likelihood":
         total = sum(needs_likelihood(row) or bool(by_relevant(row)) for row in rows)
     else:
-        supervise = _supervision(config, ImageLoader(config.table.parent))
+        supervise = _supervision(config, ImageLoader(config.table.parent), {}, None)
         total = sum(bool(row.question and supervise(row)) for row in rows)
     trained = total - _held_out_count(total, config.held_out)
     _check_batch(config, trained)
@@ -120,32 +137,38 @@ def plan_retriever(config: RetrieverConfig) -> str:
     )
 
 
-def _check(config: RetrieverConfig, checkpoint: Path) -> None:
+def _check(config: RetrieverConfig) -> None:
     if config.supervision == "likelihood" and config.generator is None:
         raise ConfigError("`supervision: likelihood` needs a `generator` to ask.")
     if config.held_out_by is not None:
         check_column(config.table, config.held_out_by)
-    changed_settings = changes(config.out, config, inputs=[config.table])
-    if checkpoint.is_file() and changed_settings:
-        raise ConfigError(
-            f"{config.out} holds an unfinished run with other settings "
-            f"({'; '.join(changed_settings)}); choose another `out`, or remove {checkpoint} to "
-            "start anew."
-        )
 
 
-def read_table(config: RetrieverConfig) -> EmbeddedTable:
-    """The rows of the table that teach something, embedded."""
-    spec = read_retriever_spec(config.encoders)
+def _with_parts(config: RetrieverConfig) -> RetrieverConfig:
+    """The config with the folders of the parts that it names of a bundle."""
+    return replace(
+        config,
+        encoders=find_part(config.encoders, "retriever"),
+        generator=config.generator and find_part(config.generator, "generator"),
+    )
+
+
+def read_table(
+    config: RetrieverConfig, spec: RetrieverSpec, store: Path, asked: Mapping[str, str]
+) -> EmbeddedTable:
+    """The rows of the table that teach something, embedded. `asked` are the hashes of what
+    likelihoods depend on."""
     images = ImageLoader(config.table.parent)
-    cache = config.embedding_cache or config.out / "embeddings"
-    store = cache / encoders_key(spec, hash_files(config.encoders))
     embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
-    supervise = _supervision(config, images)
-    return embed_table(read_labelled_rows(config.table), embedder, supervise, config.out)
+    total = sum(1 for _ in read_rows(config.table))
+    supervise = _supervision(config, images, asked, total)
+    rows = read_labelled_rows(config.table)
+    return embed_table(rows, embedder, supervise, config.out, total=total)
 
 
-def _supervision(config: RetrieverConfig, images: ImageLoader) -> Supervision:
+def _supervision(
+    config: RetrieverConfig, images: ImageLoader, asked: Mapping[str, str], total: int | None
+) -> Supervision:
     if config.supervision == "relevant":
         return by_relevant
     if config.supervision == "answer":
@@ -161,21 +184,16 @@ def _supervision(config: RetrieverConfig, images: ImageLoader) -> Supervision:
             Answerer(Renderer(config.generator), engine, images, spec),
             spec,
             config.out / LIKELIHOODS,
-            _subject(config),
+            _subject(config, asked),
+            total=total,
         )
     return partial(by_likelihood, likelihoods)
 
 
-def _subject(config: RetrieverConfig) -> str:
+def _subject(config: RetrieverConfig, asked: Mapping[str, str]) -> str:
     """The table, the generator by its files, and how it is asked."""
-    assert config.generator is not None  # it was checked
-    files = [
-        (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for file in sorted(config.generator.iterdir())
-        if file.is_file()
-    ]
     prompt_settings = (config.scoring, config.max_images, config.max_prompt_tokens)
-    description = repr((sha256(config.table), files, prompt_settings))
+    description = repr((sorted(asked.items()), prompt_settings))
     return hashlib.sha256(description.encode()).hexdigest()
 
 

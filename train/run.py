@@ -1,7 +1,7 @@
 """A training run's folder: its config, where it came from, and its metrics.
 
 config.yaml       the settings, as they were used
-provenance.json   versions, seed, SHA-256 of the inputs
+provenance.json   versions, seed, SHA-256 of all that the run reads
 metrics.jsonl     one line a report
 """
 
@@ -9,7 +9,7 @@ import json
 import logging
 import platform
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from mmrag_batch import __version__
-from mmrag_batch.bundle import sha256
+from mmrag_batch.errors import ConfigError
 
 log = logging.getLogger("mmrag_batch.train")
 
@@ -38,7 +38,7 @@ class Run:
         config: Any,
         *,
         seed: int,
-        inputs: Sequence[Path] = (),
+        inputs: Mapping[str, str] | None = None,
         resumed: bool = False,
         main: bool = True,
     ) -> None:
@@ -57,7 +57,7 @@ class Run:
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "numpy")},
             "seed": seed,
-            "inputs": _hashes(inputs),
+            "inputs": dict(inputs or {}),
         }
         (directory / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
         if not resumed:
@@ -73,26 +73,34 @@ class Run:
             stream.write(json.dumps(rounded) + "\n")
 
 
-def changes(directory: Path, config: Any, *, inputs: Sequence[Path] = ()) -> list[str]:
-    """What differs between the run that wrote `directory` and one with these settings and inputs:
-    `steps: 100 -> 200`. Versions may differ. Empty where there was no run, too."""
+def check_same(
+    directory: Path, config: Any, inputs: Mapping[str, str], *, unfinished: Path
+) -> None:
+    """Raise ConfigError where the run whose unfinished work lies in `directory` had other settings
+    or read something else, naming each: `steps: 100 -> 200`. Versions may differ."""
     try:
         settings = yaml.safe_load((directory / "config.yaml").read_text())
-        hashes = json.loads((directory / "provenance.json").read_text())["inputs"]
+        known = json.loads((directory / "provenance.json").read_text())["inputs"]
     except FileNotFoundError:
-        return []
-    old, new = {**settings, **hashes}, {**_settings(config), **_hashes(inputs)}
-    return [
-        f"{name}: {old.get(name)} -> {new.get(name)}"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name)
+        return
+    new_settings = _settings(config)
+    differences = [
+        f"{name}: {settings.get(name)} -> {new_settings.get(name)}"
+        for name in dict.fromkeys([*settings, *new_settings])
+        if settings.get(name) != new_settings.get(name)
+    ] + [
+        f"{name}: {'changed' if name in known and name in inputs else 'added or removed'}"
+        for name in dict.fromkeys([*known, *inputs])
+        if known.get(name) != inputs.get(name)
     ]
+    if differences:
+        raise ConfigError(
+            f"{directory} holds an unfinished run with other settings or inputs "
+            f"({'; '.join(differences)}); choose another `out`, or remove {unfinished} to start "
+            "anew."
+        )
 
 
 def _settings(config: Any) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     return settings
-
-
-def _hashes(inputs: Sequence[Path]) -> dict[str, str]:
-    return {str(file): sha256(file) for file in inputs}

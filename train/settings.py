@@ -90,32 +90,83 @@ class GeneratorConfig:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EncodersConfig:
-    """Settings of one training run of the demo encoders."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderSizes:
+    """How large small encoders are, and how they are trained."""
 
     out: Path
     steps: int
     picture_batch: int
-    """Pictures with captions a step."""
+    """Pictures with a text each, a step."""
     text_batch: int
-    """Pairs of paraphrases a step."""
+    """Pairs of texts a step."""
     learning_rate: float
-    pictures: int
-    """How many pictures are drawn; they are used again and again, with new captions."""
     seed: int = 0
     image_size: int = 48
+    """Side in pixels that a picture is resized and cut to."""
     patch_size: int = 8
     width: int = 128
     image_blocks: int = 4
     text_blocks: int = 2
     heads: int = 4
     context_length: int = 40
+    """Most tokens of a text; the rest is cut off."""
     embedding_size: int = 128
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodersConfig(EncoderSizes):
+    """Settings of one training run of small encoders on a table."""
+
+    table: Path
+    vocabulary: int = 800
+    """Most tokens of the BPE, the 256 bytes included."""
+    held_out: float = 0.1
+    """Share of the pictures that say how well it went."""
+    name: str = "imagebind-small"
+    """What bundles call these encoders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoEncodersConfig(EncoderSizes):
+    """Settings of one training run of the demo encoders."""
+
+    pictures: int
+    """How many pictures are drawn; they are used again and again, with new captions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
+    """Settings of one training run of a small generator's vision tower on a table."""
+
+    table: Path
+    out: Path
+    steps: int
+    batch_size: int
+    learning_rate: float
+    held_out: float = 0.1
+    """Share of the pictures that say how well it went."""
+    seed: int = 0
+    base: Path | None = None
+    """A generator in Hugging Face layout; without one, a new one of the sizes below."""
+    vocabulary: int | None = None
+    """Each size as in `train.mllama.GeneratorSizes`, whose defaults are those of the demo's."""
+    hidden_size: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    intermediate_size: int | None = None
+    vision_hidden_size: int | None = None
+    vision_layers: int | None = None
+    vision_heads: int | None = None
+    image_size: int | None = None
+    patch_size: int | None = None
+    tiles: int | None = None
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DemoVisionConfig:
     """Settings of one training run of the demo generator's vision tower."""
 
     base: Path

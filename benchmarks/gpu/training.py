@@ -51,7 +51,7 @@ def main(directory: Path, preset: str = "llama_11b_80gb", steps: int = 4) -> Non
             save_every=10 * steps,
         )
         started = perf_counter()
-        run = Run(config.out, config, seed=config.seed, inputs=[config.table])
+        run = Run(config.out, config, seed=config.seed)
         trainer = build_trainer(config, Path(name) / "checkpoints", run)
         collate = trainer.data_collator
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mmrag_batch.cli.models import Config, training_imports
+from mmrag_batch.cli.models import Config, alone, training_imports
 from mmrag_batch.declare import load_config
 
 demo = typer.Typer(rich_markup_mode=None, help="Make a part of the demo bundle.")
@@ -23,19 +23,21 @@ def _world(
     with training_imports():
         from mmrag_batch.train.demo_world import write_world
 
-    typer.echo(write_world(directory, rows=rows, seed=seed))
+    with alone(directory):
+        typer.echo(write_world(directory, rows=rows, seed=seed))
 
 
 @demo.command("encoders")
 def _encoders(config: Config) -> None:
     """Train small image and text encoders of ImageBind's architecture."""
-    from mmrag_batch.train.settings import EncodersConfig
+    from mmrag_batch.train.settings import DemoEncodersConfig
 
-    settings = load_config(config, EncodersConfig)
+    settings = load_config(config, DemoEncodersConfig)
     with training_imports():
         from mmrag_batch.train.demo_encoders import train_encoders
 
-    typer.echo(train_encoders(settings))
+    with alone(settings.out):
+        typer.echo(train_encoders(settings))
 
 
 @demo.command("generator")
@@ -48,17 +50,19 @@ def _generator(
     with training_imports():
         from mmrag_batch.train.mllama import build_generator, prompt_texts
 
-    build_generator(directory, prompt_texts(table), seed=seed)
+    with alone(directory):
+        build_generator(directory, prompt_texts(table), seed=seed)
     typer.echo(directory)
 
 
 @demo.command("vision")
 def _vision(config: Config) -> None:
     """Teach the vision tower of that generator to name what it sees."""
-    from mmrag_batch.train.settings import VisionConfig
+    from mmrag_batch.train.settings import DemoVisionConfig
 
-    settings = load_config(config, VisionConfig)
+    settings = load_config(config, DemoVisionConfig)
     with training_imports():
         from mmrag_batch.train.demo_vision import train_vision
 
-    typer.echo(train_vision(settings))
+    with alone(settings.out):
+        typer.echo(train_vision(settings))

@@ -1,6 +1,7 @@
 """The commands that make models. What they need of train and export is imported inside of them."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,14 @@ import typer
 from mmrag_batch.bundle import Precision
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.declare import load_config
+from mmrag_batch.errors import OutputError
 
 train = typer.Typer(rich_markup_mode=None, help="Train a model, as a YAML file says.")
 export = typer.Typer(rich_markup_mode=None)
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see train/configs.")]
+
+Table = Annotated[Path | None, typer.Option(help="A table, in place of the config's `table`.")]
 
 
 DryRun = Annotated[
@@ -32,7 +36,11 @@ def _train_retriever(config: Config, dry_run: DryRun = False) -> None:
     with training_imports():
         from mmrag_batch.train.retriever import plan_retriever, train_retriever
 
-    typer.echo(plan_retriever(settings) if dry_run else train_retriever(settings))
+    if dry_run:
+        typer.echo(plan_retriever(settings))
+        return
+    with alone(settings.out):
+        typer.echo(train_retriever(settings))
 
 
 @train.command("generator")
@@ -43,14 +51,43 @@ def _train_generator(config: Config, dry_run: DryRun = False) -> None:
     settings = load_config(config, GeneratorConfig)
     with training_imports():
         from mmrag_batch.export.merge import read_base
-        from mmrag_batch.train.generator import plan_generator, train_generator
+        from mmrag_batch.train.generator import plan_generator, train_generator, with_parts
 
     if not dry_run:
-        typer.echo(train_generator(settings))
+        with alone(settings.out):
+            typer.echo(train_generator(settings))
         return
     if settings.lora_rank:
-        read_base(settings.base)  # an adapter of what cannot be merged into would be of no use
+        read_base(
+            with_parts(settings).base
+        )  # an adapter of what cannot be merged into would be of no use
     typer.echo(plan_generator(settings))
+
+
+@train.command("encoders")
+def _train_encoders(config: Config, table: Table = None) -> None:
+    """Train small image and text encoders on a table of your own."""
+    from mmrag_batch.train.settings import EncodersConfig
+
+    settings = load_config(config, EncodersConfig, {"table": table})
+    with training_imports():
+        from mmrag_batch.train.encoders import train_encoders
+
+    with alone(settings.out):
+        typer.echo(train_encoders(settings))
+
+
+@train.command("vision")
+def _train_vision(config: Config, table: Table = None) -> None:
+    """Make a small Llama 3.2 Vision, or take one, and teach it to see what a table asks about."""
+    from mmrag_batch.train.settings import VisionConfig
+
+    settings = load_config(config, VisionConfig, {"table": table})
+    with training_imports():
+        from mmrag_batch.train.vision import train_vision
+
+    with alone(settings.out):
+        typer.echo(train_vision(settings))
 
 
 @export.callback(invoke_without_command=True)
@@ -79,7 +116,8 @@ def _export_bundle(
     if dry_run:
         typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))
         return
-    _show_figures(write_bundle(parts, overwrite=overwrite).parity)
+    with alone(parts.out):
+        _show_figures(write_bundle(parts, overwrite=overwrite).parity)
 
 
 @export.command("encoders")
@@ -115,9 +153,10 @@ def _export_encoders(
     with training_imports():
         from mmrag_batch.export.onnx_retriever import export_encoders
 
-    figures = export_encoders(
-        encoders, out, precision=precision, sample=sample, vocabulary=vocabulary
-    )
+    with alone(out):
+        figures = export_encoders(
+            encoders, out, precision=precision, sample=sample, vocabulary=vocabulary
+        )
     _show_figures(figures)
 
 
@@ -130,7 +169,8 @@ def _export_towers(
     with training_imports():
         from mmrag_batch.export.onnx_retriever import export_towers
 
-    _show_parity(export_towers(towers, out))
+    with alone(out):
+        _show_parity(export_towers(towers, out))
 
 
 @export.command("generator")
@@ -147,11 +187,30 @@ def _export_generator(
     with training_imports():
         from mmrag_batch.export.merge import write_generator
 
-    done = write_generator(base, adapter, out, logits=logits, overwrite=overwrite)
+    with alone(out):
+        done = write_generator(base, adapter, out, logits=logits, overwrite=overwrite)
     typer.echo(f"{out}: {done.merged} weights merged, {done.kept} tensors as in {base}.")
     typer.echo(f"merged weights: {done.weights:.2f} rounding steps from W + B A scale at most")
     if done.logits is not None:
         _show_parity({"merged_logits": done.logits})
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Around what writes `out`, so that no other command does meanwhile; `.out.lock` beside it says
+    who. Raises LockedError, or OutputError where nothing can be written."""
+    from mmrag_batch.run.lock import hold_lock
+
+    if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first one holds it
+        yield
+        return
+    place = out.resolve()
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{place.parent} cannot be made ({error.strerror}).") from None
+    with hold_lock(place.with_name(f".{place.name}.lock"), wait=False):
+        yield
 
 
 @contextmanager

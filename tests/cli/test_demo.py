@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from mmrag_batch.cli.app import app
 from mmrag_batch.cli.logs import start_logging
-from mmrag_batch.train.settings import EncodersConfig, VisionConfig
+from mmrag_batch.train.settings import DemoEncodersConfig, DemoVisionConfig
 
 CONFIGS = Path(__file__).parents[2] / "train" / "configs"
 
@@ -46,7 +46,7 @@ def test_a_generator_needs_a_table_that_is_there(tmp_path: Path) -> None:
 def test_a_config_reaches_what_trains(
     part: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[EncodersConfig | VisionConfig] = []
+    given: list[DemoEncodersConfig | DemoVisionConfig] = []
     monkeypatch.setattr(f"mmrag_batch.train.{name}", given.append)
     done = call("demo", part, CONFIGS / f"demo_{part}.yaml")
     assert done.exit_code == 0, done.stderr

@@ -1,6 +1,7 @@
 """The commands that make models, as a user types them."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from mmrag_batch.cli.app import app
+from mmrag_batch.run import lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,3 +183,56 @@ def test_a_bad_training_config_exits_with_78_and_lists_every_problem(
     assert done.exit_code == 78
     assert f"{config}, stepz: no such setting; did you mean 'steps'?" in done.stderr
     assert f"{config}, batch_size: expected a whole number, not 'many'." in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "retriever", "CONFIG"),
+        ("train", "generator", "CONFIG"),
+        ("train", "encoders", "CONFIG"),
+        ("train", "vision", "CONFIG"),
+        ("export", "--config", "CONFIG"),
+        ("export", "encoders", "--encoders", "none", "--out", "OUT"),
+        ("export", "towers", "--towers", "none", "--out", "OUT"),
+        ("export", "generator", "--base", "none", "--adapter", "none", "--out", "OUT"),
+        ("demo", "world", "OUT"),
+        ("demo", "encoders", "CONFIG"),
+        ("demo", "generator", "OUT", "--table", "none"),
+        ("demo", "vision", "CONFIG"),
+    ],
+    ids=" ".join,
+)
+def test_two_commands_never_write_into_one_folder(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "LOOKED_AT", 0.01)
+    monkeypatch.chdir(tmp_path)
+    out, link, config = tmp_path / "out", tmp_path / "link", tmp_path / "config.yaml"
+    link.symlink_to(out)  # one folder by two names
+    preset: dict[tuple[str, ...], str] = {
+        ("train", "retriever"): "train/configs/demo_retriever.yaml",
+        ("train", "generator"): "train/configs/demo_generator.yaml",
+        ("train", "encoders"): "train/configs/small_encoders.yaml",
+        ("train", "vision"): "train/configs/small_vision.yaml",
+        ("export", "--config"): "export/configs/demo.yaml",
+        ("demo", "encoders"): "train/configs/demo_encoders.yaml",
+        ("demo", "vision"): "train/configs/demo_vision.yaml",
+    }
+    if command[:2] in preset:
+        values = yaml.safe_load((ROOT / preset[command[:2]]).read_text())
+        config.write_text(yaml.safe_dump({**values, "out": str(link)}))
+    names = {"CONFIG": config, "OUT": link}
+    with lock.hold_lock(tmp_path / ".out.lock", wait=False):
+        done = call(*(names.get(word, word) for word in command))
+        assert done.exit_code == 11, done.stderr
+        assert f"pid {os.getpid()}" in done.stderr
+        assert not out.exists()
+
+
+def test_the_processes_of_one_training_share_their_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with lock.hold_lock(tmp_path / ".world.lock", wait=False):
+        assert call("demo", "world", tmp_path / "world", "--rows", 1).exit_code == 0

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,22 @@ from mmrag_batch.bundle import (
     RETRIEVER_SPEC,
     GeneratorSpec,
     open_bundle,
+    read_manifest,
     read_prompt_settings,
+    read_retriever_spec,
     write_prompt_settings,
+    write_retriever_spec,
 )
 from mmrag_batch.declare import load_config
 from mmrag_batch.errors import ConfigError, MissingError, OutputError
-from mmrag_batch.export.bundle import generator_spec, plan_bundle, write_bundle
+from mmrag_batch.export.bundle import generator_spec, plan_bundle, with_parts, write_bundle
 from mmrag_batch.export.dry_run import show
+from mmrag_batch.export.merge import write_generator
+from mmrag_batch.export.onnx_retriever import export_towers
 from mmrag_batch.export.parity import PARITY
 from mmrag_batch.export.settings import ExportConfig
+from mmrag_batch.parts import DEMO, encoders_identity, hash_model, write_origin
+from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train.settings import GeneratorConfig
 from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
 from tests.export.test_clip import make_clip
@@ -180,6 +188,7 @@ def test_a_plan_looks_at_encoders_but_for_their_weights(
         ("llama_11b_24gb", "llama_11b"),
         ("demo_generator", "demo"),
         ("demo_qlora", "demo"),
+        ("small_generator", "small"),
     ],
 )
 def test_what_training_showed_is_what_the_bundle_shows(
@@ -211,3 +220,47 @@ def test_an_adapter_of_another_template_is_refused(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace('"template_version": 1', '"template_version": 0'))
     with pytest.raises(ConfigError, match="tuned with prompt template 0"):
         read_prompt_settings(tmp_path)
+
+
+def test_l04_towers_and_adapters_of_other_origin_are_refused_before_anything_is_written(
+    configure: Callable[..., ExportConfig],
+    tiny_retriever_dir: Path,
+    tiny_towers_dir: Path,
+    tmp_path: Path,
+) -> None:
+    towers = shutil.copytree(tiny_towers_dir, tmp_path / "towers")
+    spec = read_retriever_spec(tiny_retriever_dir)
+    write_origin(towers, encoders=encoders_identity(tiny_retriever_dir, spec))
+    config = replace(configure(tmp_path / "out"), towers=towers, encoders=tiny_retriever_dir)
+    write_origin(config.adapter, base={"path": "base", "files": hash_model(config.base)})
+    plan_bundle(config)
+
+    others = shutil.copytree(tiny_retriever_dir, tmp_path / "others")
+    write_retriever_spec(others, replace(spec, weights="5c"))
+    with pytest.raises(ConfigError, match=rf"{towers} were trained on other encoders"):
+        plan_bundle(replace(config, encoders=others))
+    with pytest.raises(ConfigError, match="other encoders"):
+        export_towers(towers, others)
+    base = shutil.copytree(config.base, tmp_path / "base")
+    (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + " ")
+    with pytest.raises(ConfigError, match=r"another base .*: tokenizer\.json differs"):
+        plan_bundle(replace(config, base=base))
+    with pytest.raises(ConfigError, match="another base"):
+        write_generator(base, config.adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_the_demo_bundle_is_one_that_parts_are_taken_from(
+    configure: Callable[..., ExportConfig], tmp_path: Path
+) -> None:
+    demo = read_manifest(DEMO_BUNDLE).retriever
+    towers = tmp_path / "towers"
+    save_towers(Towers(TowersConfig(demo.embedding_size, hidden_size=8)), towers)
+    config = replace(configure(tmp_path / "out"), towers=towers, encoders=DEMO)
+    manifest = write_bundle(config)
+    assert replace(manifest.retriever, temperature=demo.temperature) == demo
+    graph = Path("retriever") / "text_encoder.onnx"
+    assert (config.out / graph).read_bytes() == (DEMO_BUNDLE / graph).read_bytes()
+    assert replace(with_parts(replace(config, base=DEMO)), encoders=DEMO).base == (
+        DEMO_BUNDLE / "generator"
+    )

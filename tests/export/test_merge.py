@@ -59,10 +59,18 @@ def test_merging_equals_adapter_and_base(
 
 
 def test_shards_and_dtype_stay_as_they_are(
-    sharded_base: Path, adapter: Path, tmp_path: Path
+    sharded_base: Path,
+    adapter: Path,
+    tmp_path: Path,
+    steps: dict[str, tuple[int, int | None]],
 ) -> None:
     report = merge_adapter(sharded_base, adapter, tmp_path / "merged")
     files = shard_files(sharded_base)
+    size = sum(file.stat().st_size for file in files)
+    assert steps["Merging"] == (size, size)
+    compared, total = steps[f"Comparing with {sharded_base}"]
+    assert 0 < compared <= size == total  # headers are no tensors
+    assert "Comparing logits" in steps
     assert len(files) >= 6
     assert [file.name for file in shard_files(tmp_path / "merged")] == [f.name for f in files]
     for file in files:

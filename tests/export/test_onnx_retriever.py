@@ -8,6 +8,7 @@ from onnx import TensorProto
 from mmrag_batch.bundle import Precision, read_retriever_spec
 from mmrag_batch.errors import InternalError, MissingError
 from mmrag_batch.export import graphs, onnx_retriever, parity
+from mmrag_batch.export.encoders import open_encoders
 from mmrag_batch.export.onnx_retriever import export_encoders, export_towers
 from mmrag_batch.export.parity import LEAST_COSINE, TOLERANCE, check_parity
 from mmrag_batch.retrieval.sessions import open_session
@@ -36,9 +37,15 @@ def spec_only_dir(tiny_retriever_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_encoders_are_exported_within_tolerance(
-    tiny_encoders_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_encoders_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    steps: dict[str, tuple[int, int | None]],
 ) -> None:
     figures = export_encoders(tiny_encoders_dir, tmp_path / "out")
+    assert {"Hashing weights", "Comparing embeddings with torch"} < steps.keys()
+    for graph in ("image_encoder.onnx", "text_encoder.onnx"):
+        assert {f"Writing {graph}", f"Comparing {graph} with torch"} < steps.keys()
     assert set(figures) == {
         "image_encoder",
         "image_encoder_attentions",
@@ -145,6 +152,7 @@ def small(
     """The tiny encoders with fewer bits."""
     precision: Precision = request.param
     out = tmp_path_factory.mktemp(precision)
+    (out / "question_tower.onnx").write_bytes(b"of the encoders that were here")
     return precision, out, export_encoders(tiny_encoders_dir, out, precision=precision)
 
 
@@ -197,6 +205,19 @@ def test_fewer_bits_are_fed_as_many_are(small: Small) -> None:
         session = open_session(out / f"{name}.onnx", device="cpu")
         assert [item.type for item in session.get_inputs()] == [given]
         assert [item.type for item in session.get_outputs()] == ["tensor(float)"]
+
+
+def test_graphs_say_whose_weights_they_hold_and_leave_no_towers_of_others(
+    small: tuple[Precision, Path, dict[str, float]], tiny_encoders_dir: Path
+) -> None:
+    precision, out, _ = small
+    spec = read_retriever_spec(out)
+    whole = open_encoders(tiny_encoders_dir)
+    assert (spec.precision, spec.weights) == (precision, whole.hash_weights())
+    assert not (out / "question_tower.onnx").exists()
+    with torch.no_grad():
+        next(whole.text.parameters()).add_(1e-3)
+    assert whole.hash_weights() != spec.weights
 
 
 def test_embeddings_too_far_off_are_refused(

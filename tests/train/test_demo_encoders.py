@@ -7,10 +7,11 @@ import torch
 from tokenizers import Tokenizer
 
 from mmrag_batch.retrieval.preprocess import open_tokenizer
-from mmrag_batch.train.demo_encoders import END, START, train_encoders, train_tokenizer
+from mmrag_batch.train.demo_encoders import train_encoders
 from mmrag_batch.train.demo_pairs import sentences
+from mmrag_batch.train.encoders import END, START, train_tokenizer
 from mmrag_batch.train.imagebind import load_encoders
-from mmrag_batch.train.settings import EncodersConfig
+from mmrag_batch.train.settings import DemoEncodersConfig
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,8 @@ def test_any_letter_has_tokens(tokenizer: Tokenizer) -> None:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> EncodersConfig:
-    return EncodersConfig(
+def config(tmp_path_factory: pytest.TempPathFactory) -> DemoEncodersConfig:
+    return DemoEncodersConfig(
         out=tmp_path_factory.mktemp("run"),
         steps=3,
         picture_batch=6,
@@ -67,7 +68,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EncodersConfig:
 
 
 @pytest.fixture(scope="module")
-def trained(config: EncodersConfig) -> Path:
+def trained(config: DemoEncodersConfig) -> Path:
     return train_encoders(config)
 
 
@@ -80,7 +81,9 @@ def test_the_trained_encoders_load_with_their_tokenizer(trained: Path) -> None:
     assert model.encode_image(torch.zeros(1, 3, 16, 16)).shape == (1, 8)
 
 
-def test_the_run_reports_its_losses_and_its_accuracy(trained: Path, config: EncodersConfig) -> None:
+def test_the_run_reports_its_losses_and_its_accuracy(
+    trained: Path, config: DemoEncodersConfig
+) -> None:
     lines = (config.out / "metrics.jsonl").read_text().splitlines()
     first, last, accuracy = map(json.loads, lines)
     assert first["parameters"] > 0

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.train.demo_vision import Pictures, Recogniser, train_vision
-from mmrag_batch.train.settings import VisionConfig
+from mmrag_batch.train.settings import DemoVisionConfig
 
 
 @pytest.fixture
-def config(tiny_generator_dir: Path, tmp_path: Path) -> VisionConfig:
-    return VisionConfig(
+def config(tiny_generator_dir: Path, tmp_path: Path) -> DemoVisionConfig:
+    return DemoVisionConfig(
         base=tiny_generator_dir,
         out=tmp_path / "run",
         steps=30,
@@ -24,7 +24,7 @@ def config(tiny_generator_dir: Path, tmp_path: Path) -> VisionConfig:
     )
 
 
-def test_the_tower_learns_and_the_language_model_stays(config: VisionConfig) -> None:
+def test_the_tower_learns_and_the_language_model_stays(config: DemoVisionConfig) -> None:
     before = load_file(config.base / "model.safetensors")
     after = load_file(train_vision(config) / "model.safetensors")
     assert before.keys() == after.keys()
@@ -36,7 +36,7 @@ def test_the_tower_learns_and_the_language_model_stays(config: VisionConfig) -> 
     assert 0 <= lines[-1]["shape_accuracy"] <= 1
 
 
-def test_the_new_generator_has_all_its_files(config: VisionConfig) -> None:
+def test_the_new_generator_has_all_its_files(config: DemoVisionConfig) -> None:
     out = train_vision(replace(config, steps=1))
     assert {file.name for file in out.iterdir()} == {file.name for file in config.base.iterdir()}
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.parts import hash_model, read_origin
 from mmrag_batch.records import Row
 from mmrag_batch.train.answer_trainer import AnswerTrainer
 from mmrag_batch.train.examples import labelled_rows
@@ -80,7 +82,7 @@ def test_full_training_writes_a_whole_checkpoint(full: GeneratorConfig) -> None:
 def test_a_run_leaves_its_record_and_no_checkpoints(full: GeneratorConfig) -> None:
     train_generator(full)
     provenance = json.loads((full.out / "provenance.json").read_text())
-    assert list(provenance["inputs"]) == [str(full.table)]
+    assert provenance["inputs"].keys() > {str(full.table), str(full.base / "model.safetensors")}
     first, *reports = metrics_of(full)
     assert first["rows"] == 40
     assert first["trained_parameters"] > 100_000
@@ -94,6 +96,7 @@ def test_lora_training_writes_an_adapter_alone(full: GeneratorConfig) -> None:
     assert out == full.out / "adapter"
     assert not (full.out / "model").exists()
     weights = load_file(out / ADAPTER)
+    assert read_origin(out, "base") == {"path": str(full.base), "files": hash_model(full.base)}
     assert weights
     assert all("lora_" in name and "vision" not in name for name in weights)
     assert all("language_model" in name for name in weights)
@@ -201,9 +204,14 @@ def test_what_is_not_installed_is_said_before_anything_is_loaded(
         train_generator(replace(full, lora_rank=2, four_bits=True))
 
 
-def test_rows_that_are_held_out_are_scored_at_each_checkpoint(full: GeneratorConfig) -> None:
+def test_rows_that_are_held_out_are_scored_at_each_checkpoint(
+    full: GeneratorConfig, steps: dict[str, tuple[int, int | None]]
+) -> None:
     config = replace(full, held_out=10, steps=5, save_every=2)
     train_generator(config)
+    assert (steps["Training"], steps["Scoring"]) == ((5, 5), (10, 10))
+    assert steps["Fitting prompts"] == steps["Reading pictures"] == (40, 40)
+    assert f"Loading {full.base}" in steps
     first, *reports = metrics_of(config)
     assert (first["rows"], first["held_out"]) == (30, 10)
     scores = {report["step"]: report for report in reports if "eval_loss" in report}
@@ -308,8 +316,17 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(full: GeneratorConfig, 
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
-    with pytest.raises(ConfigError, match=r"other settings \(learning_rate: 0\.001 -> 0\.002\)"):
+    with pytest.raises(
+        ConfigError, match=r"other settings or inputs \(learning_rate: 0\.001 -> 0\.002\)"
+    ):
         train_generator(replace(config, learning_rate=2e-3))
+    moved = config.base.rename(config.base.with_name("moved"))
+    shutil.copytree(moved, config.base)
+    (config.base / "config.json").write_text((moved / "config.json").read_text() + "\n")
+    with pytest.raises(ConfigError, match=r"inputs \(\S+config\.json: changed\)"):
+        train_generator(config)  # L5: of its base
+    shutil.rmtree(config.base)
+    moved.rename(config.base)
     torn = config.out / "checkpoints" / "checkpoint-59"
     torn.mkdir()
     (torn / ADAPTER).write_bytes(b"half")
@@ -343,12 +360,13 @@ def test_two_processes_share_a_step_and_the_rows_that_are_scored(full: Generator
 
 
 def test_evidence_is_what_the_retriever_finds(
-    full: GeneratorConfig, tiny_retriever_dir: Path
+    full: GeneratorConfig, tiny_retriever_dir: Path, steps: dict[str, tuple[int, int | None]]
 ) -> None:
     rows, images = labelled_rows(full.table), ImageLoader(full.table.parent)
     config = replace(full, retriever=tiny_retriever_dir, top_k=3)
     found = with_evidence(rows, images, config)
     assert len(found) == len(rows)
+    assert steps["Finding evidence"] == (40, 40)
     assert max(len(row.evidence) for row in found) == 3
     for row in found:
         scores = [item.score for item in row.evidence]

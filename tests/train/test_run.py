@@ -1,4 +1,3 @@
-import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -6,10 +5,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 
-from mmrag_batch.train.run import Run
+from mmrag_batch.errors import ConfigError
+from mmrag_batch.train.run import Run, check_same
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,7 @@ class Settings:
 
 
 def start(directory: Path, *, seed: int = 7) -> Run:
-    table = directory / "questions.csv"
-    table.write_text("question_text\nWhy?\n")
-    return Run(directory / "run", Settings(directory / "run"), seed=seed, inputs=[table])
+    return Run(directory / "run", Settings(directory / "run"), seed=seed, inputs={"a.csv": "5c"})
 
 
 def test_the_settings_are_kept(tmp_path: Path) -> None:
@@ -33,9 +32,7 @@ def test_the_settings_are_kept(tmp_path: Path) -> None:
 def test_the_provenance_names_versions_seed_and_inputs(tmp_path: Path) -> None:
     run = start(tmp_path)
     provenance = json.loads((run.directory / "provenance.json").read_text())
-    table = tmp_path / "questions.csv"
-    digest = hashlib.sha256(table.read_bytes()).hexdigest()
-    assert provenance["inputs"] == {str(table): digest}
+    assert provenance["inputs"] == {"a.csv": "5c"}
     assert provenance["seed"] == 7
     assert provenance["torch"] == version("torch")
 
@@ -63,3 +60,16 @@ def drawn(directory: Path, seed: int) -> tuple[float, float, float]:
 def test_the_seed_settles_every_random_number(tmp_path: Path) -> None:
     assert drawn(tmp_path, 7) == drawn(tmp_path, 7)
     assert all(a != b for a, b in zip(drawn(tmp_path, 7), drawn(tmp_path, 8)))
+
+
+def test_a_run_that_goes_on_has_the_same_settings_and_inputs(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    inputs = {"a.csv": "5c"}
+    unfinished = run.directory / "checkpoint.pt"
+    settings = Settings(run.directory)
+    check_same(run.directory, settings, inputs, unfinished=unfinished)
+    check_same(tmp_path / "new", settings, inputs, unfinished=unfinished)
+    with pytest.raises(ConfigError, match=r"\(learning_rate: 0\.001 -> 0\.5\).*checkpoint\.pt"):
+        check_same(run.directory, Settings(run.directory, 0.5), inputs, unfinished=unfinished)
+    with pytest.raises(ConfigError, match=r"\(a\.csv: changed; b: added or removed\)"):
+        check_same(run.directory, settings, {"a.csv": "6d", "b": "7"}, unfinished=unfinished)

@@ -10,6 +10,8 @@ import pytest
 from mmrag_batch.declare import load_config
 from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.train.settings import (
+    DemoEncodersConfig,
+    DemoVisionConfig,
     EncodersConfig,
     GeneratorConfig,
     RetrieverConfig,
@@ -23,8 +25,11 @@ HEAVY = {"torch", "numpy", "transformers", "onnxruntime"}
 @pytest.mark.parametrize(
     ("file", "kind"),
     [
-        ("train/configs/demo_encoders.yaml", EncodersConfig),
-        ("train/configs/demo_vision.yaml", VisionConfig),
+        ("train/configs/demo_encoders.yaml", DemoEncodersConfig),
+        ("train/configs/demo_vision.yaml", DemoVisionConfig),
+        ("train/configs/small_encoders.yaml", EncodersConfig),
+        ("train/configs/small_vision.yaml", VisionConfig),
+        ("export/configs/small.yaml", ExportConfig),
         ("train/configs/demo_retriever.yaml", RetrieverConfig),
         ("train/configs/own_retriever.yaml", RetrieverConfig),
         ("train/configs/demo_base.yaml", GeneratorConfig),
@@ -47,6 +52,8 @@ def test_an_optional_path_is_a_path_and_a_rate_a_number() -> None:
     [
         ["train", "retriever"],
         ["train", "generator"],
+        ["train", "encoders"],
+        ["train", "vision"],
         ["demo", "encoders"],
         ["demo", "vision"],
         ["export", "--config"],

@@ -1,5 +1,8 @@
 import json
+import re
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.errors import ConfigError, InputError
+from mmrag_batch.parts import check_encoders, read_spec
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train import ranking, retriever
 from mmrag_batch.train.data import EmbeddedTable
@@ -170,11 +175,17 @@ def config(graphs: Path, table: Path, out: Path, **others: Any) -> RetrieverConf
 
 
 def test_a_run_keeps_the_best_towers(
-    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path
+    tiny_retriever_dir: Path,
+    demo_table: Path,
+    tmp_path: Path,
+    steps: dict[str, tuple[int, int | None]],
 ) -> None:
     model = train_retriever(config(tiny_retriever_dir, demo_table, tmp_path))
     assert model == tmp_path / "model"
     assert load_towers(model).config == TowersConfig(embedding_size=24, hidden_size=8)
+    check_encoders(model, tiny_retriever_dir, read_retriever_spec(tiny_retriever_dir))
+    with pytest.raises(ConfigError, match="other encoders"):
+        check_encoders(model, DEMO_BUNDLE / "retriever", read_spec(DEMO_BUNDLE / "retriever"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     *epochs, best = lines
     assert [line["epoch"] for line in epochs] == [0, 1, 2]
@@ -183,6 +194,10 @@ def test_a_run_keeps_the_best_towers(
     gained = best["best_recall_at_1"] - epochs[0]["recall_at_1"]
     assert best["recall_gain"] == pytest.approx(gained, abs=1e-3)
     assert not (tmp_path / "checkpoint.pt").exists()
+    assert steps["Embedding"] == (40, 40)
+    for name in ("Hashing pictures", f"Hashing {tiny_retriever_dir}", "Training"):
+        done, total = steps[name]
+        assert done == total != 0, name
 
 
 def test_a_second_run_encodes_nothing(
@@ -207,7 +222,11 @@ def withheld(table: Path) -> Path:
 
 
 def test_towers_are_trained_by_the_likelihoods_of_a_generator(
-    tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_retriever_dir: Path,
+    demo_table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: dict[str, tuple[int, int | None]],
 ) -> None:
     settings = {
         "supervision": "likelihood",
@@ -220,6 +239,7 @@ def test_towers_are_trained_by_the_likelihoods_of_a_generator(
     table = withheld(demo_table)
     model = train_retriever(config(tiny_retriever_dir, table, tmp_path, **settings))
     assert (model / "model.safetensors").is_file()
+    assert steps["Likelihoods"] == (40, 40)
     measured = (tmp_path / "likelihoods.jsonl").read_text()
     assert len(measured.splitlines()) > 20
     monkeypatch.delattr("mmrag_batch.generation.answerer.Answerer._request")  # none is asked again
@@ -245,14 +265,40 @@ def test_likelihoods_need_a_generator(
         train_retriever(config(tiny_retriever_dir, demo_table, tmp_path, supervision="likelihood"))
 
 
-def test_an_unfinished_run_with_other_settings_is_refused(
+@pytest.fixture
+def unfinished(
     tiny_retriever_dir: Path, demo_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retriever, "save_towers", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train_retriever(config(tiny_retriever_dir, demo_table, tmp_path))
+) -> RetrieverConfig:
+    """A run, on files of its own, that was killed before its towers were written."""
+    table = shutil.copytree(demo_table.parent, tmp_path / "world") / demo_table.name
+    graphs = shutil.copytree(tiny_retriever_dir, tmp_path / "graphs")
+    settings = config(graphs, table, tmp_path / "out", embedding_cache=tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(retriever, "save_towers", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_retriever(settings)
+    return settings
+
+
+def test_an_unfinished_run_with_other_settings_is_refused(unfinished: RetrieverConfig) -> None:
     with pytest.raises(ConfigError, match=r"batch_size: 8 -> 4.*checkpoint\.pt"):
-        train_retriever(config(tiny_retriever_dir, demo_table, tmp_path, batch_size=4))
+        train_retriever(replace(unfinished, batch_size=4))
+
+
+def test_l05_a_run_goes_on_with_what_it_began_with_alone(unfinished: RetrieverConfig) -> None:
+    inputs = {
+        unfinished.encoders: unfinished.encoders / "text_encoder.onnx",
+        unfinished.table: unfinished.table,
+        Path(f"pictures of {unfinished.table}"): next(unfinished.table.parent.rglob("*.jpg")),
+    }
+    for name, file in inputs.items():
+        before = file.read_bytes()
+        file.write_bytes(before + b"\n")
+        with pytest.raises(ConfigError, match=rf"inputs \({re.escape(str(name))}: changed[;)]"):
+            train_retriever(unfinished)
+        file.write_bytes(before)
+    (unfinished.encoders / "question_tower.onnx").unlink()  # is none of its inputs
+    assert (train_retriever(unfinished) / "model.safetensors").is_file()
 
 
 def test_the_held_out_questions_are_of_another_kind(
