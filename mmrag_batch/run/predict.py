@@ -42,7 +42,7 @@ from mmrag_batch.run.plan import (
     statuses_to_ask,
     was_begun_anew,
 )
-from mmrag_batch.run.progress import Progress
+from mmrag_batch.run.progress import RowProgress
 from mmrag_batch.run.publish import check_failures, publish
 from mmrag_batch.run.shards import Shard, claiming, find_shard, open_folder, shard_paths
 from mmrag_batch.run.signals import StopSignals
@@ -222,7 +222,7 @@ class _Run:
         store.begin(start)
         self.at_work.append((store, start))
         work = Work(survey, store, start, key_maker(self.job.settings), busy)
-        progress = Progress(len(rows), quiet=settings.quiet, done=len(rows) - missing)
+        progress = RowProgress(len(rows), quiet=settings.quiet, done=len(rows) - missing)
 
         def report(counts: Mapping[Status, int]) -> None:
             progress.update(counts)

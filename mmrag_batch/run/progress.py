@@ -10,10 +10,9 @@ from typing import Self, TypeVar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from mmrag_batch.progress import LOG_EVERY
 from mmrag_batch.records import Status
 
-LOG_EVERY = 30.0
-"""Seconds between two lines."""
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -28,7 +27,7 @@ def told(items: Iterable[T], what: str) -> Iterator[T]:
             log.info("%s %s.", f"{count:,}", what)
 
 
-class Progress:
+class RowProgress:
     """Counts rows from `done` up to `total`; a context manager.
 
     `quiet` hides the bar; lines are log records of level INFO.
