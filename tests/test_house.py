@@ -23,7 +23,7 @@ LAYERS = (
     "table",
     "images families",
     "bundle settings stages machine extras plugs",
-    "prompt declare",
+    "prompt declare sources",
     "records",
     "errors",
     "masking",
