@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from urllib.parse import unquote, urlsplit
 
 from mmrag_batch.errors import RowError
-from mmrag_batch.masking import mask
 from mmrag_batch.records import Document, Problem, Question
 
 IMAGES = frozenset(
@@ -125,4 +124,4 @@ def document_problem(document: Document, error: RowError) -> Problem:
     hint = "" if document.text else '; a document that is a text: {"text": "..."}'
     if error.code not in ("image_missing", "image_denied", "path_denied", "image_unsupported"):
         hint = ""
-    return Problem(error.code, mask(f"document {document.id!r}: {error}{hint}"))
+    return Problem(error.code, f"document {document.id!r}: {error}{hint}")

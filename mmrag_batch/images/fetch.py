@@ -13,14 +13,25 @@ from mmrag_batch.errors import RowError
 
 SECONDS = 30.0
 """Most time for one image, from looking up its host to its last byte."""
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: an IPv4 address in disguise
+_WITH_IPV4 = tuple(
+    map(ipaddress.ip_network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16"))
+)
+"""IPv6 addresses that carry one of IPv4, which may be private: IPv4-compatible (RFC 4291), NAT64
+(RFC 6052, 8215), Teredo (RFC 4380), 6to4 (RFC 3056). No image is at one of them."""
+_ISATAP = (0x00005EFE, 0x02005EFE)
+"""What an interface of RFC 5214 begins with; its IPv4 address follows."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: Address) -> bool:
     """Whether an address is one of the internet, and not of this machine, its network or cloud."""
-    return address.is_global and not address.is_multicast and address not in _NAT64
+    if not address.is_global or address.is_multicast:
+        return False
+    if isinstance(address, ipaddress.IPv4Address):
+        return True
+    is_isatap = int(address) >> 32 & 0xFFFFFFFF in _ISATAP
+    return not (is_isatap or address.is_site_local or any(address in net for net in _WITH_IPV4))
 
 
 class MediaFetcher:

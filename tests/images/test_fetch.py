@@ -160,6 +160,34 @@ def test_g12_addresses_that_are_not_of_the_internet_are_known(address: str) -> N
     assert not is_public(ipaddress.ip_address(address))
 
 
+@pytest.mark.parametrize("private", ["10.0.0.1", "127.0.0.1", "169.254.169.254", "192.168.0.1"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "::{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "::ffff:{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "64:ff9b::{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "64:ff9b:1::{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "64:ff9b:1:{a:02x}{b:02x}:{c:02x}:{d:02x}00::",
+        "2002:{a:02x}{b:02x}:{c:02x}{d:02x}::1",
+        "2001:0:1:1:1:1:{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "2606:4700::5efe:{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "2606:4700::200:5efe:{a:02x}{b:02x}:{c:02x}{d:02x}",
+    ],
+)
+def test_n02_ipv6_addresses_that_carry_a_private_one_are_not_connected_to(
+    form: str, private: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c, d = map(int, private.split("."))
+    answer = (form.format(a=a, b=b, c=c, d=d), 80, 0, 0)
+    tried: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(10, 1, 6, "", answer)])
+    monkeypatch.setattr(socket, "create_connection", lambda *at, **_: tried.append(at))
+    fetch = MediaFetcher(["rebound.example"], max_bytes=10)
+    assert code_of(fetch, "http://rebound.example/a.png") == "image_denied"
+    assert tried == []
+
+
 @pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700:4700::1111"])
 def test_addresses_of_the_internet_are_known(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
