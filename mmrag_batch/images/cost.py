@@ -23,7 +23,11 @@ _SOS, _EOI = 0xDA, 0xD9
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _SEQUENTIAL = frozenset({0xC0, 0xC1})
 _SIZES = dict(zip(range(1, 14), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4)))
-_COMPRESSION, _STRIPS, _TILES = 259, 273, 324
+_COMPRESSION = 259
+_MOST_VALUES = {273: 65_536, 324: 65_536}
+"""TIFF: offsets of strips and of tiles, each of which Pillow may list."""
+_LARGEST_VALUE = {322: 8_192, 323: 8_192}
+"""Sides of a tile, which is decoded whole."""
 _CHEAP = frozenset({1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000})
 """TIFF: none, CCITT, LZW, deflate, PackBits, LZMA, Zstandard. No JPEG, of any kind."""
 
@@ -122,8 +126,9 @@ def _tiff(data: bytes) -> bool:
     for entry in range(place + 2, place + 2 + 12 * count, 12):
         tag, kind, values = struct.unpack_from(order + "HHI", data, entry)
         total += values * _SIZES.get(kind, 1)
+        value = struct.unpack_from(order + ("I" if kind == 4 else "H"), data, entry + 8)[0]
         if tag == _COMPRESSION:
-            compression = struct.unpack_from(order + "H", data, entry + 8)[0]
-        elif tag in (_STRIPS, _TILES) and values > 65_536:
+            compression = value
+        elif values > _MOST_VALUES.get(tag, values) or value > _LARGEST_VALUE.get(tag, value):
             return False
     return compression in _CHEAP and total <= 2 * len(data)

@@ -14,7 +14,9 @@ _MIN_VALUE, _MAX_VALUE = (280, 340), (281, 341)
 """MinSampleValue and SMinSampleValue of TIFF 6.0, and the same for the greatest."""
 _BITS, _NO_DATA = 258, 42113
 """BitsPerSample; GDAL_NODATA, the value of pixels that were not measured."""
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _ROWS = 256
+_DARK = 64
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
@@ -37,7 +39,17 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     for part, scaled in zip(_parts(pixels), _parts(gray)):
         values = (part.astype(np.float64) - low) * (255 / (high - low))
         scaled[:] = np.nan_to_num(values, nan=0, posinf=255, neginf=0).clip(0, 255).round()
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        np.subtract(255, gray, out=gray)
     return Image.fromarray(gray)
+
+
+def check_depth(image: Image.Image) -> None:
+    """Raise RowError `image_blank` where colours of 16 bits, of which Pillow keeps the upper eight,
+    come out all but black, as 12 bits kept in 16 do."""
+    bands = image.getextrema()
+    if max(band[1] for band in bands if isinstance(band, tuple)) < _DARK:
+        raise RowError("image_blank", "it uses the lower of 16 bits alone; save it with 8 a colour")
 
 
 def _parts(pixels: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:

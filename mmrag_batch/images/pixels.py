@@ -7,10 +7,10 @@ import warnings
 from contextlib import nullcontext
 from io import BytesIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mmrag_batch.errors import RowError
-from mmrag_batch.images.depth import to_eight_bits
+from mmrag_batch.images.depth import check_depth, to_eight_bits
 
 PIXELS_VERSION = 2
 """Counts changes after which the same file gives other pixels."""
@@ -77,18 +77,22 @@ def decode(data: bytes, kind: str) -> Image.Image:
         raise RowError("image_corrupt", f"{type(error).__name__}: {error}") from error
 
 
-def _decode(image: Image.Image) -> Image.Image:
+def _decode(image: ImageFile.ImageFile) -> Image.Image:
     halvings = _halvings(image.size)
     width, height = image.size
     if halvings:  # a JPEG is decoded to its half, quarter or eighth; others have no draft
         image.draft(image.mode, (width >> halvings, height >> halvings))
+    has_deep_colours = (
+        bool(image.tile) and ";16" in str(image.tile[0]) and image.mode[0] not in "IF"
+    )
     image.load()
+    if has_deep_colours:
+        check_depth(image)
     method = _what_turns(image)
-    image = _to_rgb(image)
-    halvings = _halvings(image.size)
-    if halvings:
-        image = image.reduce(1 << halvings)
-    return image if method is None else image.transpose(method)
+    rgb = _to_rgb(image)
+    if halvings := _halvings(rgb.size):
+        rgb = rgb.reduce(1 << halvings)
+    return rgb if method is None else rgb.transpose(method)
 
 
 def _halvings(size: tuple[int, int]) -> int:

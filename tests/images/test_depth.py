@@ -1,5 +1,7 @@
 """Gray of more than 8 bits: which of its values are black and white."""
 
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -85,3 +87,30 @@ def test_field_23_a_large_picture_is_scaled_as_a_whole() -> None:
     Image.fromarray(values).save(buffer, "TIFF")
     pixels = np.asarray(decode_within_limits(buffer.getvalue()))[:, :, 0]
     assert np.abs(pixels - values * 255).max() <= 0.501
+
+
+def test_field_23_white_may_be_zero() -> None:
+    values = [0, 16384, 65535]
+    assert gray_of(values, "<u2", tags={"t262": 1}) == [0, 64, 255]
+    buffer = BytesIO()
+    Image.fromarray(np.array([values], "<u2")).save(buffer, "TIFF")
+    photometric = struct.pack("<HHI", 262, 3, 1)
+    data = buffer.getvalue().replace(photometric + b"\1", photometric + b"\0")
+    assert np.asarray(decode_within_limits(data))[0, :, 0].tolist() == [255, 191, 0]
+
+
+def test_field_23_colours_that_come_out_black_are_a_problem() -> None:
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    for factor, code in ((1, "image_blank"), (8, "")):
+        values = struct.pack(">6H", *(factor * value for value in (0, 900, 4095, 3000, 12, 0)))
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + values)), (b"IEND", b""))
+        data = b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+            for name, body in chunks
+        )
+        try:
+            decode_within_limits(data)
+        except RowError as error:
+            assert error.code == code
+        else:
+            assert code == ""

@@ -99,6 +99,14 @@ def test_k02_a_file_that_asks_for_much_of_what_is_not_bounded_is_not_plain(kind:
     assert not is_plain(kind, COSTLY[kind])
 
 
+def test_k02_tiles_far_larger_than_their_image_are_not_plain() -> None:
+    whole = tiff_of_strips(4)
+    assert is_plain("TIFF", whole)
+    wide = whole.replace(struct.pack("<HHII", 322, 3, 1, 1), struct.pack("<HHII", 322, 4, 1, 2**31))
+    assert wide != whole
+    assert not is_plain("TIFF", wide)
+
+
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"icc_profile": b"\xff\xda" * 99}])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_k02_what_encoders_write_is_plain(kind: str, options: dict[str, object]) -> None:
