@@ -113,6 +113,28 @@ def spellings(source: str) -> Iterator[str]:
             yield spelling
 
 
+_LOOKS = (
+    (r"<img\b|!\[", "like HTML or Markdown; give the address alone"),
+    (
+        r"<PIL\.|<\w+(\.\w+)* (object|image)\b",
+        "like Python's words for an object; save it as a file",
+    ),
+    (r"b['\"]|bytearray\(", "like Python's bytes; give them in base64"),
+    (r"\{", "like an object; give its path alone"),
+    (r"\[.*,", "like a list; there is room for one image"),
+    (r"[\w+/=-]{200,}$", "like base64, but of nothing that begins as an image does"),
+    (r"[A-Za-z]:[\\/]|\\\\\w", "like a path of Windows; write it as from the image root on"),
+    (r"\S+(\s+\S+){5}", "like a text"),
+)
+
+
+def describe(source: str) -> str:
+    """What a source that names no file looks like; nothing where it looks like a path."""
+    looks = (words for pattern, words in _LOOKS if re.match(pattern, source.strip(), re.DOTALL))
+    first = next(looks, "")
+    return f"; it looks {first}" if first else ""
+
+
 def image_files(question: Question) -> Iterator[str]:
     """The sources of a question's images, but for those inside the table, which cannot change."""
     sources = (question.image, *(document.image for document in question.documents))

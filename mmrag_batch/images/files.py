@@ -3,19 +3,17 @@ written, and no link that leads out of it."""
 
 import errno
 import os
-import re
 import stat
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
 from mmrag_batch.errors import RowError
-from mmrag_batch.sources import spellings, unwrap
+from mmrag_batch.sources import describe, spellings
 
 MAX_BYTES = 64 * 2**20
 """Most bytes of an encoded image."""
 _BRANCHES = 8
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _LISTED = 50_000
 """Names of a folder up to which one that is written a little differently is looked for."""
 
@@ -26,24 +24,25 @@ def read_file(root: Path, source: str) -> bytes:
 
     Raises RowError: `image_missing`, `path_denied`, `image_too_large`.
     """
-    if _DRIVE.match(unwrap(source)):
-        raise RowError("image_missing", "a Windows path; write it as from the image root on")
-    missing = RowError("path_denied", "expected a path below the image root")
-    for spelling in spellings(source):
-        parts = _parts_below(root, spelling)
-        try:
-            return _read(root, parts)
-        except RowError as error:
-            if error.code != "image_missing":
-                raise
-            missing = error
-        similar = _similar(root, parts)
-        if len(similar) == 1:
-            return _read(root, _parts_below(root, similar[0]))
-        if similar:
-            choices = " and ".join(map(repr, similar))
-            raise RowError("image_missing", f"no such file, but {choices}; which of them?")
-    raise missing
+    problem = RowError("path_denied", "expected a path below the image root")
+    try:
+        for spelling in spellings(source):
+            parts = _parts_below(root, spelling)
+            try:
+                return _read(root, parts)
+            except RowError as error:
+                if error.code != "image_missing":
+                    raise
+                problem = error
+            similar = _similar(root, parts)
+            if len(similar) == 1:
+                return _read(root, _parts_below(root, similar[0]))
+            if similar:
+                names = " and ".join(map(repr, similar))
+                raise RowError("image_missing", f"no such file, but {names}; which of them?")
+    except RowError as error:
+        problem = error
+    raise RowError(problem.code, f"{problem}{describe(source)}")
 
 
 def _read(root: Path, parts: tuple[str, ...]) -> bytes:

@@ -105,6 +105,7 @@ def _start() -> "subprocess.Popen[bytes]":
 def serve() -> None:
     """The helper: answers until its input ends, as it does when a run ends in whatever way."""
     settle_warnings()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the limit on its time would leave one
     while True:
         try:
             asked, data = _receive(sys.stdin.buffer)

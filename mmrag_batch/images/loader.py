@@ -70,7 +70,7 @@ class ImageLoader:
             except RowError as error:
                 raise _about(source, error) from None
             file = data, hashlib.sha256(data).hexdigest()
-            self._files.put(source, file, len(data))
+            self._files.put(source, file, len(data) + len(source))
         return file
 
     def _read(self, source: str) -> bytes:

@@ -220,7 +220,7 @@ def test_the_files_kept_are_bounded_in_number_and_bytes(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (root / "a.png").stat().st_size
-    monkeypatch.setattr(loader_module, "FILE_BYTES", 3 * size)
+    monkeypatch.setattr(loader_module, "FILE_BYTES", 3 * (size + len("0.png")))
     for number in range(5):
         (root / f"{number}.png").write_bytes((root / "a.png").read_bytes())
     loader = ImageLoader(root)
@@ -343,8 +343,28 @@ def test_field_21_names_that_differ_in_case_alone_are_told(root: Path) -> None:
     (root / "b.PNG").write_bytes(b"")
     with pytest.raises(RowError, match=r"no such file, but 'B\.png' and 'b\.PNG'|'b\.PNG' and"):
         ImageLoader(root).load("b.png")
-    with pytest.raises(RowError, match="a Windows path; write it as from the image root on"):
-        ImageLoader(root).load("C:\\images\\a.png")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("C:\\images\\a.png", "a path of Windows; write it as from the image root on"),
+        ('<img src="a.png">', "HTML or Markdown"),
+        ("![a](a.png)", "HTML or Markdown"),
+        ("<PIL.PngImagePlugin.PngImageFile image mode=RGB size=4x2 at 0x7F>", "Python's words"),
+        (r"b'\x89PNG\r\n'", "Python's bytes; give them in base64"),
+        ('{"path": "a.png"}', "an object; give its path alone"),
+        ('["a.png", "b.png"]', "a list; there is room for one image"),
+        ("QUJD" * 60, "base64, but of nothing that begins as an image does"),
+        ("A crane that stands in a yard", "a text"),
+    ],
+)
+def test_field_21_what_names_no_file_is_told_by_its_looks(
+    root: Path, source: str, words: str
+) -> None:
+    with pytest.raises(RowError, match=f"it looks like {words}") as caught:
+        ImageLoader(root).load(source)
+    assert caught.value.code in {"image_missing", "path_denied"}
 
 
 @pytest.mark.parametrize(
