@@ -92,7 +92,7 @@ def test_field_08_each_document_that_is_no_image_is_told_with_what_to_do(tmp_pat
     documents += ["https://host/x", "See fig. 3.png for details", {"text": "absent.pdf"}]
     table = tmp_path / "in.jsonl"
     table.write_text(json.dumps({"question_text": "Why?", "documents": documents}) + "\n")
-    problems = [item.problem for item in check_table(table, ImageLoader(tmp_path))]
+    problems = [item.problem for item in check_table(table, ImageLoader(tmp_path))[1]]
     assert [problem.code for problem in problems] == [
         "image_unsupported",
         "image_missing",
