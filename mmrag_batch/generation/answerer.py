@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 PREPARED = 16
 """Rows whose prompt and images are made ready while the engine works."""
-PREPARED_BYTES = 160 * 2**20
+PREPARED_BYTES = 128 * 2**20
 """What their images may take."""
-ENGINE_BYTES = 640 * 2**20
+ENGINE_BYTES = 512 * 2**20
 """What the images of the rows that the engine has may take, each of them once. Beyond that it gets
 no more until it has answered those."""
 
