@@ -9,7 +9,10 @@ import re
 
 MASK = "***"
 _SECRETS = re.compile(
-    r"(?<=://)[^/\s'\"@]+(?=@)"  # user:password of a URL
+    # user:password of a URL, with @ and / in it where it has any; a port is none
+    r"(?<=://)[^\s'\"@/:]*:(?!\d+[/?#\s])[^\s'\"]*(?=@)"
+    r"|(?<=://)[^/\s'\"]+(?=@)"
+    r"|(?i:(?<=bearer )[\w.~+/=-]{8,})"  # what follows in an Authorization header (RFC 6750)
     r"|(?<![\w-])(?:hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abprs]-)[\w-]{16,}"
     r"|\bAKIA[0-9A-Z]{16}\b"
     r"|\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"  # JSON web tokens (RFC 7519)

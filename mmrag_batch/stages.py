@@ -2,13 +2,14 @@
 stage works ahead of the next."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mmrag_batch.records import Question, Row
+from mmrag_batch.records import Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,17 +49,16 @@ class ImageStore(Protocol):
         ...
 
 
+def pixel_bytes(image: "Image") -> int:
+    """What a decoded image takes in memory: Pillow keeps RGB in four bytes a pixel."""
+    return 4 * image.width * image.height
+
+
 @contextmanager
 def open_stages(stages: Iterable[OpenStage]) -> Iterator[list[Stage]]:
     """The stages, opened one after the other and closed together."""
     with ExitStack() as opened:
         yield [opened.enter_context(open_stage()) for open_stage in stages]
-
-
-def image_files(question: Question) -> Iterator[str]:
-    """The sources of a question's images, but for `data:` URIs, which cannot change."""
-    sources = (question.image, *(document.image for document in question.documents))
-    return (source for source in sources if source and not source.startswith("data:"))
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -68,20 +68,34 @@ def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
-    """Yield `items` in order while a thread works up to `depth` of them ahead.
+def prefetch(
+    items: Iterable[T],
+    depth: int,
+    *,
+    size_of: Callable[[T], int] = lambda _: 0,
+    budget: int = 0,
+) -> Generator[T, None, None]:
+    """Yield `items` in order while a thread works up to `depth` of them ahead, or as many as take
+    `budget` bytes together by `size_of`, and one in any case.
 
     An exception raised by `items` is raised here, after the items before it. When the consumer
     stops early, the thread stops at its next item, and is waited for.
     """
     ready: SimpleQueue[tuple[T] | BaseException | None] = SimpleQueue()
-    room: SimpleQueue[bool] = SimpleQueue()  # one for each item that may still wait; False: stop
+    taken: SimpleQueue[bool] = SimpleQueue()  # one for each item that was taken; False: stop
+    waiting: deque[int] = deque()  # the sizes of items that may not have been taken
 
     def work() -> None:
         try:
             for item in items:
-                if not room.get() or stopped.is_set():
+                size = size_of(item)
+                while len(waiting) >= depth or (waiting and sum(waiting) + size > budget):
+                    if not taken.get():
+                        return
+                    waiting.popleft()
+                if stopped.is_set():
                     return
+                waiting.append(size)
                 ready.put((item,))
             ready.put(None)
         except BaseException as error:  # handed to the consumer, which raises it
@@ -91,14 +105,12 @@ def prefetch(items: Iterable[T], depth: int) -> Generator[T, None, None]:
     worker = threading.Thread(target=work, name="prefetch", daemon=True)
     worker.start()
     try:
-        for _ in range(depth):
-            room.put(True)
         while (entry := ready.get()) is not None:
             if isinstance(entry, BaseException):
                 raise entry
-            room.put(True)
+            taken.put(True)
             yield entry[0]
     finally:
         stopped.set()
-        room.put(False)
+        taken.put(False)
         worker.join()

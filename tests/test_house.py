@@ -24,7 +24,7 @@ LAYERS = (
     "images families",
     "parts",
     "bundle settings stages machine extras plugs",
-    "prompt declare progress",
+    "prompt declare progress sources",
     "records",
     "errors",
     "masking",

@@ -9,6 +9,9 @@ import pytest
 from mmrag_batch.errors import RowError
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.masking import MaskingFormatter, mask
+from mmrag_batch.records import Document, Prediction, Problem, Question, Row
+from mmrag_batch.run.answers import answer_of, to_kept
+from mmrag_batch.sources import document_problem
 from mmrag_batch.table.cells import parse_choices
 
 
@@ -29,6 +32,43 @@ from mmrag_batch.table.cells import parse_choices
 )
 def test_f13_tokens_and_passwords_are_masked(text: str, masked: str) -> None:
     assert mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("at https://me:p@ss@host/a.png,", "at https://***@host/a.png,"),
+        ("at 'https://me:p/ss@host/a.png'", "at 'https://***@host/a.png'"),
+        ("https://me:a/b@c/d@host/x", "https://***@host/x"),
+        ("https://me:a@b/c@host/x", "https://***@host/x"),
+        ("https://token@with@host/x", "https://***@host/x"),
+        ("https://:secret@host/x", "https://***@host/x"),
+        ("http://host:8000/@me/a.png", "http://host:8000/@me/a.png"),
+        ("https://host/@me/a.png", "https://host/@me/a.png"),
+        ("Authorization: Bearer abc.DEF-123=", "Authorization: Bearer ***"),
+        ("the bearer of news", "the bearer of news"),
+    ],
+)
+def test_n01_passwords_with_any_character_are_masked(text: str, masked: str) -> None:
+    assert mask(text) == masked
+
+
+def test_n01_what_a_row_failed_of_is_filed_without_its_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = "ghp_" + "c" * 36
+    monkeypatch.setenv("OPENAI_API_KEY", "correct horse battery")
+    question = Question("What?", None, (), (Document(key, "a text", "a.png"),), None, None)
+    echoed = Problem("engine_failed", "The server could not answer: Bearer correct horse battery")
+    failed = Row(0, 2, key, {}, question=question, error=echoed)
+    degraded = Row(1, 3, key, {}, question=question, prediction=Prediction("x"))
+    problem = document_problem(question.documents[0], RowError("image_missing", "no such file"))
+    degraded.problems.append(problem)
+    for row in (failed, degraded):
+        kept = to_kept(answer_of(row), start=0, images=b"")
+        assert "***" in kept.answer.decode()
+        assert key not in kept.answer.decode()
+        assert "horse" not in kept.answer.decode()
 
 
 def test_f13_the_secrets_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from mmrag_batch.bundle import sha256
 from mmrag_batch.errors import RowError
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.progress import Progress
-from mmrag_batch.stages import image_files
+from mmrag_batch.sources import image_files
 from mmrag_batch.table.rows import read_rows
 
 Hashes = dict[str, str]

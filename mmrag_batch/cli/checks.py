@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from mmrag_batch.errors import ExitCode
+from mmrag_batch.masking import mask
 from mmrag_batch.settings import load_predict_settings
 
 checks = typer.Typer(rich_markup_mode=None)
@@ -58,7 +59,7 @@ def validate(
     unanswerable = set()
     truth, findings = check_table(input_, open_images(settings), labels)
     for line, name, problem, fatal in findings:
-        typer.echo(f"{input_}:{line}: {name}: {problem.code}: {problem.message}")
+        typer.echo(mask(f"{input_}:{line}: {name}: {problem.code}: {problem.message}"))
         problems += 1
         if fatal:
             unanswerable.add(line)
@@ -112,7 +113,7 @@ def status(
         typer.echo(f"{write}: {sum(rows.values()):,} rows are answered so far ({in_words(rows)}).")
         return
     for line in describe(Paths.of(output, store)):
-        typer.echo(line)
+        typer.echo(mask(line))
 
 
 @checks.command()

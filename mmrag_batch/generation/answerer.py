@@ -1,8 +1,9 @@
 """The generation stage: rows with evidence in, rows with a prediction (or an error) out."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, TypeVar
 
 from mmrag_batch.errors import InternalError, RowError
 from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
@@ -11,13 +12,20 @@ from mmrag_batch.generation.engine import Engine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import Prompt, PromptSpec, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Prediction, Problem, Question, Row
-from mmrag_batch.stages import ImageStore, prefetch
+from mmrag_batch.sources import document_problem
+from mmrag_batch.stages import ImageStore, pixel_bytes, prefetch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
 PREPARED = 16
 """Rows whose prompt and images are made ready while the engine works."""
+PREPARED_BYTES = 128 * 2**20
+"""What their images may take."""
+ENGINE_BYTES = 512 * 2**20
+"""What the images of the rows that the engine has may take, each of them once. Beyond that it gets
+no more until it has answered those."""
 
 
 class Answerer:
@@ -43,26 +51,36 @@ class Answerer:
         self.window = 2 * engine.window + PREPARED + 2
 
     def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]:
-        prepared = prefetch(map(self._prepare, rows), PREPARED)
+        prepared = prefetch(
+            map(self._prepare, rows), PREPARED, size_of=_prepared_bytes, budget=PREPARED_BYTES
+        )
         pending: dict[int, Row] = {}
+        in_engine = _ImagesInEngine()
+        held_back: list[_Prepared] = []
         bypassed: deque[Row] = deque()
         exhausted = False
 
         def requests() -> Iterator[AnswerRequest]:
-            """What to ask; ends early to let out rows that need no answer, should they pile up."""
+            """What to ask; ends early to let out rows that need no answer, should they pile up, and
+            to get back images."""
             nonlocal exhausted
-            for row, request in prepared:
-                if request is not None:
-                    pending[request.key] = row
-                    yield request
-                else:
+            for row, request in chain(_drain(held_back), prepared):
+                if request is None:
                     bypassed.append(row)
                     if len(bypassed) >= self._engine.window:
                         return
+                elif pending and in_engine.bytes_with(request.images) > ENGINE_BYTES:
+                    held_back.append((row, request))
+                    return
+                else:
+                    pending[request.key] = row
+                    in_engine.add(request)
+                    yield request
             exhausted = True
 
         while not exhausted:
             for result in ask(self._engine, requests()):
+                in_engine.remove(result.key)
                 yield _set_answer(pending.pop(result.key), result)
                 while bypassed:
                     yield bypassed.popleft()
@@ -71,7 +89,7 @@ class Answerer:
             yield from bypassed
             bypassed.clear()
 
-    def _prepare(self, row: Row) -> tuple[Row, AnswerRequest | None]:
+    def _prepare(self, row: Row) -> "_Prepared":
         """The row and what to ask about it: nothing if it has, or now gets, an error."""
         if row.error is not None:
             return row, None
@@ -122,13 +140,49 @@ class Answerer:
         return is_complete
 
 
+_Prepared = tuple[Row, AnswerRequest | None]
+
+
+def _drain(items: list[T]) -> Iterator[T]:
+    while items:
+        yield items.pop()
+
+
+def _prepared_bytes(prepared: _Prepared) -> int:
+    images = () if prepared[1] is None else prepared[1].images
+    return sum(map(pixel_bytes, images))
+
+
+class _ImagesInEngine:
+    """What the images of pending requests take; one that many rows show is in memory once."""
+
+    def __init__(self) -> None:
+        self._images: dict[int, tuple[Image, ...]] = {}
+        self._shown: Counter[int] = Counter()
+        self._bytes = 0
+
+    def bytes_with(self, images: tuple["Image", ...]) -> int:
+        new = {id(image): image for image in images if not self._shown[id(image)]}
+        return self._bytes + sum(map(pixel_bytes, new.values()))
+
+    def add(self, request: AnswerRequest) -> None:
+        self._bytes = self.bytes_with(request.images)
+        self._images[request.key] = request.images
+        self._shown.update(map(id, request.images))
+
+    def remove(self, key: int) -> None:
+        for image in self._images.pop(key):
+            self._shown[id(image)] -= 1
+            if not self._shown[id(image)]:
+                del self._shown[id(image)]
+                self._bytes -= pixel_bytes(image)
+
+
 def _leave_out(row: Row, source: str, error: RowError) -> None:
     """Take the documents with a broken image out of a row's evidence, and say so."""
     unreadable = [item for item in row.evidence if item.document.image == source]
     row.evidence = tuple(item for item in row.evidence if item.document.image != source)
-    row.problems += [
-        Problem(error.code, f"document {item.document.id!r}: {error}") for item in unreadable
-    ]
+    row.problems += [document_problem(item.document, error) for item in unreadable]
 
 
 def fit_prompt(

@@ -12,7 +12,8 @@ from mmrag_batch.records import Document, Problem, Row
 from mmrag_batch.retrieval.cache import Cache
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
-from mmrag_batch.stages import ImageStore, image_files
+from mmrag_batch.sources import document_problem, image_files
+from mmrag_batch.stages import ImageStore
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -157,7 +158,7 @@ class Embedder:
                 candidates.append(self._embedding(window, document.text, document.image))
                 documents.append(document)
             except RowError as error:
-                row.problems.append(Problem(error.code, f"document {document.id!r}: {error}"))
+                row.problems.append(document_problem(document, error))
         return EmbeddedRow(question_embedding, tuple(documents), tuple(candidates))
 
     def _embedding(self, window: _Window, text: str | None, image: str | None) -> Embedding:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, get_args
 
+from mmrag_batch.masking import mask
 from mmrag_batch.records import Answer, Problem, Row, Status
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -66,7 +67,7 @@ def answer_of(row: Row) -> Answer:
         (item.document.id, round(item.score, DIGITS_OF_SCORES)) for item in row.evidence
     )
     if row.error is not None:
-        return Answer("error", evidence=evidence, problems=(row.error,))
+        return Answer("error", evidence=evidence, problems=(_masked(row.error),))
     assert row.prediction is not None  # a row without an error has one
     return Answer(
         "degraded" if row.problems else "ok",
@@ -74,8 +75,13 @@ def answer_of(row: Row) -> Answer:
         row.prediction.index,
         tuple(round(value, DIGITS_OF_PROBABILITIES) for value in row.prediction.probabilities),
         evidence,
-        tuple(row.problems),
+        tuple(map(_masked, row.problems)),
     )
+
+
+def _masked(problem: Problem) -> Problem:
+    """The problem without secrets, whoever said it: a server may repeat the key it was sent."""
+    return Problem(problem.code, mask(problem.message))
 
 
 def to_kept(answer: Answer, *, start: int, images: bytes) -> Kept:

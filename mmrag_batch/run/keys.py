@@ -15,7 +15,8 @@ from mmrag_batch.generation.engine import find_engine
 from mmrag_batch.images.pixels import PIXELS_VERSION
 from mmrag_batch.prompt import TEMPLATE_VERSION
 from mmrag_batch.records import Question
-from mmrag_batch.stages import ImageStore, image_files
+from mmrag_batch.sources import image_files
+from mmrag_batch.stages import ImageStore
 
 KEY_BYTES = 16
 AnswerSettings = Mapping[str, object]

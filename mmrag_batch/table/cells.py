@@ -5,9 +5,8 @@ from collections.abc import Mapping
 
 from mmrag_batch.prompt import LETTERS
 from mmrag_batch.records import Document, Question
+from mmrag_batch.sources import names_source
 from mmrag_batch.table.values import check_characters, expected_error, is_empty, parse_list
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def parse_question(cells: Mapping[str, object]) -> Question:
@@ -66,7 +65,7 @@ def parse_documents(cell: object) -> tuple[Document, ...]:
 
 def _parse_document(number: int, item: object) -> Document:
     if isinstance(item, str):
-        if _is_image(item):
+        if names_source(item):  # what it names may not be there: then it is a problem, and no text
             return Document(id=str(number), text=None, image=item)
         return Document(id=str(number), text=item, image=None)
     if not isinstance(item, dict):
@@ -83,10 +82,3 @@ def _parse_document(number: int, item: object) -> Document:
     if image is not None:
         text = text or None
     return Document(id=values["id"] or str(number), text=text, image=image)
-
-
-def _is_image(text: str) -> bool:
-    """Whether a plain string in a list of documents is an image; an object says so outright."""
-    if text.startswith("data:image/"):
-        return True
-    return text.lower().endswith(IMAGE_SUFFIXES) and len(text.splitlines()) == 1

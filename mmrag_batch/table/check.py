@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mmrag_batch.errors import RowError
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Problem, Question, Row
+from mmrag_batch.sources import document_problem
 from mmrag_batch.table.rows import read_header, read_rows, scan
 from mmrag_batch.table.truth import Labels, Reading, find_relevant, is_labelled, read_labels
 
@@ -54,14 +55,14 @@ def _check_question(
     question: Question, images: ImageLoader, valid_digests: set[str]
 ) -> Iterator[tuple[Problem, bool]]:
     if question.image is not None and (
-        problem := _check_image(question.image, images, valid_digests)
+        error := _check_image(question.image, images, valid_digests)
     ):
-        yield problem, True
+        yield Problem(error.code, str(error)), True
     for document in question.documents:
         if document.image is not None and (
-            problem := _check_image(document.image, images, valid_digests)
+            error := _check_image(document.image, images, valid_digests)
         ):
-            yield Problem(problem.code, f"document {document.id!r}: {problem.message}"), False
+            yield document_problem(document, error), False
 
 
 def _check_truth(row: Row, question: Question, labels: Labels) -> Iterator[Problem]:
@@ -73,13 +74,13 @@ def _check_truth(row: Row, question: Question, labels: Labels) -> Iterator[Probl
     yield from (Problem(error.code, str(error)) for error in errors)
 
 
-def _check_image(source: str, images: ImageLoader, valid_digests: set[str]) -> Problem | None:
+def _check_image(source: str, images: ImageLoader, valid_digests: set[str]) -> RowError | None:
     try:
         digest = images.digest(source)
         if digest not in valid_digests:
             images.load(source)
     except RowError as error:
-        return Problem(error.code, str(error))
+        return error
     if len(valid_digests) >= REMEMBERED:
         valid_digests.clear()
     valid_digests.add(digest)

@@ -78,7 +78,7 @@ def _write_images(root: Path) -> dict[str, str]:
         "torn.jpg": (buffer.getvalue()[:-200], "image_corrupt"),
         "noise.png": (bytes(range(256)), "image_corrupt"),
         "page.jpg": (b"<html><body>404</body></html>", "image_corrupt"),
-        "drawing.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image_corrupt"),
+        "drawing.png": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "image_unsupported"),
         "bomb.png": (_png(50_000, 50_000), "image_too_large"),
         "notes.png": (_png(8, 8, zlib.compress(bytes(100 * 2**20))), "image_too_large"),
         "ribbon.png": (_png(1, 20_000), "image_bad_aspect"),

@@ -27,7 +27,8 @@ from mmrag_batch.records import Answer, Evidence, Prediction, Problem, Question,
 from mmrag_batch.run import store
 from mmrag_batch.run.versions import find_versions
 from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
-from mmrag_batch.stages import OpenStage, image_files
+from mmrag_batch.sources import image_files
+from mmrag_batch.stages import OpenStage
 
 HOOK = f"{__name__}:install"
 WINDOW = 4

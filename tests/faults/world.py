@@ -32,7 +32,7 @@ from mmrag_batch.run.plan import find_answer_settings
 from mmrag_batch.run.shards import find_shard
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.settings import PredictSettings
-from mmrag_batch.stages import image_files
+from mmrag_batch.sources import image_files
 from mmrag_batch.table.output import RowFormat
 from mmrag_batch.table.record import Record
 from mmrag_batch.table.rows import parse_row

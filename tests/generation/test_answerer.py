@@ -1,16 +1,19 @@
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mmrag_batch.errors import InternalError, RowError
+from mmrag_batch.generation import answerer as answerer_module
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engine import Engine, Request, Result
 from mmrag_batch.generation.engines.scripted import ScriptedEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Document, Evidence, Prediction, Problem, Question, Row
+from mmrag_batch.stages import pixel_bytes
 
 
 class Album:
@@ -198,3 +201,51 @@ def test_a_single_choice_is_certain_and_no_engine_is_asked(renderer: Renderer) -
     [done] = answerer(renderer, engine)([row(choices=("red",))])
     assert done.prediction == Prediction("red", 0, (1.0,))
     assert engine.asked == {}
+
+
+class Lazy(ScriptedEngine):
+    """Takes a whole window before it answers, and keeps count of what the images of it take."""
+
+    def __init__(self) -> None:
+        super().__init__(window=100)
+        self.bytes: list[int] = []
+
+    def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
+        kept = list(islice(requests, self.window))
+        images = {id(image): image for request in kept for image in request.images}
+        self.bytes.append(sum(map(pixel_bytes, images.values())))
+        yield from super().generate(kept)
+
+
+def test_k01_the_images_that_an_engine_has_take_so_many_bytes_at_most(
+    renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answerer_module, "ENGINE_BYTES", 10 * 8 * 8 * 4)
+    engine = Lazy()
+    rows = [row(number, image=f"{number}.png") for number in range(64)]
+    done = list(answerer(renderer, engine)(rows))
+    assert sorted(one.number for one in done) == list(range(64))
+    assert all(one.prediction is not None for one in done)
+    assert max(engine.bytes) == 10 * 8 * 8 * 4
+    assert sum(engine.bytes) == 64 * 8 * 8 * 4
+
+
+def test_k01_an_image_over_the_budget_is_answered_alone(
+    renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answerer_module, "ENGINE_BYTES", 1)
+    engine = Lazy()
+    done = list(answerer(renderer, engine)([row(number, image="a.png") for number in range(5)]))
+    assert sorted(one.number for one in done) == list(range(5))
+    assert engine.bytes == [8 * 8 * 4] * 5
+
+
+def test_k01_an_image_that_many_rows_show_counts_once(
+    renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answerer_module, "ENGINE_BYTES", 8 * 8 * 4)
+    image, engine = Image.new("RGB", (8, 8)), Lazy()
+    monkeypatch.setattr(Album, "load", lambda *_: image)
+    done = list(answerer(renderer, engine)([row(number, image="a.png") for number in range(50)]))
+    assert len(done) == 50
+    assert engine.bytes == [8 * 8 * 4]

@@ -76,12 +76,12 @@ def fetcher(*hosts: str, seconds: float = 5, max_bytes: int = 10_000) -> MediaFe
 
 def code_of(fetch: MediaFetcher, url: str) -> str:
     with pytest.raises(RowError) as caught:
-        fetch(url, "'shown'")
+        fetch(url)
     return caught.value.code
 
 
 def test_g12_an_image_of_an_allowed_host_is_fetched(url: str) -> None:
-    data = fetcher("example.org", "LocalHost")(url + "/a.png?size=2", "x")
+    data = fetcher("example.org", "LocalHost")(url + "/a.png?size=2")
     assert Image.open(BytesIO(data)).size == (4, 2)
     assert Handler.asked == ["/a.png?size=2"]
 
@@ -108,7 +108,7 @@ def test_g12_a_host_that_is_not_named_is_not_asked(url: str) -> None:
 def test_g12_an_allowed_host_at_a_private_address_is_not_asked(url: str) -> None:
     fetch = MediaFetcher(["localhost"], max_bytes=10_000)
     with pytest.raises(RowError, match=r"localhost is at .* not public") as caught:
-        fetch(url + "/a.png", "x")
+        fetch(url + "/a.png")
     assert caught.value.code == "image_denied"
     assert Handler.asked == []
 
@@ -132,7 +132,7 @@ def test_g12_the_address_that_was_checked_is_the_one_connected_to(
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     fetch = MediaFetcher(["rebound.example"], max_bytes=10_000, is_allowed=allows)
-    assert fetch(f"http://rebound.example:{port}/a.png", "x").startswith(b"\x89PNG")
+    assert fetch(f"http://rebound.example:{port}/a.png").startswith(b"\x89PNG")
     assert checked == ["127.0.0.1"]
 
 
@@ -158,6 +158,34 @@ def test_g12_the_address_that_was_checked_is_the_one_connected_to(
 )
 def test_g12_addresses_that_are_not_of_the_internet_are_known(address: str) -> None:
     assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("private", ["10.0.0.1", "127.0.0.1", "169.254.169.254", "192.168.0.1"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "::{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "::ffff:{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "64:ff9b::{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "64:ff9b:1::{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "64:ff9b:1:{a:02x}{b:02x}:{c:02x}:{d:02x}00::",
+        "2002:{a:02x}{b:02x}:{c:02x}{d:02x}::1",
+        "2001:0:1:1:1:1:{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "2606:4700::5efe:{a:02x}{b:02x}:{c:02x}{d:02x}",
+        "2606:4700::200:5efe:{a:02x}{b:02x}:{c:02x}{d:02x}",
+    ],
+)
+def test_n02_ipv6_addresses_that_carry_a_private_one_are_not_connected_to(
+    form: str, private: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c, d = map(int, private.split("."))
+    answer = (form.format(a=a, b=b, c=c, d=d), 80, 0, 0)
+    tried: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(10, 1, 6, "", answer)])
+    monkeypatch.setattr(socket, "create_connection", lambda *at, **_: tried.append(at))
+    fetch = MediaFetcher(["rebound.example"], max_bytes=10)
+    assert code_of(fetch, "http://rebound.example/a.png") == "image_denied"
+    assert tried == []
 
 
 @pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700:4700::1111"])

@@ -6,13 +6,16 @@ import os
 import threading
 import unicodedata
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from mmrag_batch.errors import RowError
-from mmrag_batch.images import loader as module
+from mmrag_batch.images import files
+from mmrag_batch.images import loader as loader_module
+from mmrag_batch.images.guard import decode_within_limits
 from mmrag_batch.images.loader import ImageLoader
 
 
@@ -153,13 +156,13 @@ def test_g11_a_file_that_may_not_be_read_is_refused(
     def refuse(*_: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module, "_read_regular", refuse)  # a superuser may read anything
+    monkeypatch.setattr(files, "_read_regular", refuse)  # a superuser may read anything
     assert code_of(root, "a.png") == "path_denied"
 
 
 def test_g03_a_file_over_the_size_limit_is_refused_unread(root: Path) -> None:
     with (root / "huge.png").open("wb") as stream:
-        stream.truncate(module.MAX_BYTES + 1)
+        stream.truncate(files.MAX_BYTES + 1)
     assert code_of(root, "huge.png") == "image_too_large"
 
 
@@ -182,8 +185,7 @@ def test_g12_a_data_uri_is_loaded(root: Path) -> None:
     ("source", "code"),
     [
         ("data:image/png;base64,AA*A", "image_corrupt"),
-        ("data:image/png;base64,AAA", "image_corrupt"),
-        ("data:image/png;base64,AA\nAA", "image_corrupt"),
+        ("data:image/png;base64,AAAAA", "image_corrupt"),
         ("data:image/png;base64,é", "image_corrupt"),
         ("data:image/png,AAAA", "image_denied"),
         ("data:text/html;base64,AAAA", "image_denied"),
@@ -196,7 +198,7 @@ def test_g12_a_broken_data_uri_is_refused(root: Path, source: str, code: str) ->
 def test_a_data_uri_over_the_size_limit_is_refused(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", 30)
+    monkeypatch.setattr(files, "MAX_BYTES", 30)
     assert code_of(root, "data:image/png;base64," + "A" * 48) == "image_too_large"
 
 
@@ -218,7 +220,7 @@ def test_the_files_kept_are_bounded_in_number_and_bytes(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (root / "a.png").stat().st_size
-    monkeypatch.setattr(module, "CACHE_BYTES", 3 * size)
+    monkeypatch.setattr(loader_module, "FILE_BYTES", 3 * (size + len("0.png")))
     for number in range(5):
         (root / f"{number}.png").write_bytes((root / "a.png").read_bytes())
     loader = ImageLoader(root)
@@ -227,9 +229,13 @@ def test_the_files_kept_are_bounded_in_number_and_bytes(
         (root / f"{number}.png").unlink()
     assert code_after_deletion(loader, 1) == "image_missing"
     assert code_after_deletion(loader, 2) == "kept"
-    monkeypatch.setattr(module, "CACHE_FILES", 1)
+    monkeypatch.setattr(loader_module, "FILES", 1)
+    loader = ImageLoader(root)
     loader.digest("a.png")
-    assert code_after_deletion(loader, 4) == "image_missing"
+    (root / "a.png").rename(root / "moved.png")
+    loader.digest("moved.png")
+    with pytest.raises(RowError, match="no such file"):
+        loader.digest("a.png")
 
 
 def code_after_deletion(loader: ImageLoader, number: int) -> str:
@@ -241,7 +247,7 @@ def code_after_deletion(loader: ImageLoader, number: int) -> str:
 
 
 def test_threads_share_a_loader(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CACHE_FILES", 2)
+    monkeypatch.setattr(loader_module, "FILES", 2)
     names = ["a.png", "folder/b.png"]
     for number in range(4):
         names.append(f"{number}.png")
@@ -270,3 +276,135 @@ def test_odd_metadata_does_not_warn(root: Path) -> None:
         warnings.simplefilter("always")
         assert ImageLoader(root).load("a.jpg").size == (4, 2)
     assert caught == []
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "{all}",
+        "data:image/png;base64,{all}",
+        "DATA:image/PNG;base64,{all}",
+        "data:;base64,{all}",
+        "data:image/png;charset=utf-8;base64,{all}",
+        "data:application/octet-stream;base64,{all}",
+        "data:image/png;base64, {first}\n{second}\n",
+        "{first}\r\n{second}",
+        "{bare}",
+        "{safe}",
+        "b'{all}'",
+        '"{all}"',
+        '["{all}"]',
+    ],
+)
+def test_field_21_base64_is_read_as_tools_write_it(root: Path, shape: str) -> None:
+    text = base64.b64encode((root / "a.png").read_bytes()).decode()
+    source = shape.format(
+        all=text,
+        first=text[:60],
+        second=text[60:],
+        bare=text.rstrip("="),
+        safe=text.replace("+", "-").replace("/", "_"),
+    )
+    loader = ImageLoader(root)
+    assert loader.load(source).getpixel((0, 0)) == (255, 0, 0)
+    assert loader.digest(source) == loader.digest("a.png")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "FOLDER/B.PNG",
+        "folder\\b.png",
+        ".\\folder\\b.png",
+        '"folder/b.png"',
+        "'folder/b.png'",
+        " folder/b.png\n",
+        '["folder/b.png"]',
+        "folder/b.png?width=400",
+        "folder%2Fb.png",
+        "file://{root}/folder/b.png",
+        "file://localhost{root}/folder/b.png",
+        "File://{root}/fold%65r/b.png",
+    ],
+)
+def test_field_21_a_path_is_read_as_people_write_it(root: Path, source: str) -> None:
+    assert ImageLoader(root).load(source.format(root=root)).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_field_21_the_name_as_it_stands_comes_first(root: Path) -> None:
+    for number, name in enumerate([" a.png", "'a.png'", "A.png", "a.png?x", "folder\\b.png"]):
+        Image.new("RGB", (4, 2), (number, number, number)).save(root / "new.png")
+        (root / "new.png").rename(root / name)
+        assert ImageLoader(root).load(name).getpixel((0, 0)) == (number,) * 3
+
+
+def test_field_21_names_that_differ_in_case_alone_are_told(root: Path) -> None:
+    (root / "B.png").write_bytes(b"")
+    (root / "b.PNG").write_bytes(b"")
+    with pytest.raises(RowError, match=r"no such file, but 'B\.png' and 'b\.PNG'|'b\.PNG' and"):
+        ImageLoader(root).load("b.png")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("C:\\images\\a.png", "a path of Windows; write it as from the image root on"),
+        ('<img src="a.png">', "HTML or Markdown"),
+        ("![a](a.png)", "HTML or Markdown"),
+        ("<PIL.PngImagePlugin.PngImageFile image mode=RGB size=4x2 at 0x7F>", "Python's words"),
+        (r"b'\x89PNG\r\n'", "Python's bytes; give them in base64"),
+        ('{"path": "a.png"}', "an object; give its path alone"),
+        ('["a.png", "b.png"]', "a list; there is room for one image"),
+        ("QUJD" * 60, "base64, but of nothing that begins as an image does"),
+        ("A crane that stands in a yard", "a text"),
+    ],
+)
+def test_field_21_what_names_no_file_is_told_by_its_looks(
+    root: Path, source: str, words: str
+) -> None:
+    with pytest.raises(RowError, match=f"it looks like {words}") as caught:
+        ImageLoader(root).load(source)
+    assert caught.value.code in {"image_missing", "path_denied"}
+
+
+@pytest.mark.parametrize(
+    "source", ["OUT.png", "WAY/secret.png", '"../secret.png"', "..\\secret.png", "file://{}/x"]
+)
+def test_field_21_no_other_spelling_leads_out_of_the_root(
+    root: Path, tmp_path: Path, source: str
+) -> None:
+    (root / "out.png").symlink_to(tmp_path / "secret.png")
+    (root / "way").symlink_to(tmp_path)
+    assert code_of(root, source.format(tmp_path)) == "path_denied"
+
+
+def test_k01_an_image_is_decoded_once_under_whatever_name(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def decode(data: bytes) -> Image.Image:
+        decoded.append(len(data))
+        return decode_within_limits(data)
+
+    monkeypatch.setattr(loader_module, "decode_within_limits", decode)
+    (root / "same.png").write_bytes((root / "a.png").read_bytes())
+    (root / "text.png").write_bytes(b"nothing")
+    loader = ImageLoader(root)
+    images = {id(loader.load(name)) for name in ("a.png", "same.png", "./a.png") * 2}
+    assert len(images) == len(decoded) == 1
+    for name in ("text.png", "./text.png"):
+        with pytest.raises(RowError, match=f"'{name}': not an image"):
+            loader.load(name)
+    assert len(decoded) == 2
+
+
+def test_k01_decoded_images_are_kept_within_their_bytes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "PIXEL_BYTES", 2 * 4 * 4 * 2)
+    Image.new("RGB", (4, 2), "white").save(root / "c.png")
+    loader = ImageLoader(root)
+    names = ["a.png", "folder/b.png", "c.png"]
+    kept = [weakref.ref(loader.load(name)) for name in names]
+    assert [ref() is not None for ref in kept] == [False, True, True]

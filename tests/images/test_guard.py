@@ -1,0 +1,214 @@
+"""Images that cost more than their size says are a problem of their row, within a limit."""
+
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmrag_batch.errors import RowError
+from mmrag_batch.images.cost import MAX_PARTS, is_plain
+from mmrag_batch.images.formats import FORMATS, find_format
+from mmrag_batch.images.guard import Helper, decode_within_limits
+from mmrag_batch.images.pixels import settle_warnings
+
+
+@pytest.fixture(autouse=True)
+def _settled_warnings() -> None:
+    settle_warnings()
+
+
+@pytest.fixture(scope="module")
+def helper() -> Iterator[Helper]:
+    helper = Helper(seconds=1)
+    yield helper
+    helper.close()
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def jpeg_of_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG (T.81) whose later scans refine nothing, again and again."""
+    whole = encode(Image.new("L", (64, 64)), "JPEG", progressive=True)
+    frame = whole.index(b"\xff\xc2")
+    whole = whole[: frame + 5] + struct.pack(">HH", side, side) + whole[frame + 9 :]
+    first = whole.index(b"\xff\xda")
+    refine = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 1) + b"\0" * 8
+    return whole[:first] + refine * scans + b"\xff\xd9"
+
+
+def gif_of_comments(blocks: int) -> bytes:
+    whole = encode(Image.new("L", (4, 4)), "GIF")
+    first = whole.index(b"\x2c", 13)
+    return whole[:first] + (b"\x21\xfe\xff" + b"x" * 255 + b"\0") * blocks + whole[first:]
+
+
+def tiff_of_strips(side: int) -> bytes:
+    """Uncompressed tiles of 1 x 1 pixel, which Pillow lists one by one."""
+    count = side * side
+    offset = 8 + 2 + 8 * 12 + 4
+    entries = [
+        (256, 4, 1, side),
+        (257, 4, 1, side),
+        (258, 3, 1, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (322, 3, 1, 1),
+        (323, 3, 1, 1),
+        (324, 4, count, offset),
+    ]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return head + directory + bytes(4) + struct.pack("<I", offset) * count
+
+
+def png_of_chunks(count: int) -> bytes:
+    whole = encode(Image.new("L", (4, 4)), "PNG")
+    empty = struct.pack(">I", 0) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt"))
+    return whole[:33] + empty * count + whole[33:]
+
+
+def bmp_of_runs(side: int) -> bytes:
+    palette = encode(Image.new("P", (1, 1)), "BMP")[54:1078]
+    body = (b"\1\7" * side + b"\0\0") * side
+    sizes = struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078)
+    info = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + sizes + info + palette + body
+
+
+COSTLY = {
+    "JPEG": jpeg_of_scans(2_000, 400),
+    "GIF": gif_of_comments(MAX_PARTS),
+    "TIFF": tiff_of_strips(300),
+    "PNG": png_of_chunks(2 * MAX_PARTS),
+    "BMP": bmp_of_runs(64),
+}
+
+
+@pytest.mark.parametrize("kind", COSTLY)
+def test_k02_a_file_that_asks_for_much_of_what_is_not_bounded_is_not_plain(kind: str) -> None:
+    assert find_format(COSTLY[kind]) == kind
+    assert not is_plain(kind, COSTLY[kind])
+
+
+def test_k02_tiles_far_larger_than_their_image_are_not_plain() -> None:
+    whole = tiff_of_strips(4)
+    assert is_plain("TIFF", whole)
+    wide = whole.replace(struct.pack("<HHII", 322, 3, 1, 1), struct.pack("<HHII", 322, 4, 1, 2**31))
+    assert wide != whole
+    assert not is_plain("TIFF", wide)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"icc_profile": b"\xff\xda" * 99}])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_k02_what_encoders_write_is_plain(kind: str, options: dict[str, object]) -> None:
+    assert is_plain(
+        kind, encode(Image.effect_noise((300, 200), 50).convert("RGB"), kind, **options)
+    )
+
+
+def test_k02_thousands_of_scans_of_many_pixels_are_told_from_the_header() -> None:
+    with pytest.raises(RowError, match="2,000 scans of 64,000,000 pixels") as caught:
+        decode_within_limits(jpeg_of_scans(8_000, 2_000))
+    assert caught.value.code == "image_too_costly"
+
+
+def test_k02_an_image_that_takes_too_long_costs_itself_alone(helper: Helper) -> None:
+    good = encode(Image.new("RGB", (4, 2), "red"), "PNG")
+    assert helper.decode(good, "PNG").size == (4, 2)
+    with pytest.raises(RowError, match="decoding it takes over 1 s") as caught:
+        helper.decode(bmp_of_runs(3_000), "BMP")
+    assert caught.value.code == "image_too_costly"
+    assert helper.decode(good, "PNG").getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(RowError) as caught:
+        helper.decode(b"\x89PNG\r\n\x1a\n", "PNG")
+    assert caught.value.code == "image_corrupt"
+
+
+def test_k02_an_image_that_takes_too_much_memory_costs_itself_alone() -> None:
+    helper = Helper(memory=320 << 20)
+    try:
+        with pytest.raises(RowError, match="memory") as caught:
+            helper.decode(encode(Image.new("L", (8_000, 8_000)), "PNG", compress_level=1), "PNG")
+        assert caught.value.code == "image_too_costly"
+        assert helper.decode(encode(Image.new("L", (4, 2)), "PNG"), "PNG").size == (4, 2)
+    finally:
+        helper.close()
+
+
+def test_k02_a_helper_that_is_killed_is_started_again(helper: Helper) -> None:
+    good = encode(Image.new("RGB", (4, 2), "red"), "AVIF")
+    helper.decode(good, "AVIF")
+    assert helper._process is not None
+    helper._process.kill()
+    helper._process.wait()
+    with pytest.raises(RowError, match="too much memory"):
+        helper.decode(good, "AVIF")
+    assert helper.decode(good, "AVIF").size == (4, 2)
+
+
+def test_threads_share_a_helper(helper: Helper) -> None:
+    images = [encode(Image.new("RGB", (4 + n, 3), (9 * n,) * 3), "AVIF") for n in range(4)]
+    sizes: list[bool] = []
+
+    def work() -> None:
+        sizes.extend(
+            helper.decode(data, "AVIF").size == (4 + n, 3) for n, data in enumerate(images)
+        )
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sizes == [True] * 16
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000"])
+def test_field_08_new_formats_are_read(kind: str) -> None:
+    image = decode_within_limits(encode(Image.new("RGB", (64, 48), "red"), kind))
+    assert (image.mode, image.size) == ("RGB", (64, 48))
+    red, green, blue = image.getpixel((9, 9))  # type: ignore[misc]
+    assert red > 245
+    assert max(green, blue) < 10
+
+
+def test_field_08_heic_is_read_where_its_library_is_installed(tmp_path: Path) -> None:
+    head = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    try:
+        import pillow_heif
+    except ImportError:
+        with pytest.raises(RowError, match="HEIC; run `pip install pillow-heif`") as caught:
+            decode_within_limits(head)
+        assert caught.value.code == "image_unsupported"
+    else:
+        pillow_heif.register_heif_opener()
+        image = decode_within_limits(encode(Image.new("RGB", (64, 48), "red"), "HEIF"))
+        assert image.size == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "it is empty"),
+        (bytes(100), "all zeros"),
+        (b"<!DOCTYPE html><title>404", "a web page"),
+        (b"\n<?xml version='1.0'?>\n<svg xmlns='x'/>", "an SVG drawing"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b'{"error": 403}', "JSON"),
+        (b"PK\x03\x04", "a ZIP file"),
+        (b"\0\0\0\x18ftypmp42", "a video"),
+        (b"what", f"not an image of {', '.join(FORMATS)}"),
+    ],
+)
+def test_field_08_a_message_says_what_a_file_looks_like(data: bytes, words: str) -> None:
+    with pytest.raises(RowError, match=words):
+        find_format(data)
