@@ -121,10 +121,10 @@ def open_bundle(path: Path) -> Bundle:
 
     Raises MissingError (no bundle, or a file of it is missing or damaged), ConfigError (a format or
     prompt template this version does not speak), DeniedError (a path that leaves the bundle, a
-    pickle, or a model that brings code of its own).
+    pickle, a model that brings code of its own, or anything that the manifest does not list).
     """
     manifest = read_manifest(path)
-    _refuse_code(path)
+    _refuse_strangers(path, manifest)
     files = [path / name for name in manifest.files]
     for name, file in zip(manifest.files, files):
         if not file.resolve().is_relative_to(path.resolve()):
@@ -140,14 +140,26 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path=path, manifest=manifest)
 
 
-def _refuse_code(path: Path) -> None:
-    """Raise DeniedError for what would run code when it is loaded, listed or not."""
+def _refuse_strangers(path: Path, manifest: BundleManifest) -> None:
+    """Raise DeniedError for what is not listed, since what loads a model takes what lies there, and
+    for what would run code when it is loaded, listed or not."""
     for file in sorted(path.rglob("*")):
+        if file.is_dir() and not file.is_symlink():
+            continue
         if file.suffix in PICKLES:
             raise DeniedError(f"{file} may hold a pickle; a bundle has safetensors and ONNX only.")
         if file.suffix == ".py":
             raise DeniedError(f"{file} is code; a bundle holds data only.")
-        if file.name.endswith("config.json") and b'"auto_map"' in file.read_bytes():
+        if str(file.relative_to(path)) not in (MANIFEST, *manifest.files):
+            raise DeniedError(
+                f"{file} is not listed in {MANIFEST}, and may change what the model does. Move it "
+                "out of the bundle, or export again."
+            )
+        if (
+            file.name.endswith("config.json")
+            and file.is_file()
+            and b'"auto_map"' in file.read_bytes()
+        ):
             raise DeniedError(
                 f"{file} asks for code of its own (auto_map), which `predict` never runs. Use a "
                 "checkpoint of an architecture that the engine knows."

@@ -1,6 +1,7 @@
 """Opening a bundle: whole, unchanged, of this version, and with nothing in it that could run."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,32 @@ def test_h02_a_model_that_asks_for_code_of_its_own_is_refused(bundle: Path, file
 def test_h02_code_in_a_bundle_is_refused(bundle: Path) -> None:
     (bundle / "generator/modeling_mllama.py").write_text("print('hello')")
     with pytest.raises(DeniedError, match="is code; a bundle holds data only"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["generator/adapter_config.json", "generator/adapter/x", "retriever/weights.data", ".hidden"],
+)
+def test_l01_a_file_that_is_not_listed_is_refused(bundle: Path, name: str) -> None:
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_text("{}")
+    with pytest.raises(DeniedError, match=f"{name} is not listed in bundle.json") as caught:
+        open_bundle(bundle)
+    assert caught.value.exit_code == 77
+
+
+@pytest.mark.parametrize("name", ["generator/x_config.json", "generator/config.json"])
+def test_l01_a_pipe_in_a_bundle_is_not_read(bundle: Path, name: str) -> None:
+    (bundle / name).unlink(missing_ok=True)
+    os.mkfifo(bundle / name)
+    with pytest.raises((DeniedError, MissingError), match=name):
+        open_bundle(bundle)
+
+
+def test_l01_a_link_out_of_the_bundle_is_refused(bundle: Path) -> None:
+    (bundle / "elsewhere").symlink_to(bundle.parent)
+    with pytest.raises(DeniedError, match="elsewhere is not listed"):
         open_bundle(bundle)
 
 
