@@ -86,7 +86,7 @@ class Row:
     the input columns as they were read. A row with `error` passes the remaining stages untouched;
     `problems` are documents that were left out (the row is still answered, as `degraded`).
     `images` are the SHA-256 (hex) of the image files that the question names, by source, None for
-    one that cannot be read.
+    one that cannot be read. `notes` are what was read otherwise than it was written, or not at all.
     """
 
     number: int
@@ -99,3 +99,4 @@ class Row:
     problems: list[Problem] = field(default_factory=list)
     error: Problem | None = None
     images: dict[str, str | None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)

@@ -49,7 +49,22 @@ HOSTS = pattern(
 SHARE = pattern(
     "20 or another number of rows, or a share of them, as in 0.05", r"\d+|0?\.\d+", int, float
 )
+COLUMNS = pattern(
+    "our names and the table's, as in 'question_image=image,label=answer'",
+    r"[a-z_. ]+=[^,=]+(,[a-z_. ]+=[^,=]+)*",
+)
 SHARD = pattern("a shard and their number, as in '0/4'", r"\d+/\d+")
+
+
+def columns_setting() -> Any:
+    """Declares what a table calls our columns: for all that reads one."""
+    return setting(
+        COLUMNS,
+        "",
+        "What the table calls our columns: question_image=image,label=answer",
+        otherwise="as we do",
+        repeated=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +101,7 @@ class PredictSettings:
         otherwise="no network at all",
         repeated=True,
     )
+    columns: str = columns_setting()
     candidates: str = setting(NAME, "row", "Where documents come from.", changes_answers=True)
     top_k: int | None = setting(
         number(0, 100),

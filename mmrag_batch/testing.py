@@ -106,7 +106,11 @@ class KeyValues:
                 except ValueError as error:
                     raise InputError(f"{path}, line {number}: {error}") from None
 
-    def writer(self, columns: Sequence[str]) -> "KeyValuesWriter":
+    def writer(
+        self,
+        columns: Sequence[str],
+        table: Path | None = None,  # noqa: ARG002  # its types do not matter here
+    ) -> "KeyValuesWriter":
         """Writes rows."""
         return KeyValuesWriter(columns)
 
@@ -123,6 +127,10 @@ class KeyValuesWriter:
         """One line."""
         items = (f"{name}={json.dumps(values.get(name))}" for name in self._columns)
         return ("\t".join(items) + "\n").encode()
+
+    def end(self) -> bytes:
+        """Nothing stands after the last row."""
+        return b""
 
 
 class TextLlama:

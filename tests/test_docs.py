@@ -17,6 +17,8 @@ from mmrag_batch.cli.models import train
 from mmrag_batch.declare import load_config
 from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.settings import DEMO_BUNDLE
+from mmrag_batch.table.names import parse_names, tell_columns
+from mmrag_batch.table.rows import read_header, read_rows
 from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.settings import (
     DemoEncodersConfig,
@@ -192,3 +194,22 @@ def test_the_table_of_the_readme_is_one_that_predict_reads(
     assert row.question is not None
     assert len(row.question.documents) == len(row.question.choices) == 3
     assert row.question.label == 1
+
+
+TABLE = re.compile(r"^```(csv|jsonl)(?: columns=(\S+))?\n(.*?)^```", re.M | re.S)
+TABLES = TABLE.findall((ROOT / "docs" / "your-data.md").read_text())
+
+
+@pytest.mark.parametrize(("suffix", "columns", "text"), TABLES)
+def test_the_tables_of_your_data_are_read_without_a_word(
+    tmp_path: Path, suffix: str, columns: str, text: str
+) -> None:
+    path = tmp_path / f"in.{suffix}"
+    path.write_text(text)
+    rows = list(read_rows(path, names=parse_names(columns)))
+    assert rows
+    assert [(row.error, row.notes) for row in rows] == [(None, [])] * len(rows)
+    assert not tell_columns(read_header(path, parse_names(columns)), parse_names(columns))
+    if columns:
+        assert rows[0].question is not None
+        assert rows[0].question.documents

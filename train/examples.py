@@ -22,6 +22,7 @@ from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import Prompt, PromptSpec, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.stages import ImageStore
+from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.truth import read_labelled_rows
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ class Example:
     images: Sequence["Image"]
 
 
-def labelled_rows(table: Path) -> list[Row]:
+def labelled_rows(table: Path, names: Names = AS_THEY_ARE) -> list[Row]:
     """The rows of a table that have choices and a right one among them."""
     rows = [
-        row for row in read_labelled_rows(table) if row.question and row.question.label is not None
+        row
+        for row in read_labelled_rows(table, names=names)
+        if row.question and row.question.label is not None
     ]
     if not rows:
         raise InputError(f"{table}: no row has a `label` among its `answer_choices`.")

@@ -33,6 +33,7 @@ from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_retriever
 from mmrag_batch.stages import ImageStore
+from mmrag_batch.table.names import parse_names
 from mmrag_batch.train.answer_trainer import AnswerTrainer
 from mmrag_batch.train.checkpoints import last_checkpoint
 from mmrag_batch.train.examples import (
@@ -74,7 +75,9 @@ def train_generator(config: GeneratorConfig) -> Path:
     inputs: dict[str, str] = {}
     if state.is_main_process:  # the others need not read it all as well
         base_files = hash_model(config.base)
-        inputs = hash_table(config.table) | inside(config.base, base_files)
+        inputs = hash_table(config.table, parse_names(config.columns)) | inside(
+            config.base, base_files
+        )
         if config.retriever is not None:
             inputs |= inside(config.retriever, hash_files(config.retriever))
         if checkpoint:
@@ -116,7 +119,7 @@ def plan_generator(config: GeneratorConfig) -> str:
     _check(config)
     config = with_parts(config)
     open_family(config.base)
-    total = len(labelled_rows(config.table))
+    total = len(_labelled(config))
     if config.held_out >= total:
         raise _too_many_held_out(config, total)
     if config.retriever is not None:
@@ -128,11 +131,15 @@ def plan_generator(config: GeneratorConfig) -> str:
     )
 
 
+def _labelled(config: GeneratorConfig) -> list[Row]:
+    return labelled_rows(config.table, parse_names(config.columns))
+
+
 def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> AnswerTrainer:
     """The trainer of a run, with its rows, their evidence, and the model."""
     images, renderer = ImageLoader(config.table.parent), Renderer(config.base)
     spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
-    evidence_rows = with_evidence(labelled_rows(config.table), images, config)
+    evidence_rows = with_evidence(_labelled(config), images, config)
     rows, held_out = split_rows(fitting_rows(evidence_rows, renderer, spec), images, config)
     examples = Examples(rows, renderer, images, spec, seed=config.seed)
     model = trainable(config)
@@ -192,7 +199,9 @@ def split_rows(
         asked = [question_contents(row.question, images) for row in rows if row.question]
         chosen = hold_out(asked, config.held_out, config.seed)
     else:
-        column = read_column(config.table, config.held_out_by).at(row.number for row in rows)
+        column = read_column(config.table, config.held_out_by, parse_names(config.columns)).at(
+            row.number for row in rows
+        )
         chosen = hold_out_by(column, config.held_out, config.seed)
     return (
         [row for index, row in enumerate(rows) if index not in chosen],
@@ -238,7 +247,7 @@ def _check(config: GeneratorConfig) -> None:
     if config.held_out_by is not None:
         if not config.held_out:
             raise ConfigError("held_out_by: nothing is held out; say how many rows in `held_out`.")
-        check_column(config.table, config.held_out_by)
+        check_column(config.table, config.held_out_by, parse_names(config.columns))
     integrations: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
     options = ["none", *integrations]
     if config.report_to not in options:

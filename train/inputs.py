@@ -13,6 +13,7 @@ from mmrag_batch.errors import RowError
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.progress import Progress
 from mmrag_batch.sources import image_files
+from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.rows import read_rows
 
 Hashes = dict[str, str]
@@ -20,9 +21,9 @@ READERS = 8
 """Pictures that are read at once: most of the time goes to waiting for the disk."""
 
 
-def hash_table(table: Path) -> Hashes:
+def hash_table(table: Path, names: Names = AS_THEY_ARE) -> Hashes:
     """The table, and in one hash all pictures that its rows name, each with what it holds."""
-    questions = (row.question for row in read_rows(table) if row.question is not None)
+    questions = (row.question for row in read_rows(table, names=names) if row.question is not None)
     sources = sorted({source for question in questions for source in image_files(question)})
     images = ImageLoader(table.parent)
     digest = hashlib.sha256()

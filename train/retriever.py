@@ -12,7 +12,7 @@ goes on after its last epoch.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -29,8 +29,10 @@ from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.parts import encoders_identity, find_part, hash_model, read_spec, write_origin
 from mmrag_batch.prompt import PromptSpec
+from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_embedder
-from mmrag_batch.table.rows import read_rows
+from mmrag_batch.table.names import parse_names
+from mmrag_batch.table.rows import read_records
 from mmrag_batch.table.truth import read_labelled_rows
 from mmrag_batch.train.data import EmbeddedTable, Supervision, embed_table
 from mmrag_batch.train.fitting import Fit, FitSettings
@@ -73,7 +75,7 @@ def train_retriever(config: RetrieverConfig) -> Path:
     config = _with_parts(config)
     spec = read_spec(config.encoders)
     encoders = encoders_identity(config.encoders, spec)
-    asked = hash_table(config.table)
+    asked = hash_table(config.table, parse_names(config.columns))
     if config.generator is not None:
         asked |= inside(config.generator, hash_model(config.generator))
     inputs = {**asked, str(config.encoders): encoders["graphs"]}
@@ -122,7 +124,7 @@ def plan_retriever(config: RetrieverConfig) -> str:
     for name in ("image_encoder.onnx", "text_encoder.onnx", "tokenizer.json"):
         if not (config.encoders / name).is_file():
             raise MissingError(f"{config.encoders / name} is missing; export the encoders again.")
-    rows = read_labelled_rows(config.table)
+    rows = _rows(config)
     if config.supervision == "likelihood":
         total = sum(needs_likelihood(row) or bool(by_relevant(row)) for row in rows)
     else:
@@ -141,7 +143,7 @@ def _check(config: RetrieverConfig) -> None:
     if config.supervision == "likelihood" and config.generator is None:
         raise ConfigError("`supervision: likelihood` needs a `generator` to ask.")
     if config.held_out_by is not None:
-        check_column(config.table, config.held_out_by)
+        check_column(config.table, config.held_out_by, parse_names(config.columns))
 
 
 def _with_parts(config: RetrieverConfig) -> RetrieverConfig:
@@ -160,10 +162,13 @@ def read_table(
     likelihoods depend on."""
     images = ImageLoader(config.table.parent)
     embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
-    total = sum(1 for _ in read_rows(config.table))
+    total = sum(1 for _ in read_records(config.table, parse_names(config.columns)))
     supervise = _supervision(config, images, asked, total)
-    rows = read_labelled_rows(config.table)
-    return embed_table(rows, embedder, supervise, config.out, total=total)
+    return embed_table(_rows(config), embedder, supervise, config.out, total=total)
+
+
+def _rows(config: RetrieverConfig) -> Iterator[Row]:
+    return read_labelled_rows(config.table, names=parse_names(config.columns))
 
 
 def _supervision(
@@ -172,7 +177,7 @@ def _supervision(
     if config.supervision == "relevant":
         return by_relevant
     if config.supervision == "answer":
-        return ByAnswer(texts_of(read_labelled_rows(config.table)))
+        return ByAnswer(texts_of(_rows(config)))
     assert config.generator is not None  # it was checked
     engine = TransformersEngine(
         config.generator, batch_size=config.generator_batch, max_new_tokens=1
@@ -180,7 +185,7 @@ def _supervision(
     spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
     with closing(engine):
         likelihoods = measure_likelihoods(
-            read_labelled_rows(config.table),
+            _rows(config),
             Answerer(Renderer(config.generator), engine, images, spec),
             spec,
             config.out / LIKELIHOODS,
@@ -239,4 +244,6 @@ def _contents(table: EmbeddedTable) -> list[Contents]:
 
 
 def _column(config: RetrieverConfig) -> Column | None:
-    return None if config.held_out_by is None else read_column(config.table, config.held_out_by)
+    if config.held_out_by is None:
+        return None
+    return read_column(config.table, config.held_out_by, parse_names(config.columns))

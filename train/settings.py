@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmrag_batch.prompt import Scoring
+from mmrag_batch.settings import columns_setting
 from mmrag_batch.train.supervision import SupervisionName
 
 
@@ -23,6 +24,7 @@ class RetrieverConfig:
     """Questions a step."""
     learning_rate: float
     hidden_size: int
+    columns: str = columns_setting()
     supervision: SupervisionName = "relevant"
     generator: Path | None = None
     """For `likelihood`: a checkpoint in Hugging Face layout, and how it is asked."""
@@ -61,6 +63,7 @@ class GeneratorConfig:
     top_k: int
     max_images: int
     scoring: Scoring
+    columns: str = columns_setting()
     retriever: Path | None = None
     """Graphs that choose the evidence; without them it is the relevant documents, then others."""
     accumulate: int = 1

@@ -17,6 +17,7 @@ from mmrag_batch.errors import ConfigError, InputError, RowError
 from mmrag_batch.records import Document, Question
 from mmrag_batch.stages import ImageStore
 from mmrag_batch.table.formats import read_header, read_records
+from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.values import is_empty
 from mmrag_batch.train.wording import normalized
 
@@ -110,9 +111,9 @@ def hold_out_by(cells: Column, count: int, seed: int) -> set[int]:
     return chosen
 
 
-def check_column(table: Path, column: str) -> None:
+def check_column(table: Path, column: str, names: Names = AS_THEY_ARE) -> None:
     """Raise ConfigError if a table has no such column."""
-    columns = read_header(table)
+    columns = read_header(table, names)
     if column not in columns:
         near = get_close_matches(column, columns, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -122,9 +123,9 @@ def check_column(table: Path, column: str) -> None:
         )
 
 
-def read_column(table: Path, column: str) -> Column:
+def read_column(table: Path, column: str, names: Names = AS_THEY_ARE) -> Column:
     """A column of all rows; empty cells are equal."""
-    cells = (record.cells.get(column) for record in read_records(table))
+    cells = (record.cells.get(column) for record in read_records(table, names))
     return Column(column, ["" if is_empty(cell) else str(cell) for cell in cells])
 
 

@@ -113,7 +113,8 @@ def _take_settings(command: Callable[..., None]) -> Callable[..., None]:
 def predict(
     input_: Table,
     output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="A .csv, .csv.gz or .jsonl file to write.")
+        Path,
+        typer.Argument(metavar="OUTPUT", help="A .csv, .tsv, .jsonl or .parquet file to write."),
     ],
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with any of these under [predict].")

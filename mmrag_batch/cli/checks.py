@@ -23,7 +23,7 @@ Table = Annotated[
     Path,
     typer.Argument(
         metavar="INPUT",
-        help="A .csv, .csv.gz, .jsonl or .parquet table.",
+        help="A .csv, .tsv, .jsonl or .parquet table; text may end in .gz.",
         callback=_refuse_stdin,
     ),
 ]
@@ -37,6 +37,10 @@ LabelReading = Annotated[
     Literal["text", "index", "letter"] | None,
     typer.Option("--labels", help="What labels are.  [default: what fits the whole column]"),
 ]
+ColumnNames = Annotated[
+    str | None,
+    typer.Option(help="What the table calls our columns: question_image=image,label=answer"),
+]
 
 
 @checks.command()
@@ -45,6 +49,7 @@ def validate(
     image_root: ImageRoot = None,
     allow_media_domain: MediaDomain = None,
     labels: LabelReading = None,
+    columns: ColumnNames = None,
 ) -> None:
     """Show what is wrong with INPUT, by line, before a model is loaded.
 
@@ -52,12 +57,20 @@ def validate(
     """
     from mmrag_batch.factory import open_images
     from mmrag_batch.table.check import check_table
+    from mmrag_batch.table.formats import describe, read_header
+    from mmrag_batch.table.names import parse_names
 
-    given = {"image_root": image_root, "allow_media_domain": allow_media_domain}
+    given = {
+        "image_root": image_root,
+        "allow_media_domain": allow_media_domain,
+        "columns": columns,
+    }
     settings = load_predict_settings(input_, input_, given, environ=os.environ)
+    names = parse_names(settings.columns)
+    typer.echo(f"{input_}: {describe(input_, read_header(input_, names), names)}")
     problems = 0
     unanswerable = set()
-    truth, findings = check_table(input_, open_images(settings), labels)
+    truth, findings = check_table(input_, open_images(settings), labels, names=names)
     for line, name, problem, fatal in findings:
         typer.echo(mask(f"{input_}:{line}: {name}: {problem.code}: {problem.message}"))
         problems += 1
@@ -75,16 +88,20 @@ def evaluate(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` wrote.")],
     by: Annotated[list[str] | None, typer.Option(help="Also by this column; repeatable.")] = None,
     labels: LabelReading = None,
+    columns: ColumnNames = None,
     format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
 ) -> None:
     """Accuracy, retrieval and calibration of an OUTPUT whose rows have labels."""
     from mmrag_batch.extras import requires
+    from mmrag_batch.table.names import parse_names
 
+    settings = load_predict_settings(output, output, {"columns": columns}, environ=os.environ)
     with requires("report"):
         from mmrag_batch.report.metrics import evaluate as measure
         from mmrag_batch.report.text import as_json, as_text
 
-    metrics = measure(output, by=by or [], reading=labels)
+    names = parse_names(settings.columns)
+    metrics = measure(output, by=by or [], reading=labels, names=names)
     typer.echo(as_json(metrics) if format_ == "json" else as_text(metrics))
 
 

@@ -26,6 +26,7 @@ from mmrag_batch.errors import ConfigError, InputError, RowError
 from mmrag_batch.records import Row
 from mmrag_batch.report.free_form import FreeForm, score_answer
 from mmrag_batch.table.cells import parse_choices
+from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.rows import read_header
 from mmrag_batch.table.truth import Labels, Reading, is_labelled, read_labels
 from mmrag_batch.table.values import is_empty, parse_list
@@ -90,13 +91,20 @@ class Metrics:
     labels: list[str]
 
 
-def evaluate(path: Path, *, by: Sequence[str] = (), reading: Reading | None = None) -> Metrics:
-    """Measure an output of `predict`, its labels read in one way alone if that is given.
+def evaluate(
+    path: Path,
+    *,
+    by: Sequence[str] = (),
+    reading: Reading | None = None,
+    names: Names = AS_THEY_ARE,
+) -> Metrics:
+    """Measure an output of `predict`, its labels read in one way alone if that is given; `names`
+    are what it calls our columns.
 
     Raises InputError for a table that is no such output, ConfigError for an unknown column in `by`,
     and what `read_header` raises.
     """
-    columns = read_header(path)
+    columns = read_header(path, names)
     missing = [name for name in NEEDED if name not in columns]
     if missing:
         raise InputError(
@@ -109,7 +117,7 @@ def evaluate(path: Path, *, by: Sequence[str] = (), reading: Reading | None = No
         )
     column_values: dict[str, list[str]] = {column: [] for column in by}
     row_facts = []
-    labels = read_labels(path, reading)
+    labels = read_labels(path, reading, names=names)
     for row in labels.rows():  # texts and documents are not kept: a file may be large
         row_facts.append(_facts(row, labels))
         for column, values in column_values.items():

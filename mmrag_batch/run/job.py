@@ -5,7 +5,7 @@ import os
 import shlex
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,21 @@ from mmrag_batch.errors import ConfigError, MissingError, MmragError
 from mmrag_batch.run.keys import AnswerSettings, differences, key_maker
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import Survey, take_survey
+from mmrag_batch.table.names import Names
 
 NOTE = "job"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Which rows are answered, and how. `options` are those that `predict` needs to go on."""
+    """Which rows are answered, and how. `options` are those that `predict` needs to go on, `names`
+    what the table calls our columns."""
 
     table: Path
     limit: int | None
     settings: AnswerSettings
     options: tuple[str, ...] = ()
+    names: Names = field(default_factory=dict)
 
     def command(self, output: Path, *more: str) -> str:
         """What to type to go on."""
@@ -41,6 +44,7 @@ def note_job(store: AnswerStore, job: Job, output: Path, tasks: tuple[int, int] 
         "limit": job.limit,
         "settings": dict(job.settings),
         "options": list(job.options),
+        "names": dict(job.names),
         "tasks": None if tasks is None else list(tasks),
     }
     if store.read_note(NOTE) != note:
@@ -70,7 +74,8 @@ def find_job(output: Path, stores: Iterable[Path], table: Path | None = None) ->
     limits = {note["limit"] for note in known.values()}
     limit = None if None in limits else max(limits)
     note = known[first]
-    return Job(table or tables.pop(), limit, note["settings"], tuple(note["options"]))
+    options, names = tuple(note["options"]), note.get("names", {})
+    return Job(table or tables.pop(), limit, note["settings"], options, names)
 
 
 def _read_note(store: Path) -> Any:
@@ -81,4 +86,5 @@ def _read_note(store: Path) -> Any:
 
 def survey_all(job: Job, store: AnswerStore) -> Survey:
     """What a store has of a job, whatever the answers."""
-    return take_survey(job.table, store, key_maker(job.settings), lambda *_: True, limit=job.limit)
+    key_of = key_maker(job.settings)
+    return take_survey(job.table, store, key_of, lambda *_: True, names=job.names, limit=job.limit)

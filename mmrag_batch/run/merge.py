@@ -62,7 +62,7 @@ def merge(output: Path, table: Path | None = None, *, overwrite: bool = False) -
 def _merge(paths: Paths, job: Job, lock: Lock, overwrite: bool) -> Manifest:
     with AnswerStore(paths.store, lock.check) as store:
         find_published(paths, store, overwrite=overwrite)
-        RowFormat(paths.output, read_header(job.table))
+        RowFormat(paths.output, read_header(job.table, job.names))
         store.check()
         with closing(survey_all(job, store)) as survey:
             shards = [(shard, its) for shard, its in find_shards(paths.output)]
@@ -83,7 +83,9 @@ def _describe_gaps(
     rows = len(survey.chosen)
     missing = {mark.number for mark in survey if mark.status == MISSING}
     lines = [
-        record.line for number, record in enumerate(read_records(survey.table)) if number in missing
+        record.line
+        for number, record in enumerate(read_records(survey.table, survey.names))
+        if number in missing
     ]
     what = f"{output} is not finished yet: {len(missing):,} of {rows:,} rows have no answer"
     what += f" (lines {_runs(lines)})."
@@ -136,7 +138,7 @@ def write_so_far(paths: Paths, target: Path, *, overwrite: bool = False) -> Mapp
     check_file(job.table)
     if os.path.lexists(target) and not overwrite:
         raise OutputError(f"{target} is there. Choose another file, or add `--overwrite`.")
-    RowFormat(target, read_header(job.table))
+    RowFormat(target, read_header(job.table, job.names))
     tally = Tally()
     with (
         tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder,

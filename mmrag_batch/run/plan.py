@@ -24,6 +24,7 @@ from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import Accepts
 from mmrag_batch.settings import PredictSettings, flag_of
+from mmrag_batch.table.names import parse_names
 
 log = logging.getLogger(__name__)
 ANEW = (
@@ -53,7 +54,8 @@ def options_of(settings: PredictSettings) -> tuple[str, ...]:
 def make_job(settings: PredictSettings) -> Job:
     """What a run's answers are answers to. Raises MissingError if there is no such bundle."""
     options = options_of(settings)
-    return Job(settings.input, settings.limit, find_answer_settings(settings), options)
+    answers, names = find_answer_settings(settings), parse_names(settings.columns)
+    return Job(settings.input, settings.limit, answers, options, names)
 
 
 def find_answer_settings(settings: PredictSettings) -> dict[str, object]:
@@ -94,7 +96,8 @@ def is_done(settings: PredictSettings, job: Job, manifest: Manifest, store: Answ
         return False
     if any(manifest.rows[status] for status in statuses_to_ask(settings)):
         return False
-    same = (manifest.settings, manifest.limit) == (job.settings, job.limit)
+    names = manifest.input.get("names", {})
+    same = (manifest.settings, manifest.limit, names) == (job.settings, job.limit, job.names)
     unchanged = store.is_empty() or store.revision == manifest.revision
     return same and unchanged and manifest.input["sha256"] == sha256(settings.input)
 

@@ -52,6 +52,8 @@ from mmrag_batch.run.versions import find_versions
 from mmrag_batch.run.work import Work, ask_missing, is_gaining, too_many
 from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import OpenStage
+from mmrag_batch.table.formats import describe
+from mmrag_batch.table.names import find_columns, tell_columns
 from mmrag_batch.table.output import RowFormat, check_output
 from mmrag_batch.table.rows import read_header
 from mmrag_batch.table.text import check_file
@@ -153,7 +155,11 @@ class _Run:
                 log.info("%s is complete; there is nothing to do.", settings.output)
                 self._end(manifest.rows, manifest)
                 return
-            RowFormat(settings.output, read_header(settings.input))
+            columns = read_header(settings.input, self.job.names)
+            RowFormat(settings.output, columns)
+            log.info("%s: %s", settings.input, describe(settings.input, columns, self.job.names))
+            for warning in tell_columns(columns, self.job.names):
+                log.warning("%s: %s", settings.input, warning)
             check_same(
                 settings.output, store, None if settings.fresh else manifest, self.job.settings
             )
@@ -161,6 +167,8 @@ class _Run:
                 check_beside(settings.output, self.job.settings)
             store.check()
             with closing(self._survey(store)) as survey:
+                for note in survey.notes:
+                    log.warning("%s: %s", settings.input, note)
                 asked, rows = self._ask(store, survey)
                 if self.shard is None:
                     manifest = publish(
@@ -181,6 +189,7 @@ class _Run:
             store,
             key_maker(self.job.settings),
             find_acceptable(settings, open_images(settings)),
+            names=self.job.names,
             shard=self.shard,
             limit=settings.limit,
         )
@@ -284,6 +293,8 @@ def _summary(settings: PredictSettings, manifest: Manifest) -> str:
     total = sum(manifest.rows.values())
     line = f"{settings.output}: {total:,} rows, {manifest.asked:,} asked now "
     line += f"({in_words(manifest.rows)})."
-    if "label" in manifest.input["columns"]:
+    names, columns = manifest.input["names"], manifest.input["columns"]
+    if "label" in {*columns, *find_columns(columns, names)}:
         line += f" Next: mmrag-batch evaluate {shlex.quote(str(settings.output))}"
+        line += f" --columns {shlex.quote(settings.columns)}" if names else ""
     return line

@@ -60,7 +60,12 @@ def publish(
             rows=tally.rows,
             codes=tally.codes,
             failed=tuple(tally.failed),
-            input={"sha256": survey.sha256, "rows": survey.rows, "columns": survey.columns},
+            input={
+                "sha256": survey.sha256,
+                "rows": survey.rows,
+                "columns": survey.columns,
+                "names": dict(survey.names),
+            },
             limit=job.limit,
             settings=job.settings,
             asked=asked,
@@ -115,8 +120,10 @@ class Tally:
 def write_answers(target: Path, name: str, survey: Survey, store: AnswerStore, tally: Tally) -> str:
     """Write the rows that have an answer to a new file `target`, as an output called `name` has
     them; the SHA-256 (hex) of its bytes, which are on disk."""
-    row_format = RowFormat(Path(name), survey.columns)
-    records = enumerate(told(read_records(survey.table), f"rows of {name} are written"))
+    row_format = RowFormat(Path(name), survey.columns, survey.table)
+    records = enumerate(
+        told(read_records(survey.table, survey.names), f"rows of {name} are written")
+    )
     packed = name.lower().endswith(".gz")
     marked = zip(survey, _from(records, survey.chosen.start))
     with _create(target, packed=packed) as (stream, digest):
@@ -126,7 +133,7 @@ def write_answers(target: Path, name: str, survey: Survey, store: AnswerStore, t
             for mark, (number, record) in batch:
                 assert mark.number == number
                 if mark.key == NO_KEY:
-                    error = parse_row(number, record).error
+                    error = parse_row(number, record, survey.names).error
                     problem = error or Problem("bad_row", "the table was changed while it was read")
                     answer = Answer("error", problems=(problem,))
                 elif (kept := answers.get(mark.key)) is not None:
@@ -137,6 +144,7 @@ def write_answers(target: Path, name: str, survey: Survey, store: AnswerStore, t
                     continue
                 tally.add(record.line, answer)
                 stream.write(row_format.row(record.cells, record.line, answer))
+        stream.write(row_format.end())
     return digest.hexdigest()
 
 

@@ -17,6 +17,7 @@ from mmrag_batch.run.progress import told
 from mmrag_batch.run.shards import Shard, shard_rows
 from mmrag_batch.run.store import LOOK_UP, AnswerStore
 from mmrag_batch.stages import in_batches
+from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.rows import parse_row, read_header, scan
 
 MARK_BYTES = KEY_BYTES + 1
@@ -43,11 +44,15 @@ class Mark(NamedTuple):
 class Survey:
     """The rows `chosen` of a table and a mark for each, in order.
 
-    `sha256` is that of the table, `rows` the number of all of its rows.
+    `columns` are the table's, `names` what it calls ours. `sha256` is that of the table, `rows` the
+    number of all of its rows, `notes` what is to be said of them.
     """
 
-    def __init__(self, table: Path, chosen: range, columns: tuple[str, ...], sha256: str) -> None:
+    def __init__(
+        self, table: Path, chosen: range, columns: tuple[str, ...], names: Names, sha256: str
+    ) -> None:
         self.table = table
+        self.names = names
         self.sha256 = sha256
         self.columns = columns
         self.chosen = chosen
@@ -58,6 +63,7 @@ class Survey:
         """What is wrong with the first of them."""
         self.counts = [0] * (MISSING + 1)
         """Rows by their marks."""
+        self.notes: dict[str, None] = {}
         self._marks = TemporaryFile(buffering=BUFFER)  # noqa: SIM115  # `close` does
 
     def close(self) -> None:
@@ -112,6 +118,7 @@ def take_survey(
     key_of: KeyMaker,
     accepts: Accepts,
     *,
+    names: Names = AS_THEY_ARE,
     shard: Shard | None = None,
     limit: int | None = None,
 ) -> Survey:
@@ -120,18 +127,20 @@ def take_survey(
 
     Raises what `read_header` and `scan` raise for a file that cannot be read as a table.
     """
-    columns = read_header(table)
+    columns = read_header(table, names)
     digest = sha256(table)
-    count = sum(1 for _ in scan(table)) if shard is not None else 2**63
+    count = sum(1 for _ in scan(table, names)) if shard is not None else 2**63
     chosen = range(count)[:limit]
     if shard is not None:
         chosen = shard_rows(len(chosen), shard)
-    survey = Survey(table, chosen, columns, digest)
+    survey = Survey(table, chosen, columns, names, digest)
     try:
-        records = enumerate(told(scan(table), f"rows of {table} are read"))
+        records = enumerate(told(scan(table, names), f"rows of {table} are read"))
         for batch in in_batches(records, LOOK_UP):
             survey.rows += len(batch)
-            rows = [parse_row(number, record) for number, record in batch if number in chosen]
+            rows = [
+                parse_row(number, record, names) for number, record in batch if number in chosen
+            ]
             _look_up(survey, rows, store, key_of, accepts)
     except BaseException:
         survey.close()
@@ -146,6 +155,7 @@ def _look_up(
     keys = [NO_KEY if row.question is None else key_of(row.question) for row in rows]
     answers = store.find_all(keys)
     for row, key in zip(rows, keys):
+        survey.notes.update(dict.fromkeys(row.notes))
         if row.question is None:
             survey.add(NO_KEY, ERROR)
             survey.unreadable += 1

@@ -77,7 +77,7 @@ class Work:
                         keys[number] = key
                         yield number
 
-        for row in read_rows(self._survey.table, numbers()):
+        for row in read_rows(self._survey.table, numbers(), names=self._survey.names):
             key = keys.pop(row.number)
             if row.question is None or self._key_of(row.question) != key:
                 raise InputError(

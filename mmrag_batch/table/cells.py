@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from mmrag_batch.prompt import LETTERS
 from mmrag_batch.records import Document, Question
 from mmrag_batch.sources import names_source
+from mmrag_batch.table.names import AS_THEY_ARE, KEYS, Names, find_keys, tell_keys
+from mmrag_batch.table.pictures import image_source, is_picture
 from mmrag_batch.table.values import check_characters, expected_error, is_empty, parse_list
 
 
-def parse_question(cells: Mapping[str, object]) -> Question:
-    """The question that a row asks.
+def parse_question(
+    cells: Mapping[str, object], names: Names = AS_THEY_ARE, notes: list[str] | None = None
+) -> Question:
+    """The question that a row asks. `names` are those of its documents' keys; what is to be said of
+    others is added to `notes`.
 
     Raises RowError: `bad_row` (characters that no output can hold), `bad_question`, `bad_choices`,
     `bad_documents`.
@@ -20,14 +25,15 @@ def parse_question(cells: Mapping[str, object]) -> Question:
     text = cells.get("question_text")
     if is_empty(text) or not isinstance(text, str):
         raise expected_error("bad_question", "question_text", "a question", text)
-    image = cells.get("question_image")
+    cell = cells.get("question_image")
+    image = image_source(cell)
     if not (is_empty(image) or isinstance(image, str)):
-        raise expected_error("bad_question", "question_image", "an image path or data: URI", image)
+        raise expected_error("bad_question", "question_image", "an image path or data: URI", cell)
     return Question(
         text=text,
         image=None if is_empty(image) else str(image),
         choices=parse_choices(cells.get("answer_choices")),
-        documents=parse_documents(cells.get("documents")),
+        documents=parse_documents(cells.get("documents"), names, notes),
     )
 
 
@@ -48,11 +54,15 @@ def parse_choices(cell: object) -> tuple[str, ...]:
     return tuple(choices)
 
 
-def parse_documents(cell: object) -> tuple[Document, ...]:
+def parse_documents(
+    cell: object, names: Names = AS_THEY_ARE, notes: list[str] | None = None
+) -> tuple[Document, ...]:
     """The candidate documents, in order. Raises RowError `bad_documents`."""
     expected = "a list of texts, image paths or objects with `text` or `image`"
     items = parse_list("bad_documents", "documents", expected, cell) or []
-    documents = tuple(_parse_document(number, item) for number, item in enumerate(items))
+    documents = tuple(
+        _parse_document(number, item, names, notes) for number, item in enumerate(items)
+    )
     ids: set[str] = set()
     for number, document in enumerate(documents):
         if document.id in ids:
@@ -63,22 +73,39 @@ def parse_documents(cell: object) -> tuple[Document, ...]:
     return documents
 
 
-def _parse_document(number: int, item: object) -> Document:
+def _parse_document(number: int, item: object, names: Names, notes: list[str] | None) -> Document:
     if isinstance(item, str):
         if names_source(item):  # what it names may not be there: then it is a problem, and no text
             return Document(id=str(number), text=None, image=item)
         return Document(id=str(number), text=item, image=None)
+    if isinstance(item, bytes) or is_picture(item):
+        item = {"image": item}
     if not isinstance(item, dict):
         raise expected_error("bad_documents", "documents", "a text or an object", item, number)
-    values = {}
-    for key in ("id", "text", "image"):
-        value = item.get(key)
-        if not isinstance(value, str | None):
+    keys = tuple(map(str, item))
+    found, said = find_keys(keys, names), tell_keys(keys, names)
+    if notes is not None and said:
+        notes += (one for one in said if one not in notes)
+    values = dict[str, str | None]()
+    for key in KEYS:
+        value = item.get(found.get(key, key))
+        value = image_source(value) if key == "image" else value
+        if isinstance(value, str) or value is None:
+            values[key] = value
+        elif is_empty(value):
+            values[key] = None
+        else:
             raise expected_error("bad_documents", "documents", f"a text as `{key}`", value, number)
-        values[key] = value
-    text, image = values["text"], values["image"] or None
-    if text is None and image is None:
-        raise expected_error("bad_documents", "documents", "a `text` or an `image`", item, number)
+    title, text, image = values["title"], values["text"], values["image"] or None
+    if text is None and not title and image is None:
+        expected = _wanted("a `text` or an `image`", said)
+        raise expected_error("bad_documents", "documents", expected, item, number)
+    if title:
+        text = f"{title}\n{text}" if text else title
     if image is not None:
         text = text or None
     return Document(id=values["id"] or str(number), text=text, image=image)
+
+
+def _wanted(what: str, said: tuple[str, ...]) -> str:
+    return f"{what} ({' '.join(said)})" if said else what

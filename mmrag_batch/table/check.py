@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from mmrag_batch.errors import RowError
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Problem, Question, Row
 from mmrag_batch.sources import document_problem
+from mmrag_batch.table.names import AS_THEY_ARE, Names, tell_columns
 from mmrag_batch.table.rows import read_header, read_rows, scan
 from mmrag_batch.table.truth import Labels, Reading, find_relevant, is_labelled, read_labels
 
@@ -26,22 +28,35 @@ class Finding(NamedTuple):
 
 
 def check_table(
-    path: Path, images: ImageLoader, reading: Reading | None = None
+    path: Path,
+    images: ImageLoader,
+    reading: Reading | None = None,
+    *,
+    names: Names = AS_THEY_ARE,
 ) -> tuple[Labels, Iterator[Finding]]:
     """How the labels of a table are read (in `reading` alone, if given), and every problem of it,
-    in the order of its lines.
+    in the order of its lines; `names` are what it calls our columns.
 
     Raises what `read_header` and `scan` raise for a file that cannot be read as a table.
     """
-    read_header(path)
-    deque(scan(path), maxlen=0)
-    labels = read_labels(path, reading)
-    return labels, _check_rows(path, images, labels)
+    columns = read_header(path, names)
+    deque(scan(path, names), maxlen=0)
+    labels = read_labels(path, reading, names=names)
+    header = (
+        Finding(1, "header", Problem("unused", note), fatal=False)
+        for note in tell_columns(columns, names)
+    )
+    return labels, chain(header, _check_rows(path, images, labels, names))
 
 
-def _check_rows(path: Path, images: ImageLoader, labels: Labels) -> Iterator[Finding]:
+def _check_rows(path: Path, images: ImageLoader, labels: Labels, names: Names) -> Iterator[Finding]:
     valid_digests: set[str] = set()
-    for row in read_rows(path):
+    notes: set[str] = set()
+    for row in read_rows(path, names=names):
+        for note in row.notes:
+            if note not in notes:
+                yield Finding(row.line, row.id, Problem("unused", note), fatal=False)
+            notes.add(note)
         if row.error is not None:
             yield Finding(row.line, row.id, row.error, fatal=True)
         elif row.question is not None:

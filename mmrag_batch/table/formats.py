@@ -12,12 +12,14 @@ from typing import Protocol
 from mmrag_batch.errors import InputError, OutputError
 from mmrag_batch.table.csv import Csv
 from mmrag_batch.table.jsonl import JsonLines
+from mmrag_batch.table.names import AS_THEY_ARE, COLUMNS, Names, find_columns
 from mmrag_batch.table.parquet import Parquet
-from mmrag_batch.table.record import Record, check_columns
+from mmrag_batch.table.record import Cells, Record, check_columns
 
 
 class Writer(Protocol):
-    """How the rows of a table with certain columns are written: `header`, then `row` for each."""
+    """How the rows of a table with certain columns are written: `header`, then `row` for each, then
+    `end`. Bytes may be held back until a later row or the end."""
 
     @property
     def header(self) -> bytes:
@@ -25,7 +27,11 @@ class Writer(Protocol):
         ...
 
     def row(self, values: Mapping[str, object]) -> bytes:
-        """One row, with its end; its bytes depend on its values alone. A column may be absent."""
+        """One row, with its end; bytes depend on values alone. A column may be absent."""
+        ...
+
+    def end(self) -> bytes:
+        """What is held back, and what stands after the last row."""
         ...
 
 
@@ -39,8 +45,9 @@ class TableFormat(Protocol):
         ...
 
     @property
-    def writer(self) -> Callable[[Sequence[str]], Writer] | None:
-        """Makes a writer of rows with certain columns; None for a format that is only read."""
+    def writer(self) -> "Callable[[Sequence[str], Path | None], Writer] | None":
+        """Makes a writer of rows with certain columns, those of an input table among them, whose
+        types a format may keep; None for a format that is only read."""
         ...
 
     def columns(self, path: Path) -> Sequence[str]:
@@ -52,7 +59,12 @@ class TableFormat(Protocol):
         ...
 
 
-FORMATS: list[TableFormat] = [Csv(), JsonLines(), Parquet()]
+FORMATS: list[TableFormat] = [
+    Csv(",", ".csv", ".csv.gz"),
+    Csv("\t", ".tsv", ".tsv.gz"),
+    JsonLines(),
+    Parquet(),
+]
 
 
 def add_format(table_format: TableFormat) -> None:
@@ -60,23 +72,41 @@ def add_format(table_format: TableFormat) -> None:
     FORMATS.insert(0, table_format)
 
 
-def read_header(path: Path) -> tuple[str, ...]:
-    """The columns of a table, in order. For JSON Lines: every key of any row, as first met.
+def read_header(path: Path, names: Names = AS_THEY_ARE) -> tuple[str, ...]:
+    """The columns of a table as it calls them, in order; `names` are those of ours in it. For JSON
+    Lines: every key of any row, as first met.
 
     Raises MissingError (no such file), UnavailableError (Parquet without pyarrow) and InputError
     (an unknown suffix, an empty or damaged file, duplicate columns, no `question_text`).
     """
-    return check_columns(path, _reader(path).columns(path))
+    columns = tuple(_reader(path).columns(path))
+    check_columns(path, columns, names)
+    return columns
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The rows of a table, one by one. Raises as `read_header` does."""
-    return _reader(path).records(path)
+def read_records(path: Path, names: Names = AS_THEY_ARE) -> Iterator[Record]:
+    """The rows of a table, one by one. Raises as `read_header` does, but for JSON Lines, whose
+    columns are known at the end."""
+    table_format = _reader(path)
+    if isinstance(table_format, Csv | Parquet):
+        check_columns(path, table_format.columns(path), names)
+    for record in table_format.records(path):
+        found = find_columns(tuple(record.cells), names)
+        yield record._replace(cells=Cells(record.cells, found))
 
 
-def open_writer(path: Path, columns: Sequence[str]) -> Writer:
+def describe(path: Path, columns: Sequence[str], names: Names = AS_THEY_ARE) -> str:
+    """What a table was taken for: its format, its columns that are ours, and how many others."""
+    table_format, found = _reader(path), find_columns(columns, names)
+    ours = [f"`{name}`" for name in columns if name in COLUMNS and name not in found]
+    ours += [f"{theirs!r} as `{name}`" for name, theirs in found.items() if name in COLUMNS]
+    what = f"{table_format.describe(path)}, " if isinstance(table_format, Csv) else ""
+    return f"{what}{len(columns)} columns, of which are used: {', '.join(ours)}."
+
+
+def open_writer(path: Path, columns: Sequence[str], table: Path | None = None) -> Writer:
     """A writer for a file of that name. Raises OutputError for a suffix that cannot be written."""
-    return find_writer(path)(columns)
+    return find_writer(path)(columns, table)
 
 
 def _reader(path: Path) -> TableFormat:
@@ -86,7 +116,7 @@ def _reader(path: Path) -> TableFormat:
     return table_format
 
 
-def find_writer(path: Path) -> Callable[[Sequence[str]], Writer]:
+def find_writer(path: Path) -> Callable[[Sequence[str], Path | None], Writer]:
     """What makes a writer for a file of that name. Raises as `open_writer` does."""
     table_format = _find(path)
     if table_format is None or table_format.writer is None:

@@ -5,16 +5,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmrag_batch.records import Problem
+from mmrag_batch.table.literals import has_too_many
 from mmrag_batch.table.record import Record
-from mmrag_batch.table.text import encode, open_text, read_lines, to_json
+from mmrag_batch.table.text import open_text, read_lines
+from mmrag_batch.table.written import encode, to_json
 
 MAX_DEPTH = 64
+MAX_VALUES = 1_000_000
+"""Most values in a line: columns that only pass through may hold vectors."""
 
 
 class JsonLines:
     """The format."""
 
-    suffixes = (".jsonl",)
+    suffixes = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 
     def columns(self, path: Path) -> Sequence[str]:
         """Every key of any row, as first met."""
@@ -24,7 +28,11 @@ class JsonLines:
         """The lines that are not blank."""
         return _records(path)
 
-    def writer(self, columns: Sequence[str]) -> "JsonLinesWriter":
+    def writer(
+        self,
+        columns: Sequence[str],
+        table: Path | None = None,  # noqa: ARG002
+    ) -> "JsonLinesWriter":
         """Writes rows."""
         return JsonLinesWriter(columns)
 
@@ -42,6 +50,10 @@ class JsonLinesWriter:
         cells = {name: values[name] for name in self._columns if name in values}
         return encode(to_json(cells) + "\n")
 
+    def end(self) -> bytes:
+        """Nothing stands after the last row."""
+        return b""
+
 
 def _records(path: Path) -> Iterator[Record]:
     with open_text(path) as stream:
@@ -54,6 +66,8 @@ def _record(line: int, text: str) -> Record:
     def bad_record(message: str) -> Record:
         return Record(line, {}, Problem("bad_row", message))
 
+    if has_too_many(text, MAX_VALUES):
+        return bad_record(f"over {MAX_VALUES:,} values")
     try:
         cells = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -39,21 +39,23 @@ def check_output(path: Path, input_path: Path) -> None:
 
 
 class RowFormat:
-    """How the rows of an answer table are written: `header`, then `row` for each of them.
+    """How the rows of an answer table are written: `header`, then `row` for each, then `end`.
 
-    The bytes of a row depend on its cells, its line and its answer alone. Raises InputError if the
-    input already has one of OUTPUT_COLUMNS, OutputError for a suffix that cannot be written.
+    The bytes of rows depend on their cells, lines and answers alone, and on the types that `table`,
+    the input, has for them. Raises InputError if the input already has one of OUTPUT_COLUMNS,
+    OutputError for a suffix that cannot be written.
     """
 
-    def __init__(self, path: Path, input_columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, input_columns: Sequence[str], table: Path | None = None) -> None:
         duplicates = [name for name in OUTPUT_COLUMNS if name in input_columns]
         if duplicates:
             raise InputError(
                 f"The input already has the output column {', '.join(map(repr, duplicates))}. "
                 "Rename it, or use the table that was put in before."
             )
-        self._writer = open_writer(path, (*input_columns, *OUTPUT_COLUMNS))
+        self._writer = open_writer(path, (*input_columns, *OUTPUT_COLUMNS), table)
         self.header = self._writer.header
+        self.end = self._writer.end
 
     def row(self, cells: Mapping[str, object], line: int, answer: Answer) -> bytes:
         """One row, with its line end; `line` is where it starts in the input."""

@@ -1,15 +1,39 @@
 """A row as it was read, and what every table must have."""
 
 from collections import Counter
-from collections.abc import Iterable
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mmrag_batch.errors import InputError
 from mmrag_batch.records import Problem
+from mmrag_batch.table.names import AS_THEY_ARE, Names, find_columns, find_near, how_to_map
 
 REQUIRED = "question_text"
+MAX_CELL = 10 * 2**20
+"""Most characters in one cell, or bytes."""
+
+
+class Typed:
+    """A cell of a type that JSON has not."""
+
+    @property
+    def plain(self) -> object:
+        """Made of what JSON has, and of bytes."""
+        raise NotImplementedError
+
+
+class Cells(dict[str, object]):
+    """The cells of a row by the names that the table has for them. `get` knows ours as well, and
+    gives what is typed in plain."""
+
+    def __init__(self, cells: Mapping[str, object], found: Mapping[str, str]) -> None:
+        super().__init__(cells)
+        self._found = found
+
+    def get(self, name: str, default: object = None) -> object:
+        cell = super().get(self._found.get(name, name), default)
+        return cell.plain if isinstance(cell, Typed) else cell
 
 
 class Record(NamedTuple):
@@ -23,10 +47,8 @@ class Record(NamedTuple):
     problem: Problem | None = None
 
 
-def check_columns(path: Path, names: Iterable[str]) -> tuple[str, ...]:
-    """The columns of a table. Raises InputError where there are none, two of one name, or no
-    question in them."""
-    columns = tuple(names)
+def check_columns_differ(path: Path, columns: Sequence[str]) -> None:
+    """Raise InputError where there are no columns, or two of one name."""
     if not columns:
         raise InputError(f"{path} is empty: it has no columns. Write a `{REQUIRED}` column.")
     duplicates = [name for name, count in Counter(columns).items() if count > 1]
@@ -34,9 +56,21 @@ def check_columns(path: Path, names: Iterable[str]) -> tuple[str, ...]:
         raise InputError(
             f"{path}: duplicate column {', '.join(map(repr, duplicates))}. Rename all but one."
         )
-    if REQUIRED not in columns:
-        matches = get_close_matches(REQUIRED, columns, n=1)
-        hint = f"Did you mean {matches[0]!r}? Rename it." if matches else "Add or rename one."
-        column_list = ", ".join(map(repr, columns))
+
+
+def check_columns(path: Path, columns: Sequence[str], names: Names = AS_THEY_ARE) -> None:
+    """Raise InputError where a table has none of a name in `names`, or no question."""
+    check_columns_differ(path, columns)
+    ours = find_columns(columns, names)
+    column_list = ", ".join(map(repr, columns))
+    if absent := [name for name in ours.values() if name not in columns]:
+        raise InputError(
+            f"{path}: no column {absent[0]!r}, as --columns calls one. Found: {column_list}."
+        )
+    if REQUIRED not in columns and REQUIRED not in ours:
+        near = find_near(REQUIRED, columns)
+        hint = "Add or rename one."
+        if near is not None:
+            mapping = how_to_map({**names, REQUIRED: near})
+            hint = f"Did you mean {near!r}? Rename it, or add `{mapping}`."
         raise InputError(f"{path}: no column {REQUIRED!r}. Found: {column_list}. {hint}")
-    return columns

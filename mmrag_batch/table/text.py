@@ -1,8 +1,6 @@
-"""Text files as an input may come: UTF-8 with or without BOM, any line ends, perhaps gzipped; and
-texts as an output has them."""
+"""Text files as an input may come: UTF-8 with or without BOM, any line ends, perhaps gzipped."""
 
 import gzip
-import json
 import re
 import shlex
 import zlib
@@ -15,7 +13,6 @@ from typing import IO, TextIO, cast
 
 from mmrag_batch.errors import InputError, MissingError
 
-_JSON = json.JSONEncoder(ensure_ascii=False, default=str).encode
 MAX_RATIO = 200
 """Most bytes that a gzip file may unpack to for each of its own, past UNCHECKED of them: a table
 stays below 100, a bomb comes near 1,032 (RFC 1951)."""
@@ -43,10 +40,6 @@ def open_text(path: Path) -> Iterator[TextIO]:
                 yield stream
         except UnicodeDecodeError:
             raise _bad_byte(path) from None
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(
-                f"{path} is truncated or no gzip file: {error}. Copy or compress it again."
-            ) from error
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
@@ -60,21 +53,35 @@ def _open_bytes(path: Path) -> IO[bytes]:
 
 
 class _CheckedGzip(gzip.GzipFile):
-    """Raises InputError once it has unpacked to more than a table would."""
+    """Raises InputError where it is damaged, or has unpacked to more than a table would."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "rb")
         self._path = path
         self._max_bytes = max(UNCHECKED, MAX_RATIO * path.stat().st_size)
 
+    def read(self, size: int | None = -1) -> bytes:
+        with self._telling():
+            return super().read(size)
+
     def read1(self, size: int = -1) -> bytes:
-        data = super().read1(size)
+        with self._telling():
+            data = super().read1(size)
         if self.tell() > self._max_bytes:
             raise InputError(
                 f"{self._path} unpacks to over {MAX_RATIO} times its size, as no table should. If "
                 f"it is one, unpack it: gzip -d {shlex.quote(str(self._path))}"
             )
         return data
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(
+                f"{self._path} is truncated or no gzip file: {error}. Copy or compress it again."
+            ) from error
 
 
 def check_file(path: Path) -> None:
@@ -93,16 +100,6 @@ def read_lines(path: Path, stream: TextIO) -> Iterator[str]:
         if len(line) == MAX_LINE:
             raise InputError(f"{path}, line {number} is over {MAX_LINE:,} characters long.")
         yield line
-
-
-def encode(text: str) -> bytes:
-    """UTF-8. Half a surrogate pair, which has no such form, becomes `\\ud800`, as JSON calls it."""
-    return text.encode("utf-8", "backslashreplace")
-
-
-def to_json(value: object) -> str:
-    """JSON; a value that it has not, such as one of Parquet's dates, as Python shows it."""
-    return _JSON(value)
 
 
 def _bad_byte(path: Path) -> InputError:

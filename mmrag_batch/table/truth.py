@@ -18,6 +18,7 @@ from typing import Literal
 from mmrag_batch.errors import RowError
 from mmrag_batch.records import Document, Row
 from mmrag_batch.table.cells import parse_choices
+from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.rows import read_records, read_rows
 from mmrag_batch.table.values import expected_error, is_empty, parse_list
 
@@ -34,13 +35,15 @@ FEW = 5
 class Labels:
     """How the label column of a table is read.
 
-    A cell is read by the first of `readings` that fits it. `fits` counts labelled rows by the
-    readings that fit, `disputed` those that text and index read as different choices; `unreadable`
-    and `free_form` count the others, `examples` are (line, cell) of the first that no reading fits.
+    `names` are what the table calls our columns. A cell is read by the first of `readings` that
+    fits it. `fits` counts labelled rows by the readings that fit, `disputed` those that text and
+    index read as different choices; `unreadable` and `free_form` count the others, `examples` are
+    (line, cell) of the first that no reading fits.
     """
 
     path: Path
     readings: tuple[Reading, ...]
+    names: Names = field(default_factory=dict)
     fits: Counter[tuple[Reading, ...]] = field(default_factory=Counter)
     disputed: int = 0
     unreadable: int = 0
@@ -57,7 +60,7 @@ class Labels:
     def rows(self) -> Iterator[Row]:
         """The rows of the table; their questions know their label and their relevant documents.
         Where a `relevant` cell cannot be read, nothing is known."""
-        for row in read_rows(self.path):
+        for row in read_rows(self.path, names=self.names):
             if row.question is not None:
                 label = self.find(row.cells.get("label"), row.question.choices)
                 relevant, _ = find_relevant(row.cells.get("relevant"), row.question.documents)
@@ -90,15 +93,17 @@ class Labels:
         return lines
 
 
-def read_labels(path: Path, reading: Reading | None = None) -> Labels:
+def read_labels(
+    path: Path, reading: Reading | None = None, *, names: Names = AS_THEY_ARE
+) -> Labels:
     """Decide how the labels of a table are read: in the way that fits most of them, or in `reading`
     alone. Where several fit as many, text is preferred to index, and that to letter.
 
     Raises what `read_header` raises.
     """
-    labels = Labels(path, (reading,) if reading is not None else tuple(READERS))
+    labels = Labels(path, (reading,) if reading is not None else tuple(READERS), names)
     votes: Counter[Reading] = Counter()
-    for record in read_records(path):
+    for record in read_records(path, names):
         cell = record.cells.get("label")
         try:
             choices = parse_choices(record.cells.get("answer_choices"))
@@ -124,9 +129,11 @@ def read_labels(path: Path, reading: Reading | None = None) -> Labels:
     return labels
 
 
-def read_labelled_rows(path: Path, reading: Reading | None = None) -> Iterator[Row]:
+def read_labelled_rows(
+    path: Path, reading: Reading | None = None, *, names: Names = AS_THEY_ARE
+) -> Iterator[Row]:
     """The rows of a table whose questions know what is true; how labels are read is logged."""
-    labels = read_labels(path, reading)
+    labels = read_labels(path, reading, names=names)
     for line in labels.describe():
         log.info("%s: %s", path, line)
     return labels.rows()

@@ -1,15 +1,12 @@
-"""The values inside a cell: empty or not, and lists written as JSON or as pandas writes them."""
+"""The values inside a cell: empty or not, and lists written as JSON or as others write them."""
 
-import ast
 import json
 import re
-import tokenize
 from collections.abc import Iterator
-from io import StringIO
-from itertools import pairwise
 from reprlib import Repr
 
 from mmrag_batch.errors import RowError
+from mmrag_batch.table.literals import MAX_VALUES, has_too_many, parse_written
 
 EMPTY = frozenset({"", "nan", "NaN", "None", "null"})
 """How tools write a missing value as text."""
@@ -17,9 +14,9 @@ EMPTY = frozenset({"", "nan", "NaN", "None", "null"})
 _SHORT = Repr()
 _SHORT.maxstring = 60
 _UNUSABLE = re.compile(r"[\x00\ud800-\udfff]")
-_ESCAPE = re.compile(r"\\(?s:.)")
-_PYTHON_ESCAPES = frozenset("\n\\'\"abfnrtvxuUN01234567")
-_TOUCHING_QUOTES = re.compile(r"['\"]\s*['\"]")
+_NOT_IN_JSON: dict[str, object] = {"Infinity": float("inf"), "-Infinity": float("-inf")}
+"""What Python writes and JSON has not; NaN is None."""
+_DECODE = json.JSONDecoder(parse_constant=_NOT_IN_JSON.get).decode
 
 
 def is_empty(cell: object) -> bool:
@@ -36,6 +33,8 @@ def parse_list(code: str, column: str, expected: str, cell: object) -> list[obje
     """
     if is_empty(cell):
         return None
+    if has_too_many(cell) if isinstance(cell, str) else _holds_too_many(cell):
+        raise expected_error(code, column, f"at most {MAX_VALUES:,} values", cell)
     value = _parse_literal(cell) if isinstance(cell, str) else cell
     if not isinstance(value, list):
         raise expected_error(code, column, f"{expected}, as JSON", cell)
@@ -43,53 +42,39 @@ def parse_list(code: str, column: str, expected: str, cell: object) -> list[obje
     return value
 
 
+def _holds_too_many(cell: object) -> bool:
+    return isinstance(cell, list) and len(cell) > MAX_VALUES
+
+
 def _parse_literal(text: str) -> object:
     """The value of JSON or of a Python literal; the text itself where it is neither."""
     try:
-        return json.loads(text)
+        return _DECODE(text)
     except (ValueError, RecursionError):
         pass
-    # Python keeps an unknown escape as it stands but warns of it; doubled, it means the same.
-    text = _ESCAPE.sub(lambda match: _double_unknown(match[0]), text)
     try:
-        return text if _joins_strings(text) else ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError):
+        return parse_written(text)
+    except (ValueError, LookupError, RecursionError):
         return text
-
-
-def _double_unknown(escape: str) -> str:
-    return escape if escape[1] in _PYTHON_ESCAPES else "\\" + escape
-
-
-def _joins_strings(text: str) -> bool:
-    """Whether Python would join neighbours of a list into one text.
-
-    A numpy array comes out of pandas as `['a' 'b']`, which is one choice to Python and two to
-    whoever wrote it.
-    """
-    if not _TOUCHING_QUOTES.search(text):
-        return False
-    tokens = tokenize.generate_tokens(StringIO(text).readline)
-    kinds = [token.type for token in tokens if token.type != tokenize.NL]
-    return any(kind == other == tokenize.STRING for kind, other in pairwise(kinds))
 
 
 def check_characters(code: str, column: str, cell: object) -> None:
     """Raise RowError `code` for text in a cell, however nested, that no UTF-8 file should hold."""
     if isinstance(cell, str) and cell.isascii() and "\0" not in cell:
         return  # as most are, and this is quicker
-    for text in (cell,) if isinstance(cell, str) else _texts(cell):
+    for text in _texts(cell):
         if _UNUSABLE.search(text):
             raise expected_error(code, column, "text without NUL or half of a surrogate pair", text)
 
 
 def _texts(cell: object) -> Iterator[str]:
-    """Every text in a cell, without recursion: a cell may be nested as deep as JSON allows."""
+    """The texts in a cell that may hold such, without recursion: it may be nested deep."""
     pending = [cell]
     while pending:
         item = pending.pop()
         if isinstance(item, str):
-            yield item
+            if not item.isascii() or "\0" in item:
+                yield item
         elif isinstance(item, list):
             pending.extend(item)
         elif isinstance(item, dict):

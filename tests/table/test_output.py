@@ -165,8 +165,8 @@ def test_a_new_output_is_accepted_and_nothing_is_left_behind(table: Path) -> Non
 
 
 def test_an_output_needs_a_suffix_that_can_be_written(table: Path) -> None:
-    with pytest.raises(OutputError, match=r"must end in one of \.csv, \.csv\.gz, \.jsonl"):
-        check_output(table.with_name("out.parquet"), table)
+    with pytest.raises(OutputError, match=r"must end in one of \.csv, \.csv\.gz, \.tsv"):
+        check_output(table.with_name("out.xlsx"), table)
 
 
 def test_c05_an_output_needs_a_folder(table: Path) -> None:

@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import json
+import random
 import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -248,6 +249,24 @@ def test_e14_a_damaged_gzip_file_is_refused(tmp_path: Path, damage: str) -> None
         scan(path)
 
 
+def test_k05_a_packed_file_that_is_damaged_twice_is_told(tmp_path: Path) -> None:
+    whole = gzip.compress(b"question_text\n" + b"\xff" * 50 + random.Random(0).randbytes(3000), 9)
+    trailer = bytearray(whole)
+    trailer[-5] ^= 1
+    middle = bytearray(whole)
+    middle[len(middle) // 2] ^= 255
+    small = "1f8b080000000000020353ca4b2de7cac9cc4b55d251aad0a954d239bc52a7b034b5b824333f2fbe24b5e9"
+    no_end = bytes.fromhex(f"{small}4487970b005e24000000")
+    small = "1f8b080000000000020353ca494c4acd51d251ca4c011285a5a9c52599f979f125a915254abcff4af783"
+    bad_end = bytes.fromhex(f"{small}c4ed95780127afc65b2a000000")
+    cut = (middle[:-20], whole[:-3], whole[:5], whole + b"tail")
+    for damaged in (trailer, middle, *cut, no_end, bad_end):
+        path = tmp_path / "in.csv.gz"
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"not UTF-8|truncated or no gzip file"):
+            scan(path)
+
+
 @pytest.mark.parametrize("name", ["absent.csv", "absent.jsonl", "absent.parquet"])
 def test_a_missing_file_is_told(tmp_path: Path, name: str) -> None:
     with pytest.raises(MissingError, match="does not exist"):
@@ -261,7 +280,7 @@ def test_a_folder_is_no_table(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"must end in one of \.csv, \.csv\.gz, \.jsonl"):
+    with pytest.raises(InputError, match=r"must end in one of \.csv, \.csv\.gz, \.tsv"):
         next(read_rows(tmp_path / "in.xlsx"))
 
 
