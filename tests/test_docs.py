@@ -68,6 +68,11 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shutil.copytree(ROOT / "examples" / "demo" / "images", tmp_path / "images")
     shutil.copy(ROOT / "examples" / "demo" / "questions.csv", tmp_path / "in.csv")
+    table = (tmp_path / "in.csv").read_text()
+    names = {"question_image": "image", "label": "answer"}
+    for ours, theirs in names.items():
+        table = table.replace(f",{ours},", f",{theirs},", 1)
+    (tmp_path / "others.csv").write_text(table)
     (tmp_path / "my-bundle").symlink_to(DEMO_BUNDLE)
     return tmp_path
 

@@ -67,7 +67,6 @@ def validate(
     }
     settings = load_predict_settings(input_, input_, given, environ=os.environ)
     names = parse_names(settings.columns)
-    typer.echo(f"{input_}: {describe(input_, read_header(input_, names), names)}")
     problems = 0
     unanswerable = set()
     truth, findings = check_table(input_, open_images(settings), labels, names=names)
@@ -76,6 +75,7 @@ def validate(
         problems += 1
         if fatal:
             unanswerable.add(line)
+    typer.echo(f"{input_}: {describe(input_, read_header(input_, names), names)}")
     for text in truth.describe():
         typer.echo(f"{input_}: {text}")
     typer.echo(f"{input_}: {problems} problems; {len(unanswerable)} rows would get no answer.")

@@ -228,7 +228,7 @@ def test_failures_in_the_middle_have_exit_codes_and_publish_nothing(
 
 
 def test_an_error_of_ours_is_not_swallowed(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("mmrag_batch.table.check.check_table", fail)
@@ -243,8 +243,9 @@ def test_validate_names_file_line_row_and_problem(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"{table}:3: 1: image_missing: ")
     assert lines[1].startswith(f"{table}:5: 3: image_missing: ")
-    assert lines[2].startswith(f"{table}: label: 3 read, ")
-    assert lines[3] == f"{table}: 2 problems; 1 rows would get no answer."
+    assert lines[2].startswith(f"{table}: CSV with commas, 6 columns, ")
+    assert lines[3].startswith(f"{table}: label: 3 read, ")
+    assert lines[4] == f"{table}: 2 problems; 1 rows would get no answer."
 
 
 def test_validate_is_content_with_rows_that_can_be_answered(table: Path) -> None:

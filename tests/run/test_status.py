@@ -261,7 +261,7 @@ def test_the_rows_so_far_are_never_written_over_something(place: Place) -> None:
     before = {name: (place.folder / name).read_bytes() for name in ("in.csv", "out.csv")}
     for name in before:
         assert write(place, name, "--overwrite").exit_code == 73
-    assert write(place, "so-far.parquet").exit_code == 73
+    assert write(place, "so-far.xlsx").exit_code == 73
     assert {name: (place.folder / name).read_bytes() for name in before} == before
 
 
