@@ -88,11 +88,18 @@ def read_records(path: Path, names: Names = AS_THEY_ARE) -> Iterator[Record]:
     """The rows of a table, one by one. Raises as `read_header` does, but for JSON Lines, whose
     columns are known at the end."""
     table_format = _reader(path)
-    if isinstance(table_format, Csv | Parquet):
-        check_columns(path, table_format.columns(path), names)
+    found: Mapping[str, str] | None = None
+    if isinstance(table_format, Csv | Parquet):  # each row has all columns
+        columns = table_format.columns(path)
+        check_columns(path, columns, names)
+        found = find_columns(columns, names)
+    is_plain = not isinstance(table_format, Parquet)
     for record in table_format.records(path):
-        found = find_columns(tuple(record.cells), names)
-        yield record._replace(cells=Cells(record.cells, found))
+        renamed = find_columns(tuple(record.cells), names) if found is None else found
+        if is_plain and not renamed:
+            yield record
+        else:
+            yield record._replace(cells=Cells(record.cells, renamed))
 
 
 def describe(path: Path, columns: Sequence[str], names: Names = AS_THEY_ARE) -> str:
