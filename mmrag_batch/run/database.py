@@ -42,6 +42,10 @@ def keep(count: int) -> str:
     return f"INSERT OR REPLACE INTO answers ({_COLUMNS}) VALUES {places}"  # noqa: S608
 
 
+class UnbegunError(OutputError):
+    """A store that is just being made, or whose maker has died before it was."""
+
+
 class DamagedError(InternalError):
     """Pages of a store cannot be read."""
 

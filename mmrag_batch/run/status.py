@@ -12,6 +12,7 @@ from mmrag_batch.bundle import sha256
 from mmrag_batch.errors import MissingError, MmragError
 from mmrag_batch.records import Status
 from mmrag_batch.run.answers import Start, in_words
+from mmrag_batch.run.database import UnbegunError
 from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.lock import find_holder
 from mmrag_batch.run.manifest import Manifest, check_replaceable, find_manifest
@@ -63,14 +64,15 @@ def describe(paths: Paths) -> Iterator[str]:
 def _find_parts(paths: Paths, manifest: Manifest | None) -> Iterator[Part]:
     shards = ((f"shard {s.index} of {s.count}", s, its) for s, its in find_shards(paths.output))
     for name, shard, its in [(str(paths.output), None, paths), *shards]:
-        start, problem = None, ""
+        start, problem, holder = None, "", find_holder(its.lock)
         if has_bytes(its.store):
             try:
                 with AnswerStore(its.store) as store:
                     start = next(reversed(store.starts()), None)
             except MmragError as error:
-                problem = str(error)
-        part = Part(name, shard, start, find_holder(its.lock), problem)
+                is_new = isinstance(error, UnbegunError) and holder is not None
+                problem = "" if is_new else str(error)
+        part = Part(name, shard, start, holder, problem)
         if part.holder or problem or not _is_shown(part, manifest):
             yield part
 

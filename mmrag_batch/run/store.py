@@ -19,7 +19,7 @@ from typing import Any, Self, cast
 from mmrag_batch.errors import ConfigError, MmragError, OutputError, StorageError
 from mmrag_batch.run import database
 from mmrag_batch.run.answers import Kept, Start, checksum, hash_note, read_kept
-from mmrag_batch.run.database import FAILURES, DamagedError, check_store, explain
+from mmrag_batch.run.database import FAILURES, DamagedError, UnbegunError, check_store, explain
 
 COMMIT_ROWS = 64
 COMMIT_SECONDS = 5.0
@@ -74,7 +74,7 @@ class AnswerStore:
                     self._sql.execute(statement)
                 self._put("name", secrets.token_hex(8))
         elif version == 0:
-            raise OutputError(f"{self.path} holds nothing yet: the run that made it has died.")
+            raise UnbegunError(f"{self.path} holds nothing yet: the run that made it has died.")
         elif version != database.FORMAT:
             raise ConfigError(
                 f"{self.path} has format {version}, this version reads {database.FORMAT}. Use the "

@@ -6,13 +6,17 @@ import io
 import json
 import re
 import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
+from mmrag_batch.run.database import APPLICATION
 from mmrag_batch.run.files import Paths
+from mmrag_batch.run.lock import hold_lock
 from mmrag_batch.run.shards import Shard, shard_paths
 from tests.faults.commands import Commands, Running
 from tests.run.parts import ROWS, Place, call, count, is_alive, questions, wait_for, whole
@@ -102,6 +106,17 @@ def test_a_run_that_has_asked_no_row_yet_is_at_work(place: Place, commands: Comm
     assert re.search(r"no row is asked yet|0 of 40 rows are done", done.stdout)
     assert f"pid {running.pid}" in done.stdout
     assert "format" not in done.stdout
+
+
+def test_a_store_that_is_just_being_made_is_no_fault_of_its_maker(place: Place) -> None:
+    paths = Paths.of(place.output)
+    with closing(sqlite3.connect(paths.store)) as sql:
+        sql.execute(f"PRAGMA application_id = {APPLICATION}")
+    assert "the run that made it has died" in status(place).stdout
+    with hold_lock(paths.lock, wait=False):
+        told = status(place).stdout
+    assert "no row is asked yet" in told
+    assert "At work" in told
 
 
 def test_shards_are_shown_one_by_one_and_together(place: Place, commands: Commands) -> None:
