@@ -3,6 +3,7 @@
 Adding one is a module with a function and an entry of `DATASETS`.
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -134,10 +135,15 @@ def _checked(name: str, directory: Path, rows: Iterator[Cells]) -> Iterator[Cell
 
 def _write_table(rows: Path, table: Path, columns: list[str], target: Path) -> None:
     writer = open_writer(table, columns)
-    with rows.open(encoding="utf-8") as source, target.open("xb") as stream:
+    is_packed = table.name.lower().endswith(".gz")
+    with (
+        rows.open(encoding="utf-8") as source,
+        gzip.open(target, "xb") if is_packed else target.open("xb") as stream,
+    ):
         stream.write(writer.header)
         for line in source:
             stream.write(writer.row(dict.fromkeys(columns) | json.loads(line)))
+        stream.write(writer.end())
 
 
 def read_json(file: Path) -> Any:

@@ -216,6 +216,14 @@ def test_a_picture_that_is_not_there_is_counted(tmp_path: Path) -> None:
     assert "1 pictures are named and not there" in done.stderr
 
 
+@pytest.mark.parametrize("out", ["out.csv.gz", "out.tsv", "out.jsonl.gz", "out.parquet"])
+def test_a_benchmark_is_written_as_any_table(out: str, tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, "mrag-bench", out=out)
+    assert [facts(row) for row in rows] == [
+        facts(row) for row in rows_of(tmp_path, "mrag-bench", out="plain.csv")
+    ]
+
+
 def test_mmmu_has_its_other_pictures_as_evidence(tmp_path: Path) -> None:
     dev, validation = rows_of(tmp_path, "mmmu", out="out.jsonl")
     choices = ("the first", "Vermeer's")
