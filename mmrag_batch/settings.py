@@ -51,7 +51,7 @@ SHARE = pattern(
 )
 COLUMNS = pattern(
     "our names and the table's, as in 'question_image=image,label=answer'",
-    r"[a-z_. ]+=[^,=]+(,[a-z_. ]+=[^,=]+)*",
+    r"([a-z_. ]+=[^,=]+(,[a-z_. ]+=[^,=]+)*)?",
 )
 SHARD = pattern("a shard and their number, as in '0/4'", r"\d+/\d+")
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mmrag_batch.masking import MaskingFormatter
+
 if TYPE_CHECKING:
     from tests.faults.commands import Commands
 
@@ -39,12 +41,15 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """A command sets logging up for its process, which the tests share."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], logging.getLogger("mmrag_batch").level
+    """A command sets logging up for its process, which the tests share. A fixture of a module may
+    have called one before."""
+    root, ours = logging.getLogger(), logging.getLogger("mmrag_batch")
+    handlers = [one for one in root.handlers if not isinstance(one.formatter, MaskingFormatter)]
+    root.handlers[:] = handlers
+    ours.setLevel(logging.NOTSET)
     yield
     root.handlers[:] = handlers
-    logging.getLogger("mmrag_batch").setLevel(level)
+    ours.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
