@@ -1,5 +1,6 @@
 """A row as it was read, and what every table must have."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +15,13 @@ MAX_CELL = 10 * 2**20
 """Most characters in one cell, or bytes."""
 
 
-class Typed:
+class Typed(ABC):
     """A cell of a type that JSON has not."""
 
     @property
+    @abstractmethod
     def plain(self) -> object:
         """Made of what JSON has, and of bytes."""
-        raise NotImplementedError
 
 
 class Cells(dict[str, object]):

@@ -3,8 +3,8 @@
 On a CPU it needs Triton, interpreted, which nothing else here does; so this is skipped unless
 TRITON names a folder with it:
 
-    pip install --no-deps --target /tmp/triton triton==3.6.0
-    TRITON=/tmp/triton pytest tests/families/vllm_plugin/test_v2_runner.py
+    pip install --no-deps --target build/triton triton==3.6.0
+    TRITON=build/triton pytest tests/families/vllm_plugin/test_v2_runner.py
 """
 
 import json
