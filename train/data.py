@@ -8,7 +8,6 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -23,6 +22,7 @@ from mmrag_batch.progress import Progress
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.embedder import EmbeddedRow, Embedder, Embedding
 from mmrag_batch.retrieval.preprocess import Floats
+from mmrag_batch.stages import in_batches
 
 WINDOW = 256
 """Rows embedded together."""
@@ -177,8 +177,7 @@ def _embed(
     shares: list[float] = []
     numbers: list[int] = []
     size = 0
-    source = iter(rows)
-    while window := list(islice(source, WINDOW)):
+    for window in in_batches(rows, WINDOW):
         supervised = [
             (row, relevance) for row in window if row.question and (relevance := supervise(row))
         ]

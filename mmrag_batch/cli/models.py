@@ -57,10 +57,8 @@ def _train_generator(config: Config, dry_run: DryRun = False) -> None:
         with alone(settings.out):
             typer.echo(train_generator(settings))
         return
-    if settings.lora_rank:
-        read_base(
-            with_parts(settings).base
-        )  # an adapter of what cannot be merged into would be of no use
+    if settings.lora_rank:  # an adapter of what cannot be merged into would be of no use
+        read_base(with_parts(settings).base)
     typer.echo(plan_generator(settings))
 
 

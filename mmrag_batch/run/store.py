@@ -106,11 +106,12 @@ class AnswerStore:
 
     def find_all(self, keys: Sequence[bytes]) -> dict[bytes, Kept]:
         """The same of several keys (LOOK_UP or fewer): those answers that there are."""
+        wanted = set(keys)
         with self._storing():
-            answers = {key: self._pending[key] for key in keys if key in self._pending}
+            answers = {key: self._pending[key] for key in wanted if key in self._pending}
             if self._has_answers:
                 for key, *columns in self._sql.execute(database.find(len(keys)), keys):
-                    if key in keys and (kept := read_kept(key, *columns)) is not None:
+                    if key in wanted and (kept := read_kept(key, *columns)) is not None:
                         answers.setdefault(key, kept)
         return answers
 

@@ -6,7 +6,7 @@ Image preprocessing and padding of the next batches run in a thread beside the f
 
 import logging
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from mmrag_batch.generation.engine import Engine, Request, Result
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Problem
 from mmrag_batch.settings import PredictSettings
-from mmrag_batch.stages import prefetch
+from mmrag_batch.stages import in_batches, prefetch
 
 LOOKAHEAD = 8
 """Batches that are read ahead to put rows of one kind and of similar length together."""
@@ -139,12 +139,10 @@ def batched(requests: Iterable[Request], size: int) -> Iterator[Batch]:
 
     Reads `LOOKAHEAD` batches at a time and sorts them by length, so that little is padded.
     """
-    source = iter(requests)
-    while window := list(islice(source, LOOKAHEAD * size)):
+    for window in in_batches(requests, LOOKAHEAD * size):
         window.sort(key=lambda request: (*_kind(request), len(request.token_ids)))
         for _, group in groupby(window, key=_kind):
-            while batch := list(islice(group, size)):
-                yield batch
+            yield from in_batches(group, size)
 
 
 def _kind(request: Request) -> tuple[int, bool]:
