@@ -55,8 +55,8 @@ def random_generator_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_random_generator(tmp_path_factory.mktemp("random") / "generator")
 
 
-def write_random_generator(directory: Path) -> Path:
-    """Ten layers, two of them cross-attention, in `directory`.
+def write_random_generator(directory: Path, *, layers: int = 10) -> Path:
+    """Ten layers, two of them cross-attention, or as many as are asked for, in `directory`.
 
     Heads are 32 wide, the least that vLLM's CPU attention takes. Weights as small as the
     initialisation's would make all answers alike.
@@ -67,7 +67,7 @@ def write_random_generator(directory: Path) -> Path:
     sizes = GeneratorSizes(
         vocabulary=320,
         hidden_size=128,
-        layers=10,
+        layers=layers,
         heads=4,
         kv_heads=2,
         intermediate_size=192,
@@ -149,17 +149,21 @@ def answers(
 
 @pytest.fixture(scope="module")
 def start_engine(random_generator_dir: Path) -> Iterator[Callable[..., Any]]:
-    """Starts a vLLM engine with the settings given; it ends with the module."""
+    """Starts a vLLM engine with the settings given; it ends with the module. One that compiles
+    nothing and has one rank is in this process, which saves the imports of two others."""
     engines = []
     with pytest.MonkeyPatch.context() as patch:
         for name, value in engine_environment().items():
             patch.setenv(name, value)
+        patch.setenv("TORCHDYNAMO_DISABLE", "1")  # else the sampler alone takes ten seconds
 
         def start(**settings: Any) -> Any:
             from vllm import LLM
 
-            if settings.get("enforce_eager"):  # else the sampler alone takes ten seconds
-                patch.setenv("TORCHDYNAMO_DISABLE", "1")
+            if not settings.get("enforce_eager"):
+                patch.delenv("TORCHDYNAMO_DISABLE")
+            alone = settings.get("enforce_eager") and "tensor_parallel_size" not in settings
+            patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0" if alone else "1")
             sizes = {"max_model_len": 512, "max_num_batched_tokens": 1024}
             engine = LLM(
                 dtype="float32",
@@ -167,6 +171,7 @@ def start_engine(random_generator_dir: Path) -> Iterator[Callable[..., Any]]:
                 disable_log_stats=False,
                 **{"model": str(random_generator_dir), **sizes, **settings},
             )
+            patch.setenv("TORCHDYNAMO_DISABLE", "1")
             engines.append(engine)
             return engine
 
@@ -198,12 +203,18 @@ def engine_environment() -> dict[str, str]:
 def check(
     prompt: Callable[[str], dict[str, Any]], reference: dict[str, Answer]
 ) -> Callable[..., None]:
-    """Has an engine answer cases in one go and compares each answer with transformers'.
+    """Has an engine answer cases in one go and compares each answer with transformers', of the
+    random model or as `expected`.
 
     `pytest --log-cli-level=INFO` shows how large the differences are.
     """
 
-    def run(engine: Any, cases: list[str], tokens: int = TOKENS) -> None:
+    def run(
+        engine: Any,
+        cases: list[str],
+        tokens: int = TOKENS,
+        expected: dict[str, Answer] = reference,
+    ) -> None:
         from vllm import SamplingParams
 
         greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=0)
@@ -211,9 +222,9 @@ def check(
         differences = []
         for case, output in zip(cases, outputs, strict=True):
             completion = output.outputs[0]
-            assert list(completion.token_ids) == reference[case].token_ids[:tokens], case
+            assert list(completion.token_ids) == expected[case].token_ids[:tokens], case
             for token, place, theirs in zip(
-                completion.token_ids, completion.logprobs, reference[case].logprobs
+                completion.token_ids, completion.logprobs, expected[case].logprobs
             ):
                 differences.append(abs(place[token].logprob - theirs))
         worst = max(differences)
