@@ -7,11 +7,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 from typer.main import get_group
+from typer.testing import CliRunner
 
+from mmrag_batch.cli.app import app
 from mmrag_batch.cli.demo import demo
 from mmrag_batch.cli.models import train
 from mmrag_batch.declare import load_config
@@ -77,33 +81,52 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_commands_on_tables_run_as_they_are_written(checkout: Path) -> None:
+def test_the_commands_on_tables_run_as_they_are_written(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkout)
     assert len(on_tables()) >= 4
-    run_all(on_tables(), checkout)
+    run_all(on_tables(), checkout, run_here)
 
 
 @pytest.mark.vllm
 def test_the_commands_that_name_vllm_run_as_they_are_written(checkout: Path) -> None:
     assert on_tables(engine="vllm")
-    run_all(on_tables(engine="vllm"), checkout)
+    run_all(on_tables(engine="vllm"), checkout, partial(run_there, checkout))
 
 
-def run_all(commands: list[list[str]], checkout: Path) -> None:
+Run = Callable[[list[str], Mapping[str, str]], tuple[int, str]]
+
+
+def run_here(arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
+    """A command in this process, which has the models' libraries loaded."""
+    done = CliRunner().invoke(app, arguments, env=dict(environ))
+    return done.exit_code, f"{done.stderr}{done.exception or ''}"
+
+
+def run_there(folder: Path, arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
+    """A command in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mmrag_batch", *arguments],
+        cwd=folder,
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stderr
+
+
+def run_all(commands: list[list[str]], checkout: Path, run: Run) -> None:
     """Run commands as a reader would, each in turn; every one must succeed."""
     for words in commands:
         if words[1] == "predict":
             for file in checkout.glob("out.csv*"):
                 shutil.rmtree(file) if file.is_dir() else file.unlink()
         for command in all_shards(words):
-            done = subprocess.run(
-                [sys.executable, "-m", "mmrag_batch", *command[1:]],
-                cwd=checkout,
-                env=os.environ | ({"MMRAG_ENGINE": "scripted"} if "--shard" in command else {}),
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert done.returncode == 0, (command, done.stderr)
+            environ = {"MMRAG_ENGINE": "scripted"} if "--shard" in command else {}
+            code, said = run(command[1:], environ)
+            assert code == 0, (command, said)
         if words[1] in {"predict", "merge"} and "--shard" not in words:
             assert len((checkout / "out.csv").read_text().splitlines()) == 61
 

@@ -186,6 +186,13 @@ def each(check: Callable[[T], None], cases: Iterable[T]) -> int:
         return len(list(pool.map(check, cases)))
 
 
+def telling(operations: Sequence[str]) -> list[int]:
+    """The places where a fault can tell something: before the first and the last of operations that
+    are alike and follow each other, as the records of a journal do."""
+    around = zip(operations, ("", *operations), (*operations[1:], ""))
+    return [at for at, (one, before, after) in enumerate(around) if not before == one == after]
+
+
 # What a run has left. --------------------------------------------------------------------------
 
 

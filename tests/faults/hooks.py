@@ -6,9 +6,22 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import typer.main
+
 from mmrag_batch.bundle import Bundle, read_manifest
+from mmrag_batch.cli import app as cli
+from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.records import Evidence, Row
 from mmrag_batch.run import lock, store
+from mmrag_batch.run.versions import find_versions
+from mmrag_batch.settings import DEMO_BUNDLE
+
+VERSIONS = find_versions()
+COMMAND = typer.main.get_command(cli.app)
+for name, words in {"predict": ["a", "b"], "merge": ["b"], "status": ["b"]}.items():
+    COMMAND.commands[name].make_context(name, words)  # type: ignore[attr-defined]
+RENDERER = Renderer(DEMO_BUNDLE / "generator")
+"""What every command would find out for itself, which takes longer than what a test is about."""
 
 
 def settle(changes: Mapping[str, Any]) -> None:
@@ -16,10 +29,12 @@ def settle(changes: Mapping[str, Any]) -> None:
     `commit_seconds`, `commit_rows`: those of the store. `tells`: each lock is named before it is
     asked for. `rewrites`: before a function, by its name, is called for the n-th time, in.csv is
     overwritten in place with new.csv."""
+    spare_the_start()
     if changes.get("quick"):
         documents = "mmrag_batch.retrieval.retriever.open_row_documents"
         mock.patch(documents, lambda *_: _NoDocuments()).start()
         mock.patch("mmrag_batch.run.predict.open_bundle", _trust).start()
+        mock.patch("mmrag_batch.generation.rendering.Renderer", lambda _: RENDERER).start()
     for name in ("commit_seconds", "commit_rows"):
         if name in changes:
             mock.patch.object(store, name.upper(), changes[name]).start()
@@ -33,6 +48,12 @@ def settle(changes: Mapping[str, Any]) -> None:
         mock.patch.object(lock, "_file_lock", tell).start()
     for name, count in changes.get("rewrites", {}).items():
         mock.patch(name, _rewriting(pkgutil.resolve_name(name), count)).start()
+
+
+def spare_the_start() -> None:
+    """Let the command in this process know already what it is made of and runs on."""
+    mock.patch("mmrag_batch.run.predict.find_versions", VERSIONS.copy).start()
+    mock.patch.object(cli, "app", COMMAND).start()
 
 
 def _rewriting(function: Callable[..., Any], count: int) -> Callable[..., Any]:

@@ -1,7 +1,8 @@
 """Group A: a run that dies at any point of its way is completed by the same command, byte by byte.
 
 Death comes at each operation of the disk in turn, SQLite's included, as SQLite tests itself: before
-the operation, in the middle of it, and with the loss of all that was not synced.
+the operation, in the middle of it, and with the loss of all that was not synced. Of operations that
+are alike and follow each other it is the first and the last.
 """
 
 import random
@@ -32,6 +33,7 @@ from tests.faults.harness import (
     predict,
     read_rows,
     run,
+    telling,
     wait_for,
     words,
     write_table,
@@ -73,7 +75,7 @@ def make_good(commands: Commands, folder: Path, rows: int, expected: bytes) -> N
 def die_everywhere(
     commands: Commands, folder: Path, rows: int, expected: bytes, fault: Fault
 ) -> None:
-    """Die as `fault` says, at each operation that it counts, and go on."""
+    """Die as `fault` says, at each operation that it counts and that can tell something; go on."""
     write_table(folder / "in.csv", rows)
     log = operations(commands, folder, rows)
     counted = [what for what in log if what.split()[0] in fault.only.split(",") or not fault.only]
@@ -91,7 +93,7 @@ def die_everywhere(
             raise AssertionError(f"{fault.kind} at {at}, {counted[at]}: {error}") from error
         shutil.rmtree(place)
 
-    assert each(die, range(len(counted))) == len(counted)
+    assert each(die, telling(counted)) > 40
 
 
 def test_a03_a_write_that_is_torn_is_made_good_whichever_it_is(

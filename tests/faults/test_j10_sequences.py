@@ -17,7 +17,7 @@ from tests.faults.world import Entry, World, WrongError
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
-SEQUENCES = 120
+SEQUENCES = 80
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tests.faults.machine import MEMORY
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
-COUNT = 60
+COUNT = 40
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def test_j07_of_two_arrays_the_last_one_says_what_a_list_of_its_tasks_stands_for
     assert place.asked() == once(range(ROWS))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_j07_any_arrays_one_after_the_other_answer_every_row_once(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
