@@ -16,6 +16,7 @@ from mmrag_batch.errors import InputError, RowError
 from mmrag_batch.export.encoders import Encoders
 from mmrag_batch.export.parity import check_cosine, least_cosine, top_k_agreement
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.images.pages import with_pages
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.table.rows import read_rows
 from mmrag_batch.train.demo_pairs import sentences
@@ -60,10 +61,11 @@ def read_sample(path: Path | None) -> Contents:
 
 def _contents(table: Path) -> Iterator[tuple[str | None, str | None]]:
     """The text and the picture of each question and document."""
+    images = ImageLoader(table.parent)
     for row in read_rows(table):
         if row.question is not None:
             yield row.question.text, row.question.image
-            for document in row.question.documents:
+            for document in with_pages(row.question, images).documents:
                 yield document.text, document.image
 
 

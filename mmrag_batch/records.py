@@ -20,7 +20,8 @@ class Problem:
 class Document:
     """One candidate: a text, an image, or an image with a text.
 
-    `image` is the source as the table gives it: a path under the image root or a `data:` URI.
+    `image` is the source as the table gives it: a path under the image root or a `data:` URI, and
+    perhaps a page of what it names.
     """
 
     id: str

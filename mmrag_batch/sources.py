@@ -1,5 +1,5 @@
-"""What a text of a table names: an image that stands in it, a URL, the path of a file, or nothing
-of that kind. Told from the text alone; no file is looked at."""
+"""What a text of a table names: an image that stands in it, a URL, the path of a file, a page of
+one of these, or nothing of that kind. Told from the text alone; no file is looked at."""
 
 import re
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from mmrag_batch.records import Document, Problem, Question
 
 IMAGES = frozenset(
     "jpg jpeg jpe jif jfif pjpeg pjp png apng webp gif bmp dib tif tiff avif avifs heic heics heif"
-    " heifs hif jp2 j2k j2c jpc jpf jpx".split()
+    " heifs hif jp2 j2k j2c jpc jpf jpx pdf".split()
 )
-"""Suffixes of images that are read here, HEIC where its library is installed."""
+"""Suffixes of what is read here, HEIC and PDF where their libraries are installed."""
 _OTHERS = frozenset(
     "svg svgz eps psd xcf ico icns tga jxl jxr exr hdr dds pcx ppm pgm pbm pnm emf wmf dng cr2 cr3"
-    " nef arw orf rw2 dcm dicom nii fits djvu pdf doc docx odt rtf ppt pptx odp xls xlsx ods epub"
+    " nef arw orf rw2 dcm dicom nii fits djvu doc docx odt rtf ppt pptx odp xls xlsx ods epub"
     " htm html xml json jsonl csv tsv parquet txt md tex zip gz bz2 xz tar tgz 7z rar npy npz pkl"
     " mp4 m4v mov avi mkv webm mpg mpeg mp3 wav flac ogg m4a".split()
 )
@@ -25,14 +25,17 @@ _HOST = re.compile(r"(?:www\.\S+|(?:[a-z0-9-]+\.)+[a-z]{2,}(?::\d+)?/\S*)$", re.
 _ROOTED = re.compile(r"(?:[A-Za-z]:[\\/]|\\\\\w|~[/\\]|\.{1,2}[/\\]|/[^/]+/)\S")
 _NESTED = re.compile(r"[^\s/\\]+(?:[/\\][^\s/\\]+)*[/\\][^\s/\\]*\.[A-Za-z][A-Za-z0-9]{1,6}$")
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096
+_PAGE = re.compile(r"#(?:[^#]*&)?page=(\d{1,7})(?:&[^#]*)?$")
+_LONGEST_PAGE = 64
 
 _DATA = re.compile(r"data:(?:[\w.+-]+/[\w.+*-]+|)(?:;[\w.-]+=[^;,]*)*(?:;base64)?,", re.IGNORECASE)
 # How the first bytes of each format look in base64.
 _BASE64_HEAD = re.compile(
     r"(?:/9j/|_9j_|iVBORw0KGg|R0lGOD[dl]h|UklGR|Qk[0-3].{5}AAAA|SUkqA|TU0AK|AAAA.GZ0eXB|AAAADGpQ"
-    r"|/0//|_0__)"
+    r"|/0//|_0__|JVBERi0)"
 )
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{40,}[=\s]*")
+_PDF_HEAD = "JVBERi0"
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{40,}[=\s]*(?:#page=\d+)?")
 _WRAPPING = re.compile(r"\s*(?:\[\s*)?(?:b?['\"])?\s*")
 _QUOTES = ("'", '"', "`")
 
@@ -71,6 +74,29 @@ def is_url(source: str) -> bool:
     """Whether a source is somewhere else: a URL that is no `file://`."""
     scheme = _SCHEME.match(unwrap(source))
     return scheme is not None and scheme[0].lower() != "file://"
+
+
+def split_page(source: str) -> tuple[str, int | None]:
+    """What a source names, and which page of it, from 1: `manual.pdf#page=12`, as in RFC 8118.
+    None where it names no page."""
+    if "page=" not in source[-_LONGEST_PAGE:]:
+        return source, None
+    bare = unwrap(source)
+    match = _PAGE.search(bare, max(0, len(bare) - _LONGEST_PAGE))
+    return (bare[: match.start()], int(match[1])) if match else (source, None)
+
+
+def name_page(name: str, page: int) -> str:
+    """The name of a page of what has a name: the source of a file, the id of a document."""
+    return f"{name}#page={page}"
+
+
+def may_be_pdf(source: str) -> bool:
+    """Whether a source is not called as another image is; what it holds tells whether it is one."""
+    name, _ = split_page(source)
+    if is_inline(name):
+        return split_inline(name)[1].lstrip().startswith(_PDF_HEAD)
+    return _suffix(name) not in IMAGES - {"pdf"}
 
 
 def names_source(text: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from mmrag_batch.records import Row
 
@@ -37,8 +37,15 @@ OpenStage = Callable[[], AbstractContextManager[Stage]]
 """Loads a stage where it is to run, and closes it in the end."""
 
 
+class Page(NamedTuple):
+    """A page of a PDF: its source, as that of an image, and its text, if it has one."""
+
+    source: str
+    text: str | None
+
+
 class ImageStore(Protocol):
-    """Where stages get images from. Both methods raise `RowError` for a source they cannot use."""
+    """Where stages get images from. All methods raise `RowError` for a source they cannot use."""
 
     def digest(self, source: str) -> str:
         """The SHA-256 (hex) of the image's bytes, found without decoding them."""
@@ -46,6 +53,10 @@ class ImageStore(Protocol):
 
     def load(self, source: str) -> "Image":
         """The decoded image, upright and in RGB."""
+        ...
+
+    def pages(self, source: str) -> tuple[Page, ...]:
+        """The pages of a PDF, or the one that the source names; none of any other image."""
         ...
 
 

@@ -27,6 +27,7 @@ from mmrag_batch.errors import ConfigError, InputError, UnavailableError
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.images.pages import with_pages
 from mmrag_batch.parts import find_part, hash_model, read_spec, write_origin
 from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
@@ -171,10 +172,10 @@ def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> Answe
 def with_evidence(
     rows: Sequence[Row], images: ImageStore, config: GeneratorConfig
 ) -> Sequence[Row]:
-    """The rows with the evidence that the generator is to learn from."""
+    """The rows with the evidence that the generator is to learn from; a PDF is its pages."""
     if config.retriever is None:
         with Progress("Reading pictures", len(rows), "rows") as progress:
-            read_rows = progress.each(rows)
+            read_rows = (_with_pages(row, images) for row in progress.each(rows))
             return relevant_evidence(read_rows, images, top_k=config.top_k, seed=config.seed)
     retriever = open_retriever(
         config.retriever,
@@ -184,7 +185,12 @@ def with_evidence(
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     with Progress("Finding evidence", len(rows), "rows") as progress:
-        return [row for row in progress.each(retriever(rows)) if row.error is None]
+        read_rows = (_with_pages(row, images) for row in progress.each(rows))
+        return [row for row in retriever(read_rows) if row.error is None]
+
+
+def _with_pages(row: Row, images: ImageStore) -> Row:
+    return replace(row, question=row.question and with_pages(row.question, images))
 
 
 def split_rows(

@@ -20,6 +20,8 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.families.mllama.loading import pass_by_position
+from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.images.pages import with_pages
 from mmrag_batch.prompt import build_prompt
 from mmrag_batch.records import Evidence
 from mmrag_batch.table.rows import read_rows
@@ -213,8 +215,10 @@ def _write_json(file: Path, values: dict[str, object]) -> None:
 
 def prompt_texts(table: Path) -> Iterator[str]:
     """The text of each question of a table, with all its documents as evidence."""
+    images = ImageLoader(table.parent)
     for row in read_rows(table):
         if row.question is not None:
-            evidence = [Evidence(document, 0.0) for document in row.question.documents]
-            prompt = build_prompt(row.question, evidence, max_images=1, scoring="letter")
+            question = with_pages(row.question, images)
+            evidence = [Evidence(document, 0.0) for document in question.documents]
+            prompt = build_prompt(question, evidence, max_images=1, scoring="letter")
             yield from (part["text"] for part in prompt.messages[0]["content"] if "text" in part)

@@ -27,10 +27,12 @@ from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.images.pages import with_pages
 from mmrag_batch.parts import encoders_identity, find_part, hash_model, read_spec, write_origin
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_embedder
+from mmrag_batch.stages import ImageStore
 from mmrag_batch.table.names import parse_names
 from mmrag_batch.table.rows import read_records
 from mmrag_batch.table.truth import read_labelled_rows
@@ -124,11 +126,12 @@ def plan_retriever(config: RetrieverConfig) -> str:
     for name in ("image_encoder.onnx", "text_encoder.onnx", "tokenizer.json"):
         if not (config.encoders / name).is_file():
             raise MissingError(f"{config.encoders / name} is missing; export the encoders again.")
-    rows = _rows(config)
+    images = ImageLoader(config.table.parent)
+    rows = _rows(config, images)
     if config.supervision == "likelihood":
         total = sum(needs_likelihood(row) or bool(by_relevant(row)) for row in rows)
     else:
-        supervise = _supervision(config, ImageLoader(config.table.parent), {}, None)
+        supervise = _supervision(config, images, {}, None)
         total = sum(bool(row.question and supervise(row)) for row in rows)
     trained = total - _held_out_count(total, config.held_out)
     _check_batch(config, trained)
@@ -164,11 +167,13 @@ def read_table(
     embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
     total = sum(1 for _ in read_records(config.table, parse_names(config.columns)))
     supervise = _supervision(config, images, asked, total)
-    return embed_table(_rows(config), embedder, supervise, config.out, total=total)
+    return embed_table(_rows(config, images), embedder, supervise, config.out, total=total)
 
 
-def _rows(config: RetrieverConfig) -> Iterator[Row]:
-    return read_labelled_rows(config.table, names=parse_names(config.columns))
+def _rows(config: RetrieverConfig, images: ImageStore) -> Iterator[Row]:
+    """The rows of the table, with the pages of their PDFs."""
+    for row in read_labelled_rows(config.table, names=parse_names(config.columns)):
+        yield replace(row, question=row.question and with_pages(row.question, images))
 
 
 def _supervision(
@@ -177,7 +182,7 @@ def _supervision(
     if config.supervision == "relevant":
         return by_relevant
     if config.supervision == "answer":
-        return ByAnswer(texts_of(_rows(config)))
+        return ByAnswer(texts_of(_rows(config, images)))
     assert config.generator is not None  # it was checked
     engine = TransformersEngine(
         config.generator, batch_size=config.generator_batch, max_new_tokens=1
@@ -185,7 +190,7 @@ def _supervision(
     spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
     with closing(engine):
         likelihoods = measure_likelihoods(
-            _rows(config),
+            _rows(config, images),
             Answerer(Renderer(config.generator), engine, images, spec),
             spec,
             config.out / LIKELIHOODS,

@@ -16,6 +16,7 @@ from PIL.Image import Image
 
 from mmrag_batch.errors import RowError
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.images.pages import with_pages
 from mmrag_batch.progress import Progress
 from mmrag_batch.records import Question
 from mmrag_batch.table.truth import read_labelled_rows
@@ -99,4 +100,8 @@ class Sampler:
 
 
 def _questions(table: Path) -> Iterator[Question]:
-    return (row.question for row in read_labelled_rows(table) if row.question is not None)
+    """The questions of a table, with the pages of their PDFs."""
+    images = ImageLoader(table.parent)
+    for row in read_labelled_rows(table):
+        if row.question is not None:
+            yield with_pages(row.question, images)

@@ -85,7 +85,7 @@ class MediaFetcher:
         timer.start()
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"Accept": "image/*"})
+            connection.request("GET", target, headers={"Accept": "image/*, application/pdf"})
             with connection.getresponse() as response:
                 return self._read(response)
         finally:

@@ -8,9 +8,10 @@ from PIL import features
 
 from mmrag_batch.errors import RowError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000")
-"""The formats that are read, by Pillow's names. HEIF (HEIC) needs pillow-heif."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JPEG2000", "PDF")
+"""The formats that are read, by Pillow's names. HEIF (HEIC) needs pillow-heif, PDF pypdfium2."""
 
+_PDF = rb"(?:\xef\xbb\xbf)?\s*%PDF-"
 _READ = (
     ("JPEG", rb"\xff\xd8\xff"),
     ("PNG", rb"\x89PNG\r\n\x1a\n"),
@@ -21,9 +22,9 @@ _READ = (
     ("AVIF", rb".{4}ftypavi[fs]|.{4}ftyp(?:mif1|msf1).{4}(?:.{4}){0,12}?avi[fs]"),
     ("HEIF", rb".{4}ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)"),
     ("JPEG2000", rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"),
+    ("PDF", _PDF),
 )
 _UNSUPPORTED = (
-    ("a PDF; give its pages as images", rb"%PDF-"),
     ("an SVG drawing; convert it to PNG", rb"(?:<\?xml.{0,400}?)?(?:<!--.{0,400}?-->\s*)?<svg\b"),
     ("EPS; convert it to PNG", rb"%!PS|\xc5\xd0\xd3\xc6"),
     ("Photoshop's PSD; convert it to PNG", rb"8BPS"),
@@ -65,9 +66,16 @@ def find_format(data: bytes) -> str:
     raise RowError("image_corrupt", f"not an image of {', '.join(FORMATS)}{_describe(data)}")
 
 
+def is_pdf(data: bytes) -> bool:
+    """Whether these are the bytes of a PDF."""
+    return re.match(_PDF, data[:_HEAD]) is not None
+
+
 def _check_library(name: str) -> None:
     if name == "HEIF" and find_spec("pillow_heif") is None:
         what = "HEIC; run `pip install pillow-heif`, or convert it to JPEG"
+    elif name == "PDF" and find_spec("pypdfium2") is None:
+        what = "a PDF; run `pip install pypdfium2`, or give its pages as images"
     elif name == "AVIF" and not features.check("avif"):
         what = "AVIF, which this Pillow lacks; run `pip install --force-reinstall pillow`"
     elif name == "JPEG2000" and not features.check("jpg_2000"):

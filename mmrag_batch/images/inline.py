@@ -8,7 +8,9 @@ from mmrag_batch.errors import RowError
 from mmrag_batch.images import files
 from mmrag_batch.sources import split_inline
 
-_TYPES = re.compile(r"data:(image/.*|(application|binary)/octet-stream.*|[;,].*)", re.IGNORECASE)
+_TYPES = re.compile(
+    r"data:(image/.*|application/pdf.*|(application|binary)/octet-stream.*|[;,].*)", re.IGNORECASE
+)
 _SPACE = re.compile(r"\s+")
 _URL_SAFE = str.maketrans("-_", "+/")
 

@@ -6,8 +6,9 @@
 - Retrieval counts rows with a relevant document. The output holds only the evidence that the
   generator was given, so ranks are known up to the longest evidence of the file, at most 5: every
   figure is at that depth and named so (`recall@3`). A relevant document that was not kept has no
-  rank and scores 0. By the definitions of trec_eval: recall@k is the share of the relevant
-  documents among the first k, success@k (the hit rate) whether there is any.
+  rank and scores 0; a PDF that is relevant is found with the first of its pages. By the
+  definitions of trec_eval: recall@k is the share of the relevant documents among the first k,
+  success@k (the hit rate) whether there is any.
 - The expected calibration error takes rows that have a confidence and a valid label.
 """
 
@@ -28,7 +29,7 @@ from mmrag_batch.report.free_form import FreeForm, score_answer
 from mmrag_batch.table.cells import parse_choices
 from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.rows import read_header
-from mmrag_batch.table.truth import Labels, Reading, is_labelled, read_labels
+from mmrag_batch.table.truth import Labels, Reading, find_ranks, is_labelled, read_labels
 from mmrag_batch.table.values import is_empty, parse_list
 
 MAX_DEPTH = 5
@@ -229,8 +230,10 @@ def _facts(row: Row, labels: Labels) -> tuple[object, ...]:
     confidence; how many documents were kept, the ranks of the relevant among them, and how many
     are relevant."""
     evidence = _evidence(row)
-    relevant = (row.question.relevant if row.question is not None else None) or frozenset()
-    ranks = tuple(rank for rank, name in enumerate(evidence, start=1) if name in relevant)
+    relevant, ranks = frozenset[str](), tuple[int, ...]()
+    if row.question is not None and row.question.relevant:
+        relevant = row.question.relevant
+        ranks = find_ranks(evidence, relevant, row.question.documents)
     truth = _truth(row, labels)
     status, confidence = row.cells.get("status"), _value(row, "confidence")
     return status, *truth, confidence, len(evidence), ranks, len(relevant)

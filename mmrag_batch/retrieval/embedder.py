@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrag_batch.errors import RowError
-from mmrag_batch.records import Document, Problem, Row
+from mmrag_batch.images.pages import with_pages
+from mmrag_batch.records import Document, Problem, Question, Row
 from mmrag_batch.retrieval.cache import Cache
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
@@ -36,7 +37,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedRow:
-    """A row's question and those of its documents that can be read."""
+    """A row's question and those of its documents, and pages of them, that can be read."""
 
     question: Embedding
     documents: tuple[Document, ...]
@@ -71,18 +72,25 @@ class Embedder:
         """One entry a row; None for one without documents, or with an error, which it may now get.
 
         A question with a broken image becomes a row error. A document with a broken image is left
-        out and noted in `row.problems`. The digests of a row's image files go to `row.images`.
+        out and noted in `row.problems`. A PDF is as many documents as it has pages. The digests of
+        a row's image files go to `row.images`.
         """
         window = _Window()
-        for row in rows:
-            if row.error is None and (question := row.question) is not None:
-                if question.documents:
-                    self._collect(window, question.text, question.image)
-                for document in question.documents:
-                    self._collect(window, document.text, document.image)
-                row.images = {file: self._digest(window, file) for file in image_files(question)}
+        questions = [self._collect_row(window, row) for row in rows]
         self._encode(window)
-        return [self._assemble(window, row) for row in rows]
+        return [self._assemble(window, *asked) for asked in zip(rows, questions)]
+
+    def _collect_row(self, window: _Window, row: Row) -> Question | None:
+        """The question, with the pages of its PDFs, once all that it needs is noted."""
+        if row.error is not None or row.question is None:
+            return None
+        question = with_pages(row.question, self._images)
+        if question.documents:
+            self._collect(window, question.text, question.image)
+        for document in question.documents:
+            self._collect(window, document.text, document.image)
+        row.images = {file: self._digest(window, file) for file in image_files(row.question)}
+        return question
 
     def _collect(self, window: _Window, text: str | None, image: str | None) -> None:
         """Look both modalities up, or note that they must be encoded."""
@@ -140,9 +148,8 @@ class Embedder:
             window.vectors[key] = vector
             self._cache.put(key, vector)
 
-    def _assemble(self, window: _Window, row: Row) -> EmbeddedRow | None:
-        question = row.question
-        if row.error is not None or question is None:
+    def _assemble(self, window: _Window, row: Row, question: Question | None) -> EmbeddedRow | None:
+        if question is None:
             return None
         try:
             if not question.documents:

@@ -1,14 +1,15 @@
 """What is wrong with a table and its images, by line, found before a GPU is touched."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from mmrag_batch.errors import RowError
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.records import Problem, Question, Row
+from mmrag_batch.images.pages import with_pages
+from mmrag_batch.records import Document, Problem, Question, Row
 from mmrag_batch.sources import document_problem
 from mmrag_batch.table.names import AS_THEY_ARE, Names, tell_columns
 from mmrag_batch.table.rows import read_header, read_rows, scan
@@ -60,9 +61,10 @@ def _check_rows(path: Path, images: ImageLoader, labels: Labels, names: Names) -
         if row.error is not None:
             yield Finding(row.line, row.id, row.error, fatal=True)
         elif row.question is not None:
-            for problem, fatal in _check_question(row.question, images, valid_digests):
+            question = with_pages(row.question, images)
+            for problem, fatal in _check_question(question, images, valid_digests):
                 yield Finding(row.line, row.id, problem, fatal)
-            for problem in _check_truth(row, row.question, labels):
+            for problem in _check_truth(row, row.question, question.documents, labels):
                 yield Finding(row.line, row.id, problem, fatal=False)
 
 
@@ -80,13 +82,19 @@ def _check_question(
             yield document_problem(document, error), False
 
 
-def _check_truth(row: Row, question: Question, labels: Labels) -> Iterator[Problem]:
-    """Problems of `label` and `relevant`, which no answer needs but every evaluation does."""
+def _check_truth(
+    row: Row, question: Question, pages: Iterable[Document], labels: Labels
+) -> Iterator[Problem]:
+    """Problems of `label` and `relevant`, which no answer needs but every evaluation does. `pages`
+    are the question's documents with those of PDFs."""
     cell, choices = row.cells.get("label"), question.choices
     if choices and is_labelled(cell, choices) and labels.find(cell, choices) is None:
         yield Problem("bad_label", f"label {cell!r} is no choice, nor the index or letter of one")
-    _, errors = find_relevant(row.cells.get("relevant"), question.documents)
+    relevant, errors = find_relevant(row.cells.get("relevant"), question.documents)
     yield from (Problem(error.code, str(error)) for error in errors)
+    ids = {document.id for document in (*question.documents, *pages)}
+    for name in sorted((relevant or frozenset()) - ids):
+        yield Problem("bad_relevant", f"relevant: {name!r} is no page that can be read")
 
 
 def _check_image(source: str, images: ImageLoader, valid_digests: set[str]) -> RowError | None:

@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
@@ -17,6 +17,7 @@ from typing import Literal
 
 from mmrag_batch.errors import RowError
 from mmrag_batch.records import Document, Row
+from mmrag_batch.sources import may_be_pdf, name_page, split_page
 from mmrag_batch.table.cells import parse_choices
 from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.rows import read_records, read_rows
@@ -149,7 +150,8 @@ def find_relevant(
 ) -> tuple[frozenset[str] | None, tuple[RowError, ...]]:
     """The ids of the relevant documents, None where nothing is known; and what cannot be read.
 
-    The cell lists ids (texts) and 0-based indices (integers), or is one of these.
+    The cell lists ids (texts) and 0-based indices (integers), or is one of these. A document with
+    an image may be a PDF: its pages are named as `ID#page=N`, and are left out beside all of it.
     """
     column, expected = "relevant", "a list of document ids or 0-based indices"
     if isinstance(cell, int | float) and not is_empty(cell):
@@ -163,6 +165,7 @@ def find_relevant(
     if items is None:
         return None, ()
     ids = {document.id for document in documents}
+    pdfs = {one.id for one in documents if one.image and _may_have_pages(one.image)}
     relevant_ids: set[str] = set()
     errors: list[RowError] = []
     for number, item in enumerate(items):
@@ -171,10 +174,37 @@ def find_relevant(
             relevant_ids.add(documents[index].id)
         elif isinstance(item, str) and item in ids:
             relevant_ids.add(item)
+        elif isinstance(item, str) and (page := split_page(item))[0] in pdfs and page[1]:
+            relevant_ids.add(name_page(page[0], page[1]))
         else:
             what = "the id or the index of a document of the row"
             errors.append(expected_error("bad_relevant", column, what, item, number))
-    return frozenset(relevant_ids), tuple(errors)
+    named_twice = {one for one in relevant_ids - ids if _whole_of(one, ids) in relevant_ids}
+    return frozenset(relevant_ids - named_twice), tuple(errors)
+
+
+def find_ranks(
+    evidence: Sequence[str], relevant: Collection[str], documents: Sequence[Document]
+) -> tuple[int, ...]:
+    """The ranks, from 1, at which relevant documents are found among the ids of evidence. Of one
+    that is relevant as a whole, the first page counts and no other."""
+    ids, wanted, ranks = {document.id for document in documents}, set(relevant), []
+    for rank, name in enumerate(evidence, start=1):
+        found = name if name in wanted else _whole_of(name, ids)
+        if found in wanted:
+            wanted.remove(found)
+            ranks.append(rank)
+    return tuple(ranks)
+
+
+def _may_have_pages(source: str) -> bool:
+    return may_be_pdf(source) and split_page(source)[1] is None
+
+
+def _whole_of(name: str, ids: Collection[str]) -> str:
+    """The id of the document that an id is that of a page of; the same id where it is none."""
+    whole = split_page(name)[0]
+    return whole if name not in ids and whole in ids else name
 
 
 def _read_text(cell: object, choices: Sequence[str]) -> int | None:

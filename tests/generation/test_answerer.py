@@ -13,7 +13,7 @@ from mmrag_batch.generation.engines.scripted import ScriptedEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Document, Evidence, Prediction, Problem, Question, Row
-from mmrag_batch.stages import pixel_bytes
+from mmrag_batch.stages import Page, pixel_bytes
 
 
 class Album:
@@ -21,6 +21,9 @@ class Album:
 
     def digest(self, source: str) -> str:
         return source
+
+    def pages(self, source: str) -> tuple[Page, ...]:
+        return ()
 
     def load(self, source: str) -> Image.Image:
         if "broken" in source:

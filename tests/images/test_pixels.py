@@ -76,7 +76,6 @@ def test_g02_what_is_no_whole_image_is_corrupt(data: bytes) -> None:
     "data",
     [
         b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>',
-        b"%PDF-1.7\n",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         b"SIMPLE  =                    T",
         b"8BPS\0\1" + bytes(50),

@@ -14,6 +14,7 @@ from mmrag_batch.retrieval.cache import EmbeddingCache
 from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
+from mmrag_batch.stages import Page
 
 PICTURES = {name: Image.new("RGB", (40, 40), name) for name in ("red", "green", "blue")}
 
@@ -30,6 +31,9 @@ class Pictures:
         if name not in PICTURES and not name.startswith("torn"):
             raise RowError("image_missing", f"{source!r}: no such file")
         return hashlib.sha256(name.encode()).hexdigest()
+
+    def pages(self, source: str) -> tuple[Page, ...]:
+        return ()
 
     def load(self, source: str) -> Image.Image:
         self.loads[source] += 1

@@ -8,6 +8,7 @@ from mmrag_batch.bundle import read_retriever_spec
 from mmrag_batch.errors import RowError
 from mmrag_batch.records import Document, Problem, Question, Row
 from mmrag_batch.retrieval.retriever import Retriever, open_retriever
+from mmrag_batch.stages import Page
 
 COINS = ["the ball costs 3 coins", "a red cube", "cube", "what?", "blue.png", "a red cube"]
 
@@ -19,6 +20,9 @@ class Pictures:
         if source == "missing.png":
             raise RowError("image_missing", f"{source} is missing.")
         return source
+
+    def pages(self, source: str) -> tuple[Page, ...]:
+        return ()
 
     def load(self, source: str) -> Image.Image:
         if source == "torn.png":
