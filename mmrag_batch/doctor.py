@@ -10,16 +10,7 @@ from mmrag_batch import __version__, machine
 from mmrag_batch.machine import Gpu
 
 GIB = 2**30
-SHOWN = (
-    "onnxruntime",
-    "torch",
-    "transformers",
-    "vllm",
-    "bitsandbytes",
-    "pyarrow",
-    "pypdfium2",
-    "ray",
-)
+SHOWN = ("onnxruntime", "torch", "transformers", "vllm", "bitsandbytes", "pyarrow", "ray")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +53,6 @@ def check() -> list[Check]:
         _vllm(),
         _extra("evaluate", "report"),
         _extra("Parquet tables", "parquet"),
-        _extra("pages of PDFs", "pdf"),
         _extra("train and export", "train"),
         _extra("train in 4 bits", "train-4bit"),
         _int8(),

@@ -24,14 +24,7 @@ def by_name() -> dict[str, Check]:
 
 def test_here_predict_runs_and_training_does(extras: dict[str, list[Requirement]]) -> None:
     found = by_name()
-    for name in (
-        "predict",
-        "evaluate",
-        "Parquet tables",
-        "pages of PDFs",
-        "train and export",
-        "train in 4 bits",
-    ):
+    for name in ("predict", "evaluate", "Parquet tables", "train and export", "train in 4 bits"):
         assert found[name].works, found[name]
     assert not found["predict, on a GPU"].works
     assert "nvidia-smi" in found["predict, on a GPU"].detail

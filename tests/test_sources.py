@@ -13,6 +13,7 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.sources import is_inline, is_url, names_source, spellings, unwrap
 from mmrag_batch.table.cells import parse_documents
 from mmrag_batch.table.check import check_table
+from tests.images.parts import write_pdf
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,8 @@ def test_field_08_any_text_is_words_or_a_source(text: str) -> None:
 
 
 def test_field_08_each_document_that_is_no_image_is_told_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "manual.pdf").write_bytes(b"%PDF-1.7\n")
+    (tmp_path / "drawing.svg").write_text("<svg/>")
+    (tmp_path / "manual.pdf").write_bytes(write_pdf(["One", "Two"]))
     Image.new("RGB", (4, 2)).save(tmp_path / "a.avif", "AVIF")
     Image.new("RGB", (4, 2)).save(tmp_path / "b.jp2", "JPEG2000")
     Image.new("RGB", (4, 2)).save(tmp_path / "c.jfif", "JPEG")
@@ -87,6 +89,8 @@ def test_field_08_each_document_that_is_no_image_is_told_with_what_to_do(tmp_pat
         "c.jfif",
         "c.jfif?width=400",
         "manual.pdf",
+        "manual.pdf#page=2",
+        "drawing.svg",
         "absent.pdf",
     ]
     documents += ["https://host/x", "See fig. 3.png for details", {"text": "absent.pdf"}]
@@ -98,7 +102,7 @@ def test_field_08_each_document_that_is_no_image_is_told_with_what_to_do(tmp_pat
         "image_missing",
         "image_denied",
     ]
-    assert "this is a PDF" in problems[0].message
+    assert "this is an SVG drawing" in problems[0].message
     assert all('a document that is a text: {"text": "..."}' in one.message for one in problems)
 
 
@@ -112,6 +116,7 @@ HEADS = {
     "GIF": b"GIF89a",
     "TIFF": b"II*\0",
     "big-endian TIFF": b"MM\0*",
+    "PDF": b"%PDF-1.7\n",
 }
 
 

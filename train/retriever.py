@@ -127,7 +127,7 @@ def plan_retriever(config: RetrieverConfig) -> str:
         if not (config.encoders / name).is_file():
             raise MissingError(f"{config.encoders / name} is missing; export the encoders again.")
     images = ImageLoader(config.table.parent)
-    rows = _rows(config, images)
+    rows = read_rows(config, images)
     if config.supervision == "likelihood":
         total = sum(needs_likelihood(row) or bool(by_relevant(row)) for row in rows)
     else:
@@ -167,10 +167,10 @@ def read_table(
     embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
     total = sum(1 for _ in read_records(config.table, parse_names(config.columns)))
     supervise = _supervision(config, images, asked, total)
-    return embed_table(_rows(config, images), embedder, supervise, config.out, total=total)
+    return embed_table(read_rows(config, images), embedder, supervise, config.out, total=total)
 
 
-def _rows(config: RetrieverConfig, images: ImageStore) -> Iterator[Row]:
+def read_rows(config: RetrieverConfig, images: ImageStore) -> Iterator[Row]:
     """The rows of the table, with the pages of their PDFs."""
     for row in read_labelled_rows(config.table, names=parse_names(config.columns)):
         yield replace(row, question=row.question and with_pages(row.question, images))
@@ -182,7 +182,7 @@ def _supervision(
     if config.supervision == "relevant":
         return by_relevant
     if config.supervision == "answer":
-        return ByAnswer(texts_of(_rows(config, images)))
+        return ByAnswer(texts_of(read_rows(config, images)))
     assert config.generator is not None  # it was checked
     engine = TransformersEngine(
         config.generator, batch_size=config.generator_batch, max_new_tokens=1
@@ -190,7 +190,7 @@ def _supervision(
     spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
     with closing(engine):
         likelihoods = measure_likelihoods(
-            _rows(config, images),
+            read_rows(config, images),
             Answerer(Renderer(config.generator), engine, images, spec),
             spec,
             config.out / LIKELIHOODS,

@@ -4,6 +4,7 @@ here; others in a helper process, which a costly one ends, and which begins with
 
 import atexit
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -106,6 +107,13 @@ class Helper:
             if self._process is not None:
                 self._bury()
 
+    def forget(self) -> None:
+        """After a fork: the process and its pipes are the parent's. This one starts its own."""
+        self._lock = threading.Lock()
+        if self._process is not None:
+            self._process.returncode = 0  # nobody here has to wait for it
+        self._process, self._held = None, None
+
     def _bury(self, seconds: int = 0) -> RowError:
         process, self._process, self._held = self._process, None, None
         assert process is not None
@@ -119,6 +127,7 @@ class Helper:
 
 
 _HELPER = Helper()
+os.register_at_fork(after_in_child=_HELPER.forget)
 
 
 def _start() -> "subprocess.Popen[bytes]":

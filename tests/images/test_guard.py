@@ -1,5 +1,6 @@
 """Images that cost more than their size says are a problem of their row, within a limit."""
 
+import os
 import struct
 import threading
 import zlib
@@ -153,6 +154,21 @@ def test_k02_a_helper_that_is_killed_is_started_again(helper: Helper) -> None:
     with pytest.raises(RowError, match="too much memory"):
         helper.decode(good, "AVIF")
     assert helper.decode(good, "AVIF").size == (4, 2)
+
+
+def test_a_fork_of_this_process_has_a_helper_of_its_own() -> None:
+    helper = Helper()
+    good = encode(Image.new("RGB", (4, 2), "red"), "AVIF")
+    helper.decode(good, "AVIF")
+    inherited = helper._process
+    assert inherited is not None
+    helper.forget()
+    assert helper.decode(good, "AVIF").size == (4, 2)
+    assert helper._process is not inherited
+    helper.close()
+    os.kill(inherited.pid, 0)  # it lives
+    inherited.kill()
+    inherited.communicate()
 
 
 def test_threads_share_a_helper(helper: Helper) -> None:

@@ -96,6 +96,7 @@ def test_a_loop_of_links_is_missing(root: Path) -> None:
     "source",
     [
         "../secret.png",
+        "../secret.png#page=1",
         "folder/../../secret.png",
         "../../etc/passwd",
         "../absent.png",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmrag_batch.records import Document
-from mmrag_batch.table.truth import find_relevant, read_labelled_rows, read_labels
+from mmrag_batch.table.truth import find_ranks, find_relevant, read_labelled_rows, read_labels
 
 COUNTS = ["1", "2", "3", "4"]
 COLOURS = ["red", "green", "blue"]
@@ -117,6 +117,49 @@ DOCUMENTS = (Document("x", "a", None), Document("1", "b", None), Document("2", "
 )
 def test_relevant_names_documents_by_id_or_index(cell: object, ids: set[str]) -> None:
     assert find_relevant(cell, DOCUMENTS) == (frozenset(ids), ())
+
+
+PAGES = (
+    Document("m", None, "manual.pdf"),
+    Document("n", None, "manual.pdf#page=2"),
+    Document("p", None, "photo.png"),
+    Document("q#page=1", "a", None),
+    Document("r", "b", "unnamed"),
+)
+
+
+@pytest.mark.parametrize(
+    ("cell", "ids"),
+    [
+        ('["m#page=3", "n"]', {"m#page=3", "n"}),
+        ('["m#page=3", "m", "m#page=1"]', {"m"}),
+        ('["q#page=1", "r#page=2"]', {"q#page=1", "r#page=2"}),
+    ],
+)
+def test_relevant_names_pages_of_what_may_be_a_pdf(cell: str, ids: set[str]) -> None:
+    assert find_relevant(cell, PAGES) == (frozenset(ids), ())
+
+
+@pytest.mark.parametrize("name", ["m#page=0", "n#page=2", "p#page=1", "x#page=1", "q", "m#3"])
+def test_what_has_no_pages_names_none(name: str) -> None:
+    ids, (error,) = find_relevant([name], PAGES)
+    assert (ids, error.code) == (frozenset(), "bad_relevant")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "relevant", "ranks"),
+    [
+        (["m#page=2", "m#page=1"], {"m"}, (1,)),
+        (["m#page=2", "m#page=1"], {"m#page=1"}, (2,)),
+        (["p", "m#page=2", "n"], {"m", "n"}, (2, 3)),
+        (["q#page=1"], {"q"}, ()),
+        (["m"], {"m"}, (1,)),
+    ],
+)
+def test_a_page_is_found_for_its_document_once(
+    evidence: list[str], relevant: set[str], ranks: tuple[int, ...]
+) -> None:
+    assert find_ranks(evidence, relevant, PAGES) == ranks
 
 
 @pytest.mark.parametrize("cell", [None, "", "nan", float("nan")])
