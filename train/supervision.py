@@ -14,6 +14,7 @@ from statistics import median
 from typing import Literal
 
 from mmrag_batch.records import Question, Row
+from mmrag_batch.table.truth import right_answer
 from mmrag_batch.train.wording import holds, normalized
 
 SupervisionName = Literal["relevant", "answer", "likelihood"]
@@ -54,9 +55,8 @@ class ByAnswer:
         question = row.question
         if question is None or question.relevant is not None:
             return by_relevant(row)
-        if question.label is None:
+        if (choice := right_answer(question)) is None:
             return {}
-        choice = question.choices[question.label]
         texts = {document.id: document.text for document in question.documents if document.text}
         matching_ids = [name for name, text in texts.items() if holds(normalized(text), choice)]
         chance = 1 - (1 - self._frequency(choice)) ** len(texts)

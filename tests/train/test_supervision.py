@@ -120,6 +120,14 @@ def test_choices_are_found_as_words_and_numbers_of_their_own(
     assert holds(normalized(text), choice) == held
 
 
+def test_without_choices_a_text_that_holds_the_label_helps() -> None:
+    asked = row("Nothing.", "It costs 12 coins.", label=None)
+    assert asked.question is not None
+    question = replace(asked.question, choices=(), answers=("12 coins", "a dozen"))
+    assert by_answer(replace(asked, question=question)) == {"1": 1.0}
+    assert not needs_likelihood(replace(asked, question=question))
+
+
 def test_what_every_document_holds_tells_nothing() -> None:
     assert by_answer(row("12 coins", "12 coins!")) == {}
     assert by_answer(row("12 coins", "12 coins!", "No.")) == {"0": 1.0, "1": 1.0}
