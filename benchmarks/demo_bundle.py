@@ -3,8 +3,8 @@
     python -m benchmarks.demo_bundle [--bundle DIR] [--base DIR] [--rows 300] [--seed 9001]
 
 Draws a new world, answers it as it is, without choices, without documents, without question
-pictures, and (with --base, the generator before LoRA) untuned; ranks its documents with trained and untrained towers.
-Prints one table in Markdown.
+pictures, and (with --base, the generator before LoRA) untuned; ranks its documents with trained and
+untrained towers. Prints one table in Markdown.
 """
 
 import csv

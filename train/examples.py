@@ -237,14 +237,20 @@ def weighted_loss(
 
     Averaged over the batch, or over all that weighs `total` and of which this is a part.
     """
+    token_weights = weights[:, 1:]
+    losses = token_losses(logits, labels) * token_weights
+    return losses.sum() / (token_weights.sum() if total is None else total)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of each next token. logits (B, L, V), labels (B, L) -> (B, L - 1)."""
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1),
         labels[:, 1:].flatten(),
         ignore_index=IGNORED,
         reduction="none",
     )
-    token_weights = weights[:, 1:].flatten()
-    return (losses * token_weights).sum() / (token_weights.sum() if total is None else total)
+    return losses.view(len(labels), -1)
 
 
 def needed_logits(weights: Tensor) -> int:

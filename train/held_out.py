@@ -3,13 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
@@ -17,8 +13,8 @@ from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Question, Row
 from mmrag_batch.report.free_form import is_exact
-from mmrag_batch.stages import ImageStore, in_batches
-from mmrag_batch.train.examples import Collator, Examples, needed_logits, weighted_loss
+from mmrag_batch.stages import ImageStore
+from mmrag_batch.train.text_loss import TextLoss
 
 MIN_PROBABILITY = 1e-6
 """The probability that is counted where a row has no answer, or none above it."""
@@ -71,32 +67,20 @@ class Scorer:
         fresh_rows = (replace(row, problems=[]) for row in rows)
         with Progress("Scoring", len(rows), "rows") as progress:
             answered = list(progress.each(answerer(fresh_rows)))
+        text_loss = TextLoss(
+            self._generator_dir, model, self._images, self._spec, batch_size=self._batch_size
+        )
         written = [row for row in answered if row.prediction and not _question(row).choices]
-        loss = self._text_loss(model, renderer, written)
+        losses = [loss for loss in text_loss(written) if loss is not None]
         model.train(was_training)
-        for row in answered:
-            if row.prediction is None or _question(row).choices:
-                loss -= math.log(max(MIN_PROBABILITY, _probability(row)))
-        return Score(rows=len(answered), correct=sum(map(_is_right, answered)), loss=loss)
-
-    @torch.inference_mode()
-    def _text_loss(self, model: Any, renderer: Renderer, rows: Sequence[Row]) -> float:
-        """The log losses of the right texts of rows without choices, summed."""
-        examples = Examples(rows, renderer, self._images, self._spec, seed=0)
-        pad_id = model.generation_config.pad_token_id
-        collate = Collator(open_family(self._generator_dir), pad_id=pad_id, prompt_loss=0.0)
-        losses = []
-        indices = sorted(range(len(rows)), key=examples.image_count)
-        for _, group in groupby(indices, key=examples.image_count):
-            for batch in in_batches(group, self._batch_size):
-                inputs = collate([examples[index] for index in batch])
-                inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-                labels, weights = inputs.pop("labels"), inputs.pop("loss_weights")
-                count = needed_logits(weights)
-                logits = model(**inputs, use_cache=False, logits_to_keep=count).logits
-                parts = logits, labels[:, -count:], weights[:, -count:]
-                losses.append(weighted_loss(*parts, total=torch.tensor(1.0)).item())
-        return math.fsum(losses)
+        losses += [
+            -math.log(max(MIN_PROBABILITY, _probability(row)))
+            for row in answered
+            if row.prediction is None or _question(row).choices
+        ]
+        return Score(
+            rows=len(answered), correct=sum(map(_is_right, answered)), loss=math.fsum(losses)
+        )
 
 
 def _longest(rows: Sequence[Row], renderer: Renderer) -> int:

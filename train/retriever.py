@@ -58,6 +58,7 @@ from mmrag_batch.train.supervision import (
     needs_likelihood,
     texts_of,
 )
+from mmrag_batch.train.text_loss import TextLoss
 from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
 
 CHECKPOINT = "checkpoint.pt"
@@ -187,6 +188,9 @@ def _supervision(
         likelihoods = measure_likelihoods(
             _rows(config),
             Answerer(Renderer(config.generator), engine, images, spec),
+            TextLoss(
+                config.generator, engine.model, images, spec, batch_size=config.generator_batch
+            ),
             spec,
             config.out / LIKELIHOODS,
             _subject(config, asked),

@@ -73,6 +73,11 @@ class TransformersEngine:
         # A batch beyond those prepared is in the model's hands and one more in the thread's.
         self.window = (LOOKAHEAD + PREPARED + 2) * batch_size
 
+    @property
+    def model(self) -> Any:
+        """What generates, until it is closed."""
+        return self._model
+
     def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
         """Yield one result for each request, batch by batch."""
         batches = batched(requests, self._batch_size)
