@@ -2,9 +2,9 @@
 
     python -m benchmarks.demo_bundle [--bundle DIR] [--base DIR] [--rows 300] [--seed 9001]
 
-Draws a new world, answers it as it is, without documents, without question pictures, and (with
---base, the generator before LoRA) untuned; ranks its documents with trained and untrained towers.
-Prints one table in Markdown.
+Draws a new world, answers it as it is, without choices, without documents, without question
+pictures, and (with --base, the generator before LoRA) untuned; ranks its documents with trained and
+untrained towers. Prints one table in Markdown.
 """
 
 import csv
@@ -80,6 +80,10 @@ def changed(table: Path, name: str, change: Callable[[Cells], Cells]) -> Path:
     return target
 
 
+def without_choices(row: Cells) -> Cells:
+    return {**row, "answer_choices": ""}
+
+
 def without_documents(row: Cells) -> Cells:
     return {**row, "documents": "[]", "relevant": "[]"}
 
@@ -101,9 +105,13 @@ def ranked(bundle: Bundle, table: Path) -> float:
 
 
 def line(name: str, metrics: Metrics) -> str:
-    """One line of the table: accuracy overall and by kind, and the calibration error."""
-    scores = [metrics.overall, *(metrics.by["kind"][kind] for kind in KINDS)]
-    cells = [f"{score.accuracy.value:.3f}" if score.accuracy else "-" for score in scores]
+    """One line of the table: accuracy, or exact match in free form, overall and by kind, and the
+    calibration error."""
+    cells = []
+    for score in (metrics.overall, *(metrics.by["kind"][kind] for kind in KINDS)):
+        value = score.accuracy.value if score.accuracy else None
+        value = score.free_form.exact_match if score.free_form else value
+        cells.append("-" if value is None else f"{value:.3f}")
     return f"| {name} | {' | '.join(cells)} | {metrics.overall.calibration_error:.3f} |"
 
 
@@ -124,6 +132,7 @@ def main(
             line("as it is", tuned),
         ]
         for name, change in [
+            ("exact match without choices", without_choices),
             ("documents emptied", without_documents),
             ("question pictures removed", without_picture),
         ]:

@@ -34,8 +34,9 @@ class Question:
     """What one input row asks.
 
     `choices` is empty for a free-form question. What is true is set where it is needed
-    (`table/truth.py`): `label` indexes `choices`; `relevant` holds document ids, none of them where
-    no document helps. Both are None where nothing is known.
+    (`table/truth.py`): `label` indexes `choices`, `answers` are right without choices; `relevant`
+    holds document ids, none of them where no document helps. None, or empty, where nothing is
+    known.
     """
 
     text: str
@@ -44,6 +45,7 @@ class Question:
     documents: tuple[Document, ...]
     label: int | None = None
     relevant: frozenset[str] | None = None
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,27 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class TextProbability:
+    """How probable a text was that a generator wrote token by token, from 0 to 1.
+
+    `whole` is that of all of it: the product of its tokens' probabilities, each given those before.
+    `per_token` is their geometric mean, which does not fall with the length. The end-of-text token
+    is one of them where it was generated, and none where the text was cut off at its longest.
+    """
+
+    whole: float
+    per_token: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
-    """An answer. `index` and `probabilities` (one a choice, summing to 1) are for choices only."""
+    """An answer. `index` and `probabilities` (one a choice, summing to 1) are for choices only,
+    `text_probability` is for a text in free form, None where the engine does not tell."""
 
     text: str
     index: int | None = None
     probabilities: tuple[float, ...] = ()
+    text_probability: TextProbability | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +94,7 @@ class Answer:
     probabilities: tuple[float, ...] = ()
     evidence: tuple[tuple[str, float], ...] = ()
     problems: tuple[Problem, ...] = ()
+    text_probability: TextProbability | None = None
 
 
 @dataclass(slots=True)

@@ -30,15 +30,18 @@ if TYPE_CHECKING:
 
 class FirstChoice:
     """An engine that finds the first of the tokens it is to score the likeliest, and writes
-    `first`."""
+    `first` as if nothing else could be."""
 
     window = 1
 
     def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
         """One result a request, at once."""
         for request in requests:
-            logits = tuple(-float(place) for place in range(len(request.score)))
-            yield Result(request.key, text="" if logits else "first", logits=logits)
+            if request.score:
+                logits = tuple(-float(place) for place in range(len(request.score)))
+                yield Result(request.key, logits=logits)
+            else:
+                yield Result(request.key, text="first", logprobs=(0.0,))
 
     def close(self) -> None:
         """It holds nothing."""

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from mmrag_batch.families.family import open_family
 from mmrag_batch.progress import Progress
 from mmrag_batch.records import Row
-from mmrag_batch.train.examples import weighted_loss
+from mmrag_batch.train.examples import needed_logits, weighted_loss
 from mmrag_batch.train.held_out import Score
 from mmrag_batch.train.run import Run
 
@@ -136,7 +136,7 @@ class AnswerTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The accuracy on the held-out rows, and the mean log loss of their choices."""
+        """The accuracy on the held-out rows, and the mean log loss of their answers."""
         rows: Any = self.eval_dataset
         shard = rows[self.args.process_index :: self.args.world_size]
         score = self._score(self.accelerator.unwrap_model(self.model), shard)
@@ -153,16 +153,6 @@ class AnswerTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
-
-
-def needed_logits(weights: Tensor) -> int:
-    """How many of the last logits carry loss, given the weights (B, L) of their tokens.
-
-    Rows are padded on the left, so answers end together: a few logits of 128,256 numbers each
-    instead of thousands.
-    """
-    first = int((weights > 0).any(dim=0).int().argmax())
-    return weights.shape[1] - max(first - 1, 0)
 
 
 class _Report(TrainerCallback):

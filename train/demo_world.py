@@ -2,9 +2,9 @@
 
     mmrag-batch demo world DIR --rows 300 --seed 9001
 
-writes `DIR/questions.csv` and its images. Nothing can be learnt by heart: what a red star costs is
-drawn again for each row, so only the row's own documents tell. Row i of a seed is the same whatever
-the number of rows. The kinds of question:
+writes `DIR/questions.csv` and its images; `--free-form` leaves out the column `answer_choices`.
+Nothing can be learnt by heart: what a red star costs is drawn again for each row, so only the row's
+own documents tell. Row i of a seed is the same whatever the number of rows. The kinds of question:
 
     knowledge          a picture of a thing; the answer stands in one of its documents
     named              no picture, the thing is named; the answer stands in a document
@@ -256,14 +256,17 @@ def _damage(rng: Random, kind: str, documents: list[object], relevant: list[int]
     ]
 
 
-def write_world(directory: Path, *, rows: int, seed: int) -> Path:
-    """Write `rows` questions of the world `seed` below `directory`; returns the CSV's path."""
+def write_world(directory: Path, *, rows: int, seed: int, free_form: bool = False) -> Path:
+    """Write `rows` questions of the world `seed` below `directory`, the same ones without their
+    choices if `free_form`; returns the CSV's path."""
     (directory / "images").mkdir(parents=True, exist_ok=True)
     table = directory / "questions.csv"
     with table.open("w", encoding="utf-8", newline="") as stream:
         writer: csv.DictWriter[str] | None = None
         for number in tqdm(range(rows), desc="drawing", unit="row", disable=None):
             row = make_row(directory, number, seed)
+            if free_form:
+                del row["answer_choices"]
             if writer is None:
                 writer = csv.DictWriter(stream, list(row), lineterminator="\n")
                 writer.writeheader()

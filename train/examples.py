@@ -3,6 +3,7 @@
 Prompts are built by the same functions as in `predict`, on the same evidence.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,11 +24,12 @@ from mmrag_batch.prompt import Prompt, PromptSpec, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.stages import ImageStore
 from mmrag_batch.table.names import AS_THEY_ARE, Names
-from mmrag_batch.table.truth import read_labelled_rows
+from mmrag_batch.table.truth import read_labelled_rows, right_answer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+log = logging.getLogger(__name__)
 IGNORED = -100
 """The label of a token that carries no loss."""
 
@@ -42,14 +44,16 @@ class Example:
 
 
 def labelled_rows(table: Path, names: Names = AS_THEY_ARE) -> list[Row]:
-    """The rows of a table that have choices and a right one among them."""
-    rows = [
-        row
-        for row in read_labelled_rows(table, names=names)
-        if row.question and row.question.label is not None
-    ]
+    """The rows of a table whose right answer is known: one of their choices or, without choices, a
+    text. The others are passed over, and the log says how many. Raises InputError for none."""
+    questions = [row for row in read_labelled_rows(table, names=names) if row.question]
+    rows = [row for row in questions if right_answer(_question(row)) is not None]
     if not rows:
-        raise InputError(f"{table}: no row has a `label` among its `answer_choices`.")
+        raise InputError(
+            f"{table}: no row has a `label` among its `answer_choices`, or one and no choices."
+        )
+    if passed_over := len(questions) - len(rows):
+        log.info("%s: %d rows without a right answer are passed over.", table, passed_over)
     return rows
 
 
@@ -134,9 +138,11 @@ class Examples(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         row = self._rows[index]
         question = _shuffled(_question(row), Random(f"{self._seed} {self._epoch} {index}"))
-        assert question.label is not None  # labelled rows have one
         prompt = self._prompt(question, row)
-        answer = answer_texts(question, self._spec.scoring)[question.label]
+        answer = right_answer(question)
+        if question.label is not None:
+            answer = answer_texts(question, self._spec.scoring)[question.label]
+        assert answer is not None  # labelled rows have one
         return Example(
             prompt=self._renderer.render(prompt.messages),
             answer=self._renderer.answer_ids(answer),
@@ -231,20 +237,37 @@ def weighted_loss(
 
     Averaged over the batch, or over all that weighs `total` and of which this is a part.
     """
+    token_weights = weights[:, 1:]
+    losses = token_losses(logits, labels) * token_weights
+    return losses.sum() / (token_weights.sum() if total is None else total)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of each next token. logits (B, L, V), labels (B, L) -> (B, L - 1)."""
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1),
         labels[:, 1:].flatten(),
         ignore_index=IGNORED,
         reduction="none",
     )
-    token_weights = weights[:, 1:].flatten()
-    return (losses * token_weights).sum() / (token_weights.sum() if total is None else total)
+    return losses.view(len(labels), -1)
+
+
+def needed_logits(weights: Tensor) -> int:
+    """How many of the last logits carry loss, given the weights (B, L) of their tokens.
+
+    Rows are padded on the left, so answers end together: a few logits of 128,256 numbers each
+    instead of thousands.
+    """
+    first = int((weights > 0).any(dim=0).int().argmax())
+    return weights.shape[1] - max(first - 1, 0)
 
 
 def _shuffled(question: Question, random: Random) -> Question:
+    if question.label is None:  # it has no choices
+        return question
     order = random.sample(range(len(question.choices)), len(question.choices))
     choices = tuple(question.choices[index] for index in order)
-    assert question.label is not None  # labelled rows have one
     return replace(question, choices=choices, label=order.index(question.label))
 
 

@@ -2,8 +2,9 @@
 
     mmrag-batch train generator train/configs/demo_generator.yaml
 
-Learns to give the right choice from the prompts that `predict` will show: same template, same
-evidence from the same retriever, same images and tiles. Writes `adapter/` (PEFT's format) where
+Learns to give the right choice, or the text of `label` where a row has no choices, from the prompts
+that `predict` will show: same template, same evidence from the same retriever, same images and
+tiles. Writes `adapter/` (PEFT's format) where
 `lora_rank` > 0, else `model/` (a whole checkpoint), and the files of `run.py`. Start a run that was
 killed again, and it goes on from its last checkpoint. On four GPUs:
 

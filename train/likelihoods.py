@@ -1,4 +1,4 @@
-"""How likely the right choice of a row is to a generator that has seen one of its documents.
+"""How likely the right answer of a row is to a generator that has seen one of its documents.
 
     likelihoods.jsonl    what they are of, then a line a row, written as it is found
 
@@ -9,15 +9,20 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec, build_prompt
 from mmrag_batch.records import Evidence, Question, Row
+from mmrag_batch.stages import in_batches
 from mmrag_batch.train.held_out import MIN_PROBABILITY
 from mmrag_batch.train.supervision import Likelihoods, needs_likelihood
+from mmrag_batch.train.text_loss import TextLoss
+
+TEXTS = 64
+"""Rows without choices that are asked about at once."""
 
 
 @dataclass(slots=True)
@@ -31,6 +36,7 @@ class _Pending:
 def measure_likelihoods(
     rows: Iterable[Row],
     answerer: Answerer,
+    text_loss: TextLoss,
     spec: PromptSpec,
     file: Path,
     subject: str,
@@ -39,7 +45,8 @@ def measure_likelihoods(
 ) -> Likelihoods:
     """Ask about each document of each row that `needs_likelihood`, unless `file` holds the row.
 
-    `spec` is the answerer's, `total` how many rows there are. `subject` names the rows, the
+    `answerer` is asked about rows with choices, `text_loss` about others. `spec` is that of both,
+    `total` how many rows there are. `subject` names the rows, the
     generator and how it is asked: a file of another one is replaced. Documents that cannot be shown
     (a broken image, too long a text, a picture where the question's own takes the only place) are
     left out.
@@ -64,12 +71,12 @@ def measure_likelihoods(
 
     step = Progress("Likelihoods", total, "rows")
     with step as progress, file.open("a", encoding="utf-8") as stream:
-        for answered_row in answerer(questions()):
-            number, document_id = origins.pop(answered_row.number)
+        for asked_number, likelihood in _ask(questions(), answerer, text_loss):
+            number, document_id = origins.pop(asked_number)
             pending_row = pending[number]
             pending_row.remaining -= 1
-            if answered_row.prediction is not None and answered_row.evidence:
-                pending_row.likelihoods[document_id] = _log_likelihood(answered_row)
+            if likelihood is not None:
+                pending_row.likelihoods[document_id] = likelihood
             if pending_row.remaining == 0:
                 del pending[number]
                 likelihoods[number] = pending_row.likelihoods
@@ -87,10 +94,29 @@ def _is_shown(question: Question, evidence: tuple[Evidence], spec: PromptSpec) -
     return shown != bare
 
 
-def _log_likelihood(row: Row) -> float:
+def _ask(
+    rows: Iterable[Row], answerer: Answerer, text_loss: TextLoss
+) -> Iterator[tuple[int, float | None]]:
+    """The number of each row, in any order, and the log-likelihood of its right answer; None where
+    its evidence cannot be shown."""
+    for has_choices, group in groupby(rows, key=_has_choices):
+        if has_choices:
+            yield from ((row.number, _log_likelihood(row)) for row in answerer(group))
+            continue
+        for batch in in_batches(group, TEXTS):
+            for row, loss in zip(batch, text_loss(batch), strict=True):
+                yield row.number, None if loss is None else -loss
+
+
+def _has_choices(row: Row) -> bool:
+    return row.question is not None and bool(row.question.choices)
+
+
+def _log_likelihood(row: Row) -> float | None:
     assert row.question is not None  # it was answered
     assert row.question.label is not None
-    assert row.prediction is not None
+    if row.prediction is None or not row.evidence:
+        return None
     return math.log(max(MIN_PROBABILITY, row.prediction.probabilities[row.question.label]))
 
 

@@ -60,6 +60,7 @@ from mmrag_batch.train.supervision import (
     needs_likelihood,
     texts_of,
 )
+from mmrag_batch.train.text_loss import TextLoss
 from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
 
 CHECKPOINT = "checkpoint.pt"
@@ -192,6 +193,9 @@ def _supervision(
         likelihoods = measure_likelihoods(
             read_rows(config, images),
             Answerer(Renderer(config.generator), engine, images, spec),
+            TextLoss(
+                config.generator, engine.model, images, spec, batch_size=config.generator_batch
+            ),
             spec,
             config.out / LIKELIHOODS,
             _subject(config, asked),

@@ -1,8 +1,8 @@
 """What tells the retriever which documents help, where nobody has said so.
 
 relevant     the table's `relevant` column
-answer       that, where it is filled; else the documents whose text holds the right choice
-likelihood   that, where it is filled; else the generator: how likely the right choice is to it
+answer       that, where it is filled; else the documents whose text holds the right answer
+likelihood   that, where it is filled; else the generator: how likely the right answer is to it
              when it has seen this document alone (REPLUG, arXiv:2301.12652)
 """
 
@@ -14,6 +14,7 @@ from statistics import median
 from typing import Literal
 
 from mmrag_batch.records import Question, Row
+from mmrag_batch.table.truth import right_answer
 from mmrag_batch.train.wording import holds, normalized
 
 SupervisionName = Literal["relevant", "answer", "likelihood"]
@@ -28,7 +29,7 @@ SAMPLE = 1000
 """Documents, of all rows, that tell how common a choice is."""
 
 Likelihoods = Mapping[int, Mapping[str, float]]
-"""Row number -> document id -> log of the right choice's probability."""
+"""Row number -> document id -> log of the right answer's probability."""
 
 
 def by_relevant(row: Row) -> Mapping[str, float]:
@@ -38,9 +39,9 @@ def by_relevant(row: Row) -> Mapping[str, float]:
 
 
 class ByAnswer:
-    """Those that `relevant` names; where it is not filled, those that hold the right choice.
+    """Those that `relevant` names; where it is not filled, those that hold the right answer.
 
-    A row teaches nothing where they hold it by chance: where all of them do, or where the choice is
+    A row teaches nothing where they hold it by chance: where all of them do, or where the answer is
     so common among the documents of all rows that one of its own would more likely hold it than
     not. Whether a picture shows the answer is not known. `texts` are those of all rows, of which a
     sample is kept.
@@ -54,9 +55,8 @@ class ByAnswer:
         question = row.question
         if question is None or question.relevant is not None:
             return by_relevant(row)
-        if question.label is None:
+        if (choice := right_answer(question)) is None:
             return {}
-        choice = question.choices[question.label]
         texts = {document.id: document.text for document in question.documents if document.text}
         matching_ids = [name for name, text in texts.items() if holds(normalized(text), choice)]
         chance = 1 - (1 - self._frequency(choice)) ** len(texts)
@@ -110,12 +110,12 @@ def by_likelihood(likelihoods: Likelihoods, row: Row) -> Mapping[str, float]:
 
 
 def needs_likelihood(row: Row) -> bool:
-    """Whether the generator must be asked about a row: it has a right choice, more than one
+    """Whether the generator must be asked about a row: it has a right answer, more than one
     document, and nothing says which of them help."""
     question: Question | None = row.question
     return (
         question is not None
         and question.relevant is None
-        and question.label is not None
+        and right_answer(question) is not None
         and len(question.documents) > 1
     )

@@ -19,7 +19,7 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import with_pages
 from mmrag_batch.progress import Progress
 from mmrag_batch.records import Question
-from mmrag_batch.table.truth import read_labelled_rows
+from mmrag_batch.table.truth import read_labelled_rows, right_answer
 
 Truths = dict[str, list[str]]
 """The source of a picture, or a question -> the texts that are true of it."""
@@ -35,8 +35,8 @@ def picture_truths(table: Path) -> dict[str, Truths]:
             if document.image is not None and document.text is not None:
                 _add(kinds["caption"], document.image, document.text)
         source = asked_picture(question)
-        if source is not None and question.label is not None:
-            statement = f"{question.text} {question.choices[question.label]}"
+        if source is not None and (answer := right_answer(question)) is not None:
+            statement = f"{question.text} {answer}"
             _add(kinds["shown" if question.image else "named"], source, statement)
     return kinds
 

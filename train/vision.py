@@ -27,7 +27,7 @@ from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.parts import find_part, hash_model
 from mmrag_batch.progress import Progress
-from mmrag_batch.table.truth import read_labelled_rows
+from mmrag_batch.table.truth import read_labelled_rows, right_answer
 from mmrag_batch.train.inputs import hash_table, inside
 from mmrag_batch.train.mllama import GeneratorSizes, build_generator, prompt_texts
 from mmrag_batch.train.optimise import optimise
@@ -94,10 +94,9 @@ class Asked:
         self.by_picture: dict[str, list[tuple[str, str]]] = {}
         for row in read_labelled_rows(table):
             question = row.question
-            if question is None or question.label is None:
+            if question is None or (answer := right_answer(question)) is None:
                 continue
             if (source := asked_picture(question)) is not None:
-                answer = question.choices[question.label]
                 self.by_picture.setdefault(source, []).append((question.text, answer))
         pairs = [pair for asked in self.by_picture.values() for pair in asked]
         counts = Counter(answer for _, answer in pairs)

@@ -18,13 +18,16 @@ def _world(
     directory: Folder,
     rows: Annotated[int, typer.Option(min=1, help="How many questions.")] = 300,
     seed: Annotated[int, typer.Option(help="Which world.")] = 1,
+    free_form: Annotated[
+        bool, typer.Option("--free-form", help="Leave out the answers to choose from.")
+    ] = False,
 ) -> None:
     """Draw a world of coloured shapes: DIR/questions.csv and its images."""
     with training_imports():
         from mmrag_batch.train.demo_world import write_world
 
     with alone(directory):
-        typer.echo(write_world(directory, rows=rows, seed=seed))
+        typer.echo(write_world(directory, rows=rows, seed=seed, free_form=free_form))
 
 
 @demo.command("encoders")

@@ -213,5 +213,5 @@ def _set_answer(row: Row, result: AnswerResult) -> Row:
     elif row.question.choices:
         row.prediction = choose(row.question.choices, result.probabilities)
     else:
-        row.prediction = Prediction(text=result.text)
+        row.prediction = Prediction(result.text, text_probability=result.text_probability)
     return row

@@ -1,13 +1,14 @@
 """Rows' questions to an engine: an answer to choose is asked for at each of its forks, and what the
 engine gives there is combined (`choices.py`). No engine knows of options."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from mmrag_batch.generation.choices import Fork, Option, combine, find_forks
 from mmrag_batch.generation.engine import Engine, Request, Result
-from mmrag_batch.records import Problem
+from mmrag_batch.records import Problem, TextProbability
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,12 +25,14 @@ class AnswerRequest(NamedTuple):
 
 
 class AnswerResult(NamedTuple):
-    """The answer to the request with that key: a text, one probability an option, or an error."""
+    """The answer to the request with that key: a text and its probability, one probability an
+    option, or an error."""
 
     key: int
     text: str = ""
     probabilities: tuple[float, ...] = ()
     error: Problem | None = None
+    text_probability: TextProbability | None = None
 
 
 @dataclass(slots=True)
@@ -70,12 +73,25 @@ def _combine_results(pending_answer: _PendingAnswer) -> AnswerResult:
     for result in results:
         if result.error is not None:
             return AnswerResult(key, error=result.error)
-    if not pending_answer.forks:
-        return AnswerResult(key, text=results[0].text)
     try:
+        if not pending_answer.forks:
+            [written] = results
+            probability = text_probability(written.logprobs)
+            return AnswerResult(key, text=written.text, text_probability=probability)
         logits = [result.logits for result in results]
         probabilities = combine(len(pending_answer.request.options), pending_answer.forks, logits)
     except ValueError as error:
         problem = Problem("engine_failed", f"The engine could not answer: {error}")
         return AnswerResult(key, error=problem)
     return AnswerResult(key, probabilities=probabilities)
+
+
+def text_probability(logprobs: Sequence[float]) -> TextProbability | None:
+    """The probability of a text, given the log-probabilities of the tokens that were generated;
+    None where there are none. Raises ValueError for one that is not a finite number."""
+    if not logprobs:
+        return None
+    if not all(map(math.isfinite, logprobs)):
+        raise ValueError("the model gave a probability that is not a finite number")
+    total = math.fsum(logprobs)
+    return TextProbability(math.exp(total), math.exp(total / len(logprobs)))

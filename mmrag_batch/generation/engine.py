@@ -38,12 +38,17 @@ class Request(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of the request with that key: a text, logits (up to a constant), or an error."""
+    """What came of the request with that key: a text, logits (up to a constant), or an error.
+
+    `logprobs` belong to a text: the natural log of the probability, among all tokens, of each one
+    that was generated, the end-of-text token included. Empty where the engine does not tell.
+    """
 
     key: tuple[int, int]
     text: str = ""
     logits: tuple[float, ...] = ()
     error: Problem | None = None
+    logprobs: tuple[float, ...] = ()
 
 
 class Engine(Protocol):

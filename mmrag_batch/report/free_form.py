@@ -36,12 +36,17 @@ class FreeForm:
 def score_answer(answer: str, references: Sequence[str], people: Sequence[str] = ()) -> FreeForm:
     """The figures of an answer, given the right ones and, if known, what people answered."""
     return FreeForm(
-        exact_match=max(float(normalize_vqa(answer) == normalize_vqa(one)) for one in references),
+        exact_match=float(is_exact(answer, references)),
         f1=max(token_f1(answer, one) for one in references),
         anls=max(edit_similarity(answer, one) for one in references),
         relaxed=max(float(is_near(answer, one)) for one in references),
         vqa=vqa_score(answer, people) if people else None,
     )
+
+
+def is_exact(answer: str, references: Sequence[str]) -> bool:
+    """Whether an answer is one of the right ones, as the evaluation of VQA compares."""
+    return normalize_vqa(answer) in map(normalize_vqa, references)
 
 
 def normalize_vqa(text: str) -> str:

@@ -9,7 +9,8 @@
   rank and scores 0; a PDF that is relevant is found with the first of its pages. By the
   definitions of trec_eval: recall@k is the share of the relevant documents among the first k,
   success@k (the hit rate) whether there is any.
-- The expected calibration error takes rows that have a confidence and a valid label.
+- The expected calibration error takes rows that have a confidence and a valid label; an answer in
+  free form counts as right where it is an exact match.
 """
 
 import json
@@ -26,15 +27,26 @@ import pandas as pd
 from mmrag_batch.errors import ConfigError, InputError, RowError
 from mmrag_batch.records import Row
 from mmrag_batch.report.free_form import FreeForm, score_answer
+from mmrag_batch.report.ranking import Retrieval, retrieval
 from mmrag_batch.table.cells import parse_choices
 from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.rows import read_header
-from mmrag_batch.table.truth import Labels, Reading, find_ranks, is_labelled, read_labels
-from mmrag_batch.table.values import is_empty, parse_list
+from mmrag_batch.table.truth import (
+    Labels,
+    Reading,
+    find_ranks,
+    is_labelled,
+    read_answers,
+    read_labels,
+)
+from mmrag_batch.table.values import is_empty
 
 MAX_DEPTH = 5
 BINS = 15
-FACTS = ("status", "truth", "correct", "free_form", "confidence", "kept", "ranks", "relevant")
+FACTS = (
+    *("status", "truth", "correct", "free_form", "right", "confidence"),
+    *("kept", "ranks", "relevant"),
+)
 """What is needed of a row; see `_facts`."""
 NEEDED = ("prediction_index", "confidence", "evidence", "status")
 Z = NormalDist().inv_cdf(0.975)
@@ -49,19 +61,6 @@ class Accuracy:
     value: float
     low: float
     high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Retrieval:
-    """Means over `rows` questions; ranks are known up to `depth`. `recall` and `success` map k to
-    recall@k and to the hit rate."""
-
-    rows: int
-    depth: int
-    recall: dict[int, float]
-    success: dict[int, float]
-    mrr: float
-    ndcg: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ def score(facts: pd.DataFrame, depth: int) -> Scores:
     """The figures of some rows, with ranks up to `depth`; for the columns see `_facts`."""
     statuses = facts["status"].value_counts()
     labelled = facts[facts["correct"].notna()]
-    scored = labelled[labelled["confidence"].notna()]
+    scored = facts[facts["right"].notna() & facts["confidence"].notna()]
     written = list(facts["free_form"].dropna())
     confidences = facts["confidence"].dropna()
     ranked = facts[facts["relevant"] > 0]
@@ -153,7 +152,7 @@ def score(facts: pd.DataFrame, depth: int) -> Scores:
         free_form_rows=len(written),
         free_form=_mean(written) if written else None,
         mean_confidence=float(confidences.mean()) if len(confidences) else None,
-        calibration_error=calibration_error(list(scored["confidence"]), list(scored["correct"]))
+        calibration_error=calibration_error(list(scored["confidence"]), list(scored["right"]))
         if len(scored)
         else None,
         retrieval=retrieval(list(ranked["ranks"]), list(ranked["relevant"]), depth)
@@ -179,40 +178,6 @@ def calibration_error(confidences: Sequence[float], correct: Sequence[bool]) -> 
     return float(sum(gaps) / len(values))
 
 
-def retrieval(ranks: Sequence[Sequence[int]], relevant: Sequence[int], depth: int) -> Retrieval:
-    """Means over questions. For each: the ranks (from 1) of the relevant documents that were kept,
-    in order, and how many documents are relevant."""
-    top_ranks = [[rank for rank in question if rank <= depth] for question in ranks]
-    first = np.array([question[0] if question else math.inf for question in top_ranks])
-    depths = sorted({1, depth})
-    gains = [ndcg(question, count, depth) for question, count in zip(top_ranks, relevant)]
-    return Retrieval(
-        rows=len(top_ranks),
-        depth=depth,
-        recall={
-            k: float(np.mean([_recall(*question, k) for question in zip(top_ranks, relevant)]))
-            for k in depths
-        },
-        success={k: float((first <= k).mean()) for k in depths},
-        mrr=float((1 / first).mean()),
-        ndcg=float(np.mean(gains)),
-    )
-
-
-def _recall(ranks: Sequence[int], relevant: int, k: int) -> float:
-    return sum(rank <= k for rank in ranks) / relevant
-
-
-def ndcg(ranks: Sequence[int], relevant: int, depth: int) -> float:
-    """Discounted gain of documents that are relevant or not, as a share of the best possible."""
-    ideal_ranks = range(1, min(relevant, depth) + 1)
-    return _discounted(ranks) / _discounted(ideal_ranks)
-
-
-def _discounted(ranks: Sequence[int]) -> float:
-    return math.fsum(1 / math.log2(rank + 1) for rank in ranks)
-
-
 def _mean(written: Sequence[FreeForm]) -> FreeForm:
     people = [one.vqa for one in written if one.vqa is not None]
     return FreeForm(
@@ -226,17 +191,19 @@ def _mean(written: Sequence[FreeForm]) -> FreeForm:
 
 def _facts(row: Row, labels: Labels) -> tuple[object, ...]:
     """What FACTS names: its status; what its label is: none, unreadable, a choice or free_form;
-    whether it is correct, None without a valid label, and how near it is in free form; its
-    confidence; how many documents were kept, the ranks of the relevant among them, and how many
-    are relevant."""
+    whether it is correct, None without a valid label, and how near it is in free form; whether
+    either says that it is right; its confidence; how many documents were kept, the ranks of the
+    relevant among them, and how many are relevant."""
     evidence = _evidence(row)
     relevant, ranks = frozenset[str](), tuple[int, ...]()
     if row.question is not None and row.question.relevant:
         relevant = row.question.relevant
         ranks = find_ranks(evidence, relevant, row.question.documents)
-    truth = _truth(row, labels)
+    truth, correct, written = _truth(row, labels)
+    right = correct if written is None else written.exact_match == 1
     status, confidence = row.cells.get("status"), _value(row, "confidence")
-    return status, *truth, confidence, len(evidence), ranks, len(relevant)
+    known = (status, truth, correct, written, right, confidence)
+    return *known, len(evidence), ranks, len(relevant)
 
 
 def _truth(row: Row, labels: Labels) -> tuple[str, bool | None, FreeForm | None]:
@@ -259,20 +226,11 @@ def _truth(row: Row, labels: Labels) -> tuple[str, bool | None, FreeForm | None]
 
 def _free_form(row: Row) -> FreeForm | None:
     """The figures of an answer in free form; None without a right one."""
-    people = _texts(row.cells.get("answers"))
-    references = _texts(row.cells.get("label")) or people
+    people = read_answers(row.cells.get("answers"))
+    references = read_answers(row.cells.get("label")) or people
     if not references:
         return None
     return score_answer(str(row.cells.get("prediction") or ""), references, people)
-
-
-def _texts(cell: object) -> list[str]:
-    """The texts in a cell: a list, or the text that it is."""
-    try:
-        items = parse_list("bad_label", "label", "a list of texts", cell)
-    except RowError:
-        items = [cell]
-    return [str(item) for item in items or [] if not is_empty(item)]
 
 
 def _value(row: Row, column: str) -> float | None:

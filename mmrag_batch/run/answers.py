@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, get_args
 
 from mmrag_batch.masking import mask
-from mmrag_batch.records import Answer, Problem, Row, Status
+from mmrag_batch.records import Answer, Problem, Row, Status, TextProbability
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 Counts = dict[Status, int]
 """How many rows have each status."""
 DIGITS_OF_PROBABILITIES = 6
+"""Decimals of a choice's; significant digits of a text's, which may be tiny."""
 DIGITS_OF_SCORES = 4
 
 
@@ -76,7 +77,18 @@ def answer_of(row: Row) -> Answer:
         tuple(round(value, DIGITS_OF_PROBABILITIES) for value in row.prediction.probabilities),
         evidence,
         tuple(map(_masked, row.problems)),
+        _rounded(row.prediction.text_probability),
     )
+
+
+def _rounded(probability: TextProbability | None) -> TextProbability | None:
+    if probability is None:
+        return None
+    whole, per_token = (
+        float(f"{value:.{DIGITS_OF_PROBABILITIES}g}")
+        for value in (probability.whole, probability.per_token)
+    )
+    return TextProbability(whole, per_token)
 
 
 def _masked(problem: Problem) -> Problem:
@@ -87,13 +99,17 @@ def _masked(problem: Problem) -> Problem:
 def to_kept(answer: Answer, *, start: int, images: bytes) -> Kept:
     """An answer as it is kept."""
     problems = [(problem.code, problem.message) for problem in answer.problems]
-    values = (answer.prediction, answer.index, answer.probabilities, answer.evidence, problems)
+    written = answer.text_probability
+    values = (
+        *(answer.prediction, answer.index, answer.probabilities, answer.evidence, problems),
+        *(() if written is None else (written.whole, written.per_token)),
+    )
     return Kept(start, STATUSES.index(answer.status), images, json.dumps(values).encode())
 
 
 def to_answer(kept: Kept) -> Answer:
     """The answer that is kept."""
-    prediction, index, probabilities, evidence, problems = json.loads(kept.answer)
+    prediction, index, probabilities, evidence, problems, *written = json.loads(kept.answer)
     return Answer(
         STATUSES[kept.status],
         prediction,
@@ -101,6 +117,7 @@ def to_answer(kept: Kept) -> Answer:
         tuple(probabilities),
         tuple((name, score) for name, score in evidence),
         tuple(Problem(code, message) for code, message in problems),
+        TextProbability(*written) if written else None,
     )
 
 

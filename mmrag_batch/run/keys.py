@@ -19,6 +19,9 @@ from mmrag_batch.sources import image_files
 from mmrag_batch.stages import ImageStore
 
 KEY_BYTES = 16
+FREE_FORM_VERSION = 2
+"""What is kept of an answer in free form: since 2, how probable it was. It is asked again where it
+was kept without."""
 AnswerSettings = Mapping[str, object]
 """Everything but the question that an answer depends on, as JSON has it."""
 
@@ -64,7 +67,8 @@ def key_maker(settings: AnswerSettings) -> Callable[[Question], bytes]:
 
     def key_of(question: Question) -> bytes:
         documents = [(item.id, item.text, item.image) for item in question.documents]
-        means = encode([question.text, question.image, question.choices, documents])
+        how = question.choices or FREE_FORM_VERSION
+        means = encode([question.text, question.image, how, documents])
         return hashlib.blake2b(means.encode(), key=secret, digest_size=KEY_BYTES).digest()
 
     return key_of

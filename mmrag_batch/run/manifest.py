@@ -21,6 +21,8 @@ from mmrag_batch.run import files
 from mmrag_batch.run.files import Paths, check_ours
 from mmrag_batch.run.store import AnswerStore
 
+FORMAT = 2
+"""Of an output: since 2, it has the column `confidence_per_token`."""
 TEMPORARY = "temporary"
 """The note that names the file which becomes the output."""
 PUBLISHED = "published "
@@ -50,7 +52,7 @@ class Manifest:
     starts: tuple[Mapping[str, Any], ...]
     seconds: float
     finished: float
-    format: int = 1
+    format: int = FORMAT
 
 
 def read_manifest(paths: Paths) -> Manifest | None:

@@ -18,7 +18,7 @@ from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.job import NOTE, Job
 from mmrag_batch.run.keys import answer_settings, differences, digest_images
 from mmrag_batch.run.lock import Lock, is_held, read_holder
-from mmrag_batch.run.manifest import Manifest, check_replaceable, find_published, settle
+from mmrag_batch.run.manifest import FORMAT, Manifest, check_replaceable, find_published, settle
 from mmrag_batch.run.mending import move_aside
 from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
@@ -93,6 +93,8 @@ def find_acceptable(settings: PredictSettings, images: ImageLoader) -> Accepts:
 def is_done(settings: PredictSettings, job: Job, manifest: Manifest, store: AnswerStore) -> bool:
     """Whether an output is what this run would write."""
     if settings.fresh or settings.verify_inputs:
+        return False
+    if manifest.format < FORMAT and not store.is_empty():  # an older version wrote it
         return False
     if any(manifest.rows[status] for status in statuses_to_ask(settings)):
         return False

@@ -13,6 +13,7 @@ OUTPUT_COLUMNS = (
     "prediction",
     "prediction_index",
     "confidence",
+    "confidence_per_token",
     "choice_probabilities",
     "evidence",
     "status",
@@ -64,13 +65,17 @@ class RowFormat:
 
 def _values(line: int, answer: Answer) -> tuple[object, ...]:
     """The values of OUTPUT_COLUMNS; None where there is nothing to say."""
-    index = answer.index
+    index, written = answer.index, answer.text_probability
+    confidence = None if written is None else written.whole
+    if index is not None and answer.probabilities:
+        confidence = answer.probabilities[index]
     prefix = f"line {line}: " if answer.status == "error" else ""
     error = "; ".join(f"{problem.code}: {prefix}{problem.message}" for problem in answer.problems)
     return (
         answer.prediction,
         index,
-        None if index is None or not answer.probabilities else answer.probabilities[index],
+        confidence,
+        None if written is None else written.per_token,
         None if index is None else answer.probabilities or None,
         [{"id": name, "score": score} for name, score in answer.evidence],
         answer.status,

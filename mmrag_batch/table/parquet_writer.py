@@ -16,6 +16,7 @@ from mmrag_batch.table.written import to_text
 TYPES = {
     "prediction_index": pa.int64(),
     "confidence": pa.float64(),
+    "confidence_per_token": pa.float64(),
     "choice_probabilities": pa.list_(pa.float64()),
     "evidence": pa.list_(pa.struct([("id", pa.string()), ("score", pa.float64())])),
 }

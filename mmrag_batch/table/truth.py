@@ -16,7 +16,7 @@ from string import ascii_uppercase
 from typing import Literal
 
 from mmrag_batch.errors import RowError
-from mmrag_batch.records import Document, Row
+from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.sources import may_be_pdf, name_page, split_page
 from mmrag_batch.table.cells import parse_choices
 from mmrag_batch.table.names import AS_THEY_ARE, Names
@@ -63,9 +63,14 @@ class Labels:
         Where a `relevant` cell cannot be read, nothing is known."""
         for row in read_rows(self.path, names=self.names):
             if row.question is not None:
-                label = self.find(row.cells.get("label"), row.question.choices)
+                cell = row.cells.get("label")
                 relevant, _ = find_relevant(row.cells.get("relevant"), row.question.documents)
-                row.question = replace(row.question, label=label, relevant=relevant)
+                row.question = replace(
+                    row.question,
+                    label=self.find(cell, row.question.choices),
+                    relevant=relevant,
+                    answers=() if row.question.choices else read_answers(cell),
+                )
             yield row
 
     def by_reading(self) -> Counter[Reading]:
@@ -143,6 +148,23 @@ def read_labelled_rows(
 def is_labelled(cell: object, choices: Sequence[str]) -> bool:
     """Whether a cell is a label at all; "None" may be a choice."""
     return not is_empty(cell) or cell in choices
+
+
+def read_answers(cell: object) -> tuple[str, ...]:
+    """The right answers in free form: the texts of a list, or the text that a cell is."""
+    try:
+        items = parse_list("bad_label", "label", "a list of texts", cell)
+    except RowError:
+        items = [cell]
+    return tuple(str(item).strip() for item in items or [] if not is_empty(item))
+
+
+def right_answer(question: Question) -> str | None:
+    """The text of the right choice or, without choices, of the first right answer; None where it is
+    not known."""
+    if question.label is not None:
+        return question.choices[question.label]
+    return question.answers[0] if question.answers else None
 
 
 def find_relevant(

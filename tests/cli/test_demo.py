@@ -1,5 +1,6 @@
 """The commands that make the parts of the demo bundle, as small as they can be."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def test_a_world_is_drawn_and_a_generator_made_for_its_words(tmp_path: Path) -> 
     assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'model'}\n"), done.stderr
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert (tmp_path / "model" / "tokenizer.json").is_file()
+
+
+def test_the_demo_bundle_writes_the_answers_of_a_world_that_it_has_not_seen(tmp_path: Path) -> None:
+    table, out = tmp_path / "questions.csv", tmp_path / "out.csv"
+    assert call("demo", "world", tmp_path, "--rows", 40, "--seed", 9003, "--free-form").stdout
+    assert "answer_choices" not in table.read_text()
+    assert call("predict", table, out, "--engine", "transformers").exit_code == 0
+    figures = json.loads(call("evaluate", out, "--format", "json").stdout)["overall"]
+    assert (figures["free_form_rows"], figures["accuracy"]) == (40, None)
+    assert figures["free_form"]["exact_match"] >= 0.9
+    assert figures["calibration_error"] < 0.1
 
 
 def test_a_generator_needs_a_table_that_is_there(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Requests of the demo world, and what the transformers engine answers to them."""
 
 from collections.abc import Iterable
+from dataclasses import astuple
 
 import pytest
 
@@ -54,6 +55,11 @@ def reference(demo_requests: list[AnswerRequest]) -> dict[int, AnswerResult]:
         GENERATOR, device="cpu", batch_size=8, max_new_tokens=MAX_NEW_TOKENS, dtype="float32"
     )
     return by_key(ask(engine, demo_requests))
+
+
+def text_probabilities(result: AnswerResult) -> list[float]:
+    """Those of what was written, or none."""
+    return [] if result.text_probability is None else list(astuple(result.text_probability))
 
 
 def by_key(results: Iterable[AnswerResult]) -> dict[int, AnswerResult]:

@@ -89,8 +89,11 @@ def test_f07_a_choice_question_gets_one_of_its_choices(renderer: Renderer) -> No
 def test_a_free_form_question_gets_a_text(renderer: Renderer) -> None:
     [done] = answerer(renderer, ScriptedEngine())([row(choices=())])
     assert done.prediction is not None
-    assert done.prediction == Prediction(text=done.prediction.text)
+    probability = done.prediction.text_probability
+    assert done.prediction == Prediction(done.prediction.text, text_probability=probability)
     assert done.prediction.text.startswith("answer ")
+    assert probability is not None
+    assert 0 < probability.whole < probability.per_token < 1
 
 
 def test_every_row_comes_back_once_with_its_own_answer(renderer: Renderer) -> None:

@@ -1,24 +1,27 @@
 """Options are asked for at their forks, and no engine knows of them."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 import pytest
 
-from mmrag_batch.generation.asking import AnswerRequest, ask
+from mmrag_batch.generation.asking import AnswerRequest, ask, text_probability
 from mmrag_batch.generation.engine import Request, Result
-from mmrag_batch.records import Problem
+from mmrag_batch.records import Problem, TextProbability
 
 LOG_3 = 1.0986122886681098
 
 
 class Keen:
     """An engine that likes higher tokens: the logit of token t is t times log 3. It answers the
-    last request first, and what ends with a token in `broken` is an error."""
+    last request first, and what ends with a token in `broken` is an error. Of what it writes, it
+    tells `logprobs`."""
 
     window = 100
 
-    def __init__(self, *broken: int) -> None:
+    def __init__(self, *broken: int, logprobs: tuple[float, ...] = ()) -> None:
         self._broken = broken
+        self._logprobs = logprobs
         self.asked: list[Request] = []
 
     def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
@@ -29,7 +32,7 @@ class Keen:
             elif request.score:
                 yield Result(request.key, logits=tuple(LOG_3 * token for token in request.score))
             else:
-                yield Result(request.key, text="free")
+                yield Result(request.key, text="free", logprobs=self._logprobs)
 
     def close(self) -> None: ...
 
@@ -49,6 +52,32 @@ def test_each_fork_is_one_request_and_shares_multiply() -> None:
 def test_a_free_form_answer_is_one_request() -> None:
     [result] = ask(Keen(), [AnswerRequest(0, (1,), (), ())])
     assert (result.text, result.probabilities, result.error) == ("free", (), None)
+    assert result.text_probability is None  # the engine does not tell
+
+
+def test_a_text_is_as_probable_as_its_tokens_together() -> None:
+    """1/2 * 1/4 * 1/8 = 1/64, whose cube root is 1/4."""
+    engine = Keen(logprobs=(math.log(1 / 2), math.log(1 / 4), math.log(1 / 8)))
+    [result] = ask(engine, [AnswerRequest(0, (1,), (), ())])
+    assert result.text_probability is not None
+    assert result.text_probability.whole == pytest.approx(1 / 64)
+    assert result.text_probability.per_token == pytest.approx(1 / 4)
+
+
+def test_a_long_text_keeps_the_probability_of_its_tokens() -> None:
+    found = text_probability([math.log(0.5)] * 4096)
+    assert found is not None
+    assert found.whole == 0.0
+    assert found.per_token == pytest.approx(0.5)
+    assert text_probability([0.0]) == TextProbability(1.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_text_of_which_a_token_has_no_probability_is_an_error(value: float) -> None:
+    [result] = ask(Keen(logprobs=(-1.0, value)), [AnswerRequest(0, (1,), (), ())])
+    assert (result.text, result.text_probability) == ("", None)
+    assert result.error is not None
+    assert "finite" in result.error.message
 
 
 def test_a_row_of_which_one_fork_fails_is_one_error() -> None:

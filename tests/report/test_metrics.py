@@ -11,14 +11,8 @@ import pytrec_eval
 from pytest import approx
 
 from mmrag_batch.errors import ConfigError, InputError
-from mmrag_batch.report.metrics import (
-    MAX_DEPTH,
-    calibration_error,
-    evaluate,
-    ndcg,
-    retrieval,
-    wilson,
-)
+from mmrag_batch.report.metrics import MAX_DEPTH, calibration_error, evaluate, wilson
+from mmrag_batch.report.ranking import ndcg, retrieval
 from mmrag_batch.report.text import as_json, as_text
 from mmrag_batch.table.output import OUTPUT_COLUMNS
 
@@ -249,6 +243,25 @@ def test_field_18_answers_in_free_form_have_figures_of_their_own(tmp_path: Path)
     header, line = as_text(evaluate(tmp_path / "out.jsonl")).splitlines()
     assert "exact match" in header
     assert "0.500" in line
+
+
+def test_a_text_is_right_for_calibration_where_it_matches_exactly(tmp_path: Path) -> None:
+    """A right one at 0.95, a wrong one at 0.94, one without a label; and a choice at 0.55."""
+    free = {"answer_choices": None, "prediction_index": None}
+    rows = [
+        answered("a", "10 t", None, None, 0.95, "") | free | {"prediction": "The 10 t."},
+        answered("a", ["5 t", "five"], None, None, 0.94, "") | free | {"prediction": "50 t"},
+        answered("a", None, None, None, 0.1, "") | free | {"prediction": "6 t"},
+        answered("a", "10 t", None, None, None, "", "error") | free,
+        answered("b", "y", None, 1, 0.55, ""),
+    ]
+    metrics = evaluate(write(tmp_path / "out.jsonl", rows), by=["kind"])
+    assert metrics.overall.calibration_error == approx((abs(1 - 1.89) + abs(1 - 0.55)) / 3)
+    assert metrics.overall.mean_confidence == approx((0.95 + 0.94 + 0.1 + 0.55) / 4)
+    assert metrics.by["kind"]["a"].calibration_error == approx(0.89 / 2)
+    assert metrics.by["kind"]["a"].accuracy is None
+    assert metrics.overall.accuracy is not None
+    assert metrics.overall.accuracy.rows == 1
 
 
 def test_retrieval_figures_are_those_of_trec_eval() -> None:

@@ -1,14 +1,21 @@
-"""What is left of a publication when a store is moved aside or mended."""
+"""What is left of a publication when a store is moved aside or mended, or of an older version."""
 
+import hashlib
+import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from mmrag_batch.bundle import sha256
 from mmrag_batch.cli.app import app
 from mmrag_batch.run.files import Paths
-from mmrag_batch.run.manifest import PUBLISHED, name_temporary, read_manifest
+from mmrag_batch.run.job import NOTE
+from mmrag_batch.run.keys import KEY_BYTES
+from mmrag_batch.run.manifest import PUBLISHED, name_temporary, read_manifest, write_manifest
 from mmrag_batch.run.mending import salvage
 from mmrag_batch.run.store import AnswerStore
 
@@ -20,10 +27,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def predict(output: str, *options: str) -> None:
+def predict(output: str, *options: str) -> str:
+    """What the command says."""
     words = ["predict", "in.csv", output, "--engine", "scripted", "--device", "cpu", *options]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
+    return done.stderr
 
 
 def test_j10_an_output_is_vouched_for_when_another_begins_their_store_anew() -> None:
@@ -77,3 +86,45 @@ def test_j11_a_note_whose_name_is_damaged_is_none(name: object) -> None:
     with AnswerStore(Path("out.csv.store")) as store:
         assert store.note_names() == []
     salvage(Path("out.csv.store"))
+
+
+def keep_as_before(store: Path) -> None:
+    """Make a store what the first format was: an answer in free form stands under another key, and
+    nobody knows how probable it is."""
+    with AnswerStore(store, lambda: None) as opened:
+        settings = opened.read_note(NOTE)["settings"]
+        [(key, kept)] = [pair for pair in opened.scan() if len(json.loads(pair[1].answer)) == 7]
+        opened.keep(
+            hashlib.blake2b(
+                json.dumps(["Why?", None, [], []], separators=(",", ":")).encode(),
+                key=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).digest(),
+                digest_size=KEY_BYTES,
+            ).digest(),
+            kept._replace(answer=json.dumps(json.loads(kept.answer)[:5]).encode()),
+        )
+        opened.commit()
+    with sqlite3.connect(store) as sql:
+        sql.execute("DELETE FROM answers WHERE key = ?", (key,))
+    sql.close()
+
+
+def test_d05_what_was_kept_in_free_form_without_its_probability_is_asked_again() -> None:
+    """Choices are not, and an output without the column is written anew."""
+    Path("in.csv").write_text('question_text,answer_choices\nWhat?,"[""a"", ""b""]"\nWhy?,\n')
+    predict("out.csv")
+    paths, whole = Paths.of(Path("out.csv")), Path("out.csv").read_text()
+    keep_as_before(paths.store)
+    columns = pd.read_csv("out.csv").drop(columns="confidence_per_token")
+    columns.assign(confidence=None).to_csv("out.csv", index=False)
+    before = read_manifest(paths)
+    assert before is not None
+    with AnswerStore(paths.store) as store:
+        old = replace(before, sha256=sha256(paths.output), revision=store.revision, format=1)
+    write_manifest(paths, old, Path("temporary"))
+
+    assert "1 of them answered before, 1 to ask" in predict("out.csv")
+    assert Path("out.csv").read_text() == whole
+    assert float(pd.read_csv("out.csv").confidence[1]) > 0
+    written = Path("out.csv").stat().st_mtime_ns
+    predict("out.csv")
+    assert Path("out.csv").stat().st_mtime_ns == written

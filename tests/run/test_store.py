@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmrag_batch.errors import ConfigError, InternalError, LockedError, OutputError, StorageError
-from mmrag_batch.records import Answer, Problem, Status
+from mmrag_batch.records import Answer, Problem, Status, TextProbability
 from mmrag_batch.run import store as stores
 from mmrag_batch.run.answers import Kept, Start, checksum, read_kept, to_answer, to_kept
 from mmrag_batch.run.database import DamagedError, explain
@@ -62,6 +62,7 @@ ANSWERS = st.builds(
     probabilities=st.lists(st.floats(0, 1), max_size=4).map(tuple),
     evidence=st.lists(st.tuples(st.text(), st.floats(-50, 50)), max_size=3).map(tuple),
     problems=st.lists(st.builds(Problem, st.text(), st.text()), max_size=2).map(tuple),
+    text_probability=st.none() | st.builds(TextProbability, st.floats(0, 1), st.floats(0, 1)),
 )
 
 

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmrag_batch.errors import InputError, OutputError
-from mmrag_batch.records import Answer, Document, Evidence, Prediction, Problem, Row
+from mmrag_batch.records import (
+    Answer,
+    Document,
+    Evidence,
+    Prediction,
+    Problem,
+    Row,
+    TextProbability,
+)
 from mmrag_batch.run.answers import answer_of
 from mmrag_batch.table.output import OUTPUT_COLUMNS, RowFormat, check_output
 
@@ -53,6 +61,7 @@ def test_an_answer_fills_every_column(tmp_path: Path) -> None:
             "prediction": "two",
             "prediction_index": "1",
             "confidence": "0.876543",
+            "confidence_per_token": "",
             "choice_probabilities": "[0.123457, 0.876543]",
             "evidence": '[{"id": "d1", "score": 3.1235}, {"id": "é", "score": -1}]',
             "status": "ok",
@@ -64,9 +73,13 @@ def test_an_answer_fills_every_column(tmp_path: Path) -> None:
 def test_a_free_form_answer_has_no_index_and_no_probabilities(tmp_path: Path) -> None:
     row = make_row()
     row.prediction = Prediction("a cat")
-    write_rows(tmp_path / "out.csv", ("q",), row)
-    (cells,) = read_csv(tmp_path / "out.csv")
-    assert list(cells.values()) == ["What?", "a cat", "", "", "", "[]", "ok", ""]
+    told = make_row()
+    told.prediction = Prediction("a cat", text_probability=TextProbability(1.23456789e-9, 1 / 3))
+    write_rows(tmp_path / "out.csv", ("q",), row, told)
+    first, second = read_csv(tmp_path / "out.csv")
+    assert list(first.values()) == ["What?", "a cat", "", "", "", "", "[]", "ok", ""]
+    figures = ["1.23457e-09", "0.333333"]
+    assert list(second.values()) == ["What?", "a cat", "", *figures, "", "[]", "ok", ""]
 
 
 def test_an_error_row_says_why_and_predicts_nothing(tmp_path: Path) -> None:
@@ -101,8 +114,9 @@ def test_lines_end_in_lf_and_only_what_must_be_is_quoted(tmp_path: Path) -> None
     write_rows(tmp_path / "out.csv", ("a", "b"), make_row(0, {"a": "x y", "b": 'c,"d"'}))
     data = (tmp_path / "out.csv").read_bytes()
     assert data == (
-        b"a,b,prediction,prediction_index,confidence,choice_probabilities,evidence,status,error\n"
-        b'x y,"c,""d""",,,,,[],ok,\n'
+        b"a,b,prediction,prediction_index,confidence,confidence_per_token,choice_probabilities,"
+        b"evidence,status,error\n"
+        b'x y,"c,""d""",,,,,,[],ok,\n'
     )
 
 

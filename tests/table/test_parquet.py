@@ -139,6 +139,7 @@ def test_field_13_parquet_keeps_the_types_and_adds_those_of_the_answer(tmp_path:
         "prediction": pa.string(),
         "prediction_index": pa.int64(),
         "confidence": pa.float64(),
+        "confidence_per_token": pa.float64(),
         "choice_probabilities": pa.list_(pa.float64()),
         "evidence": pa.list_(pa.struct([("id", pa.string()), ("score", pa.float64())])),
         "status": pa.string(),

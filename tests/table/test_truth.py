@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from mmrag_batch.records import Document
-from mmrag_batch.table.truth import find_ranks, find_relevant, read_labelled_rows, read_labels
+from mmrag_batch.table.truth import (
+    find_ranks,
+    find_relevant,
+    read_labelled_rows,
+    read_labels,
+    right_answer,
+)
 
 COUNTS = ["1", "2", "3", "4"]
 COLOURS = ["red", "green", "blue"]
@@ -98,6 +104,16 @@ def test_rows_without_choices_are_labelled_in_free_form(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path, {"label": "10 t"}, {"label": None}, {"label": "x"})
     labels = read_labels(path)
     assert (labels.free_form, labels.unreadable, labels.describe()) == (2, 0, [])
+
+
+def test_without_choices_the_right_answers_are_texts(tmp_path: Path) -> None:
+    labels = ["10 t", ["10 t", None, " ten t"], None, 7, "x"]
+    rows: list[dict[str, object]] = [{"label": label, "answer_choices": []} for label in labels]
+    path = write_jsonl(tmp_path, *rows, {"label": 1, "answer_choices": ["x", "y"]})
+    questions = [row.question for row in read_labelled_rows(path) if row.question]
+    texts = [("10 t",), ("10 t", "ten t"), (), ("7",), ("x",), ()]
+    assert [question.answers for question in questions] == texts
+    assert list(map(right_answer, questions)) == ["10 t", "10 t", None, "7", "x", "y"]
 
 
 DOCUMENTS = (Document("x", "a", None), Document("1", "b", None), Document("2", "c", None))

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from mmrag_batch.train.answer_trainer import needed_logits
-from mmrag_batch.train.examples import weighted_loss
+from mmrag_batch.train.examples import needed_logits, weighted_loss
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from random import Random
 
+import pandas as pd
 import pytest
 
 from mmrag_batch.images.loader import ImageLoader
@@ -148,6 +149,14 @@ def test_wear_spares_the_relevant_documents(
         assert index not in json.loads(before["relevant"])
         seen.add("lost" if isinstance(left[index], dict) else "odd")
     assert seen == {"emptied", "lost", "odd"}
+
+
+def test_a_world_without_choices_is_the_same_but_for_them(tmp_path: Path) -> None:
+    tables = [
+        pd.read_csv(write_world(tmp_path / name, rows=5, seed=5, free_form=free_form))
+        for name, free_form in (("chosen", False), ("written", True))
+    ]
+    assert tables[1].equals(tables[0].drop(columns="answer_choices"))
 
 
 def test_predict_can_read_the_table(demo_table: Path) -> None:

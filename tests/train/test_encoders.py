@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 from random import Random
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -11,9 +12,10 @@ from mmrag_batch.cli.app import app
 from mmrag_batch.errors import InputError
 from mmrag_batch.export.encoders import open_encoders
 from mmrag_batch.train.demo_pictures import COLOURS, draw
-from mmrag_batch.train.encoders import train_encoders
+from mmrag_batch.train.encoders import train_encoders, train_tokenizer
 from mmrag_batch.train.settings import EncodersConfig
 from mmrag_batch.train.table_pairs import Sampler, hold_out, picture_truths, text_truths
+from mmrag_batch.train.vision import Asked
 
 CHOICES = json.dumps(list(COLOURS))
 
@@ -51,6 +53,14 @@ def test_a_table_says_which_texts_are_true_of_its_pictures(table: Path) -> None:
     assert kinds["named"]["1.png"] == ["What colour? orange"]
     assert text_truths(table)["What colour is the amber fox?"] == ["an amber fox"]
     assert "c" not in kinds["caption"]
+
+
+def test_a_table_without_choices_says_the_same(table: Path) -> None:
+    free = table.with_name("free.csv")
+    pd.read_csv(table, dtype=str).drop(columns="answer_choices").to_csv(free, index=False)
+    assert picture_truths(free) == picture_truths(table)
+    tokenizer = train_tokenizer(["What colour is it?"], 40)
+    assert Asked(free, tokenizer).by_picture == Asked(table, tokenizer).by_picture
 
 
 def test_what_is_true_of_few_is_drawn_more_often_and_all_that_is_true_is_marked() -> None:

@@ -101,6 +101,27 @@ def test_rows_without_a_label_are_left_out(tmp_path: Path) -> None:
         labelled_rows(table)
 
 
+def test_without_choices_the_label_is_the_answer(
+    tmp_path: Path, renderer: Renderer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its first text, where it is a list; what is empty is passed over and counted."""
+    caplog.set_level("INFO")
+    table = tmp_path / "questions.csv"
+    labels = ["10 t", "", " NaN", '"[""ten t"", ""10 t""]"', "[]", " b "]
+    lines = [f"Q{number}?,,{label}\n" for number, label in enumerate(labels)]
+    table.write_text("question_text,answer_choices,label\n" + "".join(lines))
+    rows = labelled_rows(table)
+    assert [row.number for row in rows] == [0, 3, 5]
+    assert "3 rows without a right answer are passed over" in caplog.text
+    for scoring in ("letter", "text"):
+        found = examples(rows, renderer, table, scoring)
+        found.set_epoch(1)
+        answers = [renderer.decode(found[index].answer) for index in range(3)]
+        assert answers == ["10 t", "ten t", "b"]
+        assert found[0].answer == renderer.answer_ids("10 t")
+        assert "Answer in a few words." in renderer.decode(found[0].prompt)
+
+
 def test_relevant_evidence_comes_first_and_broken_images_not_at_all(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), "red").save(tmp_path / "red.png")
     documents = (

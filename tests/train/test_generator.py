@@ -28,6 +28,7 @@ from mmrag_batch.train.answer_trainer import AnswerTrainer
 from mmrag_batch.train.examples import labelled_rows
 from mmrag_batch.train.generator import (
     build_trainer,
+    plan_generator,
     split_rows,
     train_generator,
     trainable,
@@ -218,6 +219,23 @@ def test_rows_that_are_held_out_are_scored_at_each_checkpoint(
     assert list(scores) == [0, 2, 4, 5]
     assert {score["eval_rows"] for score in scores.values()} == {10}
     assert all(0 <= score["eval_accuracy"] <= 1 < 10 for score in scores.values())
+
+
+def test_rows_without_choices_are_learnt_and_scored_beside_others(
+    full: GeneratorConfig, tmp_path: Path
+) -> None:
+    """Learnt by heart: what is held out, of rows that are also trained on, becomes likelier."""
+    free = pd.read_csv(full.table, dtype=str)
+    free.loc[free.index[::2], "answer_choices"] = None
+    table = full.table.with_name("free.csv")
+    free.to_csv(table, index=False)
+    config = replace(full, table=table, batch_size=4, held_out=10, steps=12, save_every=12)
+    train_generator(config)
+    first, *reports = metrics_of(config)
+    assert first["rows"] + first["held_out"] == 40
+    before, after = (r["eval_loss"] for r in reports if "eval_loss" in r)
+    assert after < before
+    assert plan_generator(config).startswith(f"{table}: 40 rows with a label")
 
 
 def test_rows_that_share_anything_are_held_out_together(

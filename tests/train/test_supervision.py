@@ -3,14 +3,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.scripted import ScriptedEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.prompt import PromptSpec
-from mmrag_batch.records import Document, Question, Row
+from mmrag_batch.records import Document, Evidence, Question, Row
 from mmrag_batch.train import supervision
 from mmrag_batch.train.likelihoods import measure_likelihoods
 from mmrag_batch.train.supervision import (
@@ -20,6 +22,7 @@ from mmrag_batch.train.supervision import (
     needs_likelihood,
     texts_of,
 )
+from mmrag_batch.train.text_loss import TextLoss
 from mmrag_batch.train.wording import holds, normalized
 
 CHOICES = ("12 coins", "red", "2")
@@ -39,6 +42,11 @@ def row(
     )
     question = Question("What?", None, CHOICES, documents, label, relevant)
     return Row(number, number + 2, str(number), {}, question)
+
+
+def question_of(one: Row) -> Question:
+    assert one.question is not None
+    return one.question
 
 
 def test_named_documents_are_relevant() -> None:
@@ -118,6 +126,14 @@ def test_choices_are_found_as_words_and_numbers_of_their_own(
 ) -> None:
     """In scripts with spaces and without: Han, kana, Thai, Hangul, Devanagari."""
     assert holds(normalized(text), choice) == held
+
+
+def test_without_choices_a_text_that_holds_the_label_helps() -> None:
+    asked = row("Nothing.", "It costs 12 coins.", label=None)
+    assert asked.question is not None
+    question = replace(asked.question, choices=(), answers=("12 coins", "a dozen"))
+    assert by_answer(replace(asked, question=question)) == {"1": 1.0}
+    assert needs_likelihood(replace(asked, question=question))
 
 
 def test_what_every_document_holds_tells_nothing() -> None:
@@ -206,47 +222,81 @@ def answerer(tiny_generator_dir: Path, tmp_path: Path) -> Answerer:
     )
 
 
+@pytest.fixture
+def text_loss(tiny_generator_dir: Path, tmp_path: Path) -> TextLoss:
+    model = load_model(tiny_generator_dir, dtype=torch.float32)
+    return TextLoss(tiny_generator_dir, model, ImageLoader(tmp_path), SPEC, batch_size=2)
+
+
 def rows(count: int) -> list[Row]:
     return [row("A text.", f"Another, {n}.", "word " * 400, None, number=n) for n in range(count)]
 
 
 def test_each_document_that_can_be_shown_gets_a_likelihood(
-    answerer: Answerer, tmp_path: Path
+    answerer: Answerer, text_loss: TextLoss, tmp_path: Path
 ) -> None:
-    found = measure_likelihoods(rows(3), answerer, SPEC, tmp_path / "found.jsonl", "subject")
+    found = measure_likelihoods(
+        rows(3), answerer, text_loss, SPEC, tmp_path / "found.jsonl", "subject"
+    )
     assert {number: sorted(item) for number, item in found.items()} == {
         number: ["0", "1"] for number in range(3)
     }
     assert all(value < 0 for item in found.values() for value in item.values())
 
 
+def test_without_choices_it_is_that_of_the_text(
+    answerer: Answerer, text_loss: TextLoss, tmp_path: Path
+) -> None:
+    """In turns with rows that have choices, whose likelihoods stay what they were."""
+    plain = rows(4)
+    mixed = [replace(one, question=replace(question_of(one), label=1)) for one in plain]
+    for one in mixed[1::2]:
+        one.question = replace(question_of(one), choices=(), label=None, answers=("red",))
+    found = measure_likelihoods(mixed, answerer, text_loss, SPEC, tmp_path / "mixed", "subject")
+    assert {number: sorted(item) for number, item in found.items()} == {
+        number: ["0", "1"] for number in range(4)
+    }
+    chosen = [mixed[0], mixed[2]]
+    alone = measure_likelihoods(chosen, answerer, text_loss, SPEC, tmp_path / "alone", "subject")
+    assert {number: found[number] for number in alone} == alone
+    shown = replace(mixed[1], evidence=(Evidence(question_of(mixed[1]).documents[0], 0.0),))
+    [loss] = text_loss([shown])
+    assert loss is not None
+    assert found[1]["0"] == pytest.approx(-loss, rel=1e-4)
+    assert loss > 1
+
+
 def test_a_picture_that_has_no_place_in_the_prompt_is_not_asked_about(
-    answerer: Answerer, tmp_path: Path
+    answerer: Answerer, text_loss: TextLoss, tmp_path: Path
 ) -> None:
     for name in ("picture.png", "own.png"):
         Image.new("RGB", (40, 40), "red").save(tmp_path / name)
     (plain,) = rows(1)
     assert plain.question is not None
     pictured = replace(plain, number=1, question=replace(plain.question, image="own.png"))
-    found = measure_likelihoods([plain, pictured], answerer, SPEC, tmp_path / "f.jsonl", "subject")
+    found = measure_likelihoods(
+        [plain, pictured], answerer, text_loss, SPEC, tmp_path / "f.jsonl", "subject"
+    )
     assert sorted(found[0]) == ["0", "1", "3"]
     assert sorted(found[1]) == ["0", "1"]
 
 
-def test_a_run_that_was_killed_goes_on(answerer: Answerer, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on(
+    answerer: Answerer, text_loss: TextLoss, tmp_path: Path
+) -> None:
     file = tmp_path / "found.jsonl"
-    expected = measure_likelihoods(rows(6), answerer, SPEC, file, "subject")
+    expected = measure_likelihoods(rows(6), answerer, text_loss, SPEC, file, "subject")
     whole = file.read_bytes()
     lines = whole.splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:4]) + lines[4][:9])
-    assert measure_likelihoods(rows(6), answerer, SPEC, file, "subject") == expected
+    assert measure_likelihoods(rows(6), answerer, text_loss, SPEC, file, "subject") == expected
     assert sorted(file.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
 def test_likelihoods_of_something_else_are_measured_anew(
-    answerer: Answerer, tmp_path: Path
+    answerer: Answerer, text_loss: TextLoss, tmp_path: Path
 ) -> None:
     file = tmp_path / "found.jsonl"
-    measure_likelihoods(rows(6), answerer, SPEC, file, "one")
-    assert len(measure_likelihoods(rows(2), answerer, SPEC, file, "another")) == 2
+    measure_likelihoods(rows(6), answerer, text_loss, SPEC, file, "one")
+    assert len(measure_likelihoods(rows(2), answerer, text_loss, SPEC, file, "another")) == 2
     assert len(file.read_text().splitlines()) == 3

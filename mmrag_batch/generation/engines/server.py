@@ -143,15 +143,16 @@ class VllmServer:
         images = [await asyncio.to_thread(_as_part, image) for image in request.images]
         if request.score:
             logits = await self._logits(request.token_ids, images, request.score)
-            return Result(request.key, logits=tuple(logits))
-        sampling = {"max_tokens": self._max_new_tokens}
-        ids = await self._generate(request.token_ids, images, sampling, _token_ids)
+            return Result(request.key, logits=logits)
+        sampling = {"max_tokens": self._max_new_tokens, "logprobs": 0}  # of what it samples alone
+        written = await self._generate(request.token_ids, images, sampling, _written)
+        ids, logprobs = zip(*written, strict=True)
         text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return Result(request.key, text=text.strip())
+        return Result(request.key, text=text.strip(), logprobs=_numbers(logprobs))
 
     async def _logits(
         self, token_ids: Sequence[int], images: list[dict[str, str]], tokens: tuple[int, ...]
-    ) -> list[float]:
+    ) -> tuple[float, ...]:
         """Log-probabilities of what may follow: logits but for a constant."""
         logits: list[float] = []
         for start in range(0, len(tokens), MAX_LOGPROBS):
@@ -163,9 +164,7 @@ class VllmServer:
                 "allowed_token_ids": chunk,  # the one that it samples counts as one of those asked
             }
             logits += await self._generate(token_ids, images, sampling, partial(_scores, chunk))
-        if not all(NO_NUMBER < logit < math.inf for logit in logits):
-            raise Refused("the model gave a logit that is not a finite number")
-        return logits
+        return _numbers(logits)
 
     async def _generate(
         self,
@@ -191,14 +190,23 @@ def _cancel_others() -> list["asyncio.Task[Any]"]:
     return others
 
 
-def _token_ids(choice: Any) -> list[int]:
-    return [int(token) for token in choice["token_ids"]]
+def _written(choice: Any) -> list[tuple[int, float]]:
+    """The tokens that were generated, the one that ends the text included, each with its
+    log-probability."""
+    steps = zip(choice["token_ids"], choice["logprobs"]["content"], strict=True)
+    return [(int(token), float(step["logprob"])) for token, step in steps]
 
 
 def _scores(tokens: Sequence[int], choice: Any) -> list[float]:
     [step] = choice["logprobs"]["content"]
     found = {item["token_id"]: float(item["logprob"]) for item in step["top_logprobs"]}
     return [found[token] for token in tokens]
+
+
+def _numbers(logprobs: Sequence[float]) -> tuple[float, ...]:
+    if not all(NO_NUMBER < value < math.inf for value in logprobs):
+        raise Refused("the model gave a logit that is not a finite number")
+    return tuple(logprobs)
 
 
 def _as_part(image: "Image") -> dict[str, str]:

@@ -5,14 +5,14 @@ Image preprocessing and padding of the next batches run in a thread beside the f
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from mmrag_batch.bundle import Bundle
 from mmrag_batch.errors import UnavailableError
@@ -73,6 +73,11 @@ class TransformersEngine:
         # A batch beyond those prepared is in the model's hands and one more in the thread's.
         self.window = (LOOKAHEAD + PREPARED + 2) * batch_size
 
+    @property
+    def model(self) -> Any:
+        """What generates, until it is closed."""
+        return self._model
+
     def generate(self, requests: Iterable[Request], /) -> Iterator[Result]:
         """Yield one result for each request, batch by batch."""
         batches = batched(requests, self._batch_size)
@@ -127,11 +132,42 @@ class TransformersEngine:
         ]
 
     def _write(self, batch: Batch, inputs: Inputs) -> list[Result]:
-        # (B, L + new)
-        sequences = self._model.generate(**inputs, generation_config=self._generation)
+        steps = _Steps()
+        sequences = self._model.generate(  # (B, L + new)
+            **inputs,
+            generation_config=self._generation,
+            logits_processor=LogitsProcessorList([steps]),
+        )
         answers = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-        texts = self._tokenizer.decode_batch(answers, skip_special_tokens=True)
-        return [Result(request.key, text=text.strip()) for request, text in zip(batch, texts)]
+        written = [self._cut(answer) for answer in answers]
+        texts = self._tokenizer.decode_batch(written, skip_special_tokens=True)
+        logprobs = torch.stack(steps.logprobs, dim=1).tolist()  # (B, new)
+        return [
+            Result(request.key, text=text.strip(), logprobs=tuple(row[: len(ids)]))
+            for request, text, ids, row in zip(batch, texts, written, logprobs)
+        ]
+
+    def _cut(self, answer: Sequence[int]) -> Sequence[int]:
+        """What was generated up to its end token; padding comes after it."""
+        ends = self._generation.eos_token_id
+        ends = [ends] if isinstance(ends, int) else ends or []
+        count = next((n for n, token in enumerate(answer, start=1) if token in ends), len(answer))
+        return answer[:count]
+
+
+class _Steps(LogitsProcessor):
+    """Notes the log-probability (B,) of the likeliest token at each step: the one that is taken.
+
+    All logits of all steps, which `generate` would keep, are 16 GB for a batch of long answers.
+    """
+
+    def __init__(self) -> None:
+        self.logprobs: list[torch.Tensor] = []
+
+    def __call__(self, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logits = scores.float()
+        self.logprobs.append((logits.amax(-1) - logits.logsumexp(-1)).cpu())
+        return scores
 
 
 def batched(requests: Iterable[Request], size: int) -> Iterator[Batch]:

@@ -68,7 +68,7 @@ class VllmProcess:
             max_num_batched_tokens=limits.step_tokens,
             kv_cache_memory_bytes=limits.kv_cache_bytes,
             gpu_memory_utilization=GPU_SHARE,
-            logprobs_mode="raw_logits",
+            logprobs_mode="raw_logprobs",
             # Compiling takes a CPU longer than it saves on most tables.
             enforce_eager=current_platform.is_cpu(),
             disable_log_stats=True,
@@ -138,10 +138,11 @@ class VllmProcess:
             if request.score:
                 sampling = self._sampling(max_tokens=1, logprob_token_ids=list(request.score))
                 [step] = (await self._generate(request, sampling)).logprobs
-                # With `raw_logits` they are logits.
+                # Of all tokens, so logits but for a constant.
                 logits = tuple(step[token].logprob for token in request.score)
                 return Result(request.key, logits=logits)
-            sampling = self._sampling(max_tokens=self._max_new_tokens)
+            # None but the token that is taken.
+            sampling = self._sampling(max_tokens=self._max_new_tokens, logprobs=0)
             output = await self._generate(request, sampling)
         except EngineDeadError as error:
             raise EngineDied from error
@@ -152,7 +153,9 @@ class VllmProcess:
             message = f"The engine could not answer: {type(cause).__name__}: {cause}"
             return Result(request.key, error=Problem("engine_failed", message))
         text = self._tokenizer.decode(output.token_ids, skip_special_tokens=True)
-        return Result(request.key, text=text.strip())
+        steps = zip(output.token_ids, output.logprobs, strict=True)
+        logprobs = tuple(step[token].logprob for token, step in steps)
+        return Result(request.key, text=text.strip(), logprobs=logprobs)
 
     async def _generate(self, request: Request, sampling: Any) -> Any:
         """vLLM's only output for a prompt."""

@@ -117,12 +117,14 @@ class _Server(ThreadingHTTPServer):
 
 
 def answer_to(path: str, body: Any) -> object:
-    """What vLLM would answer, as far as its engine reads it. The first token is the likeliest."""
+    """What vLLM would answer, as far as its engine reads it. The first token is the likeliest; what
+    it writes could be nothing else."""
     if path == MODELS:
         return {"data": [{"id": "demo"}]}
     assert path == GENERATE, path
     sampling = body["sampling_params"]
     scored = sampling.get("logprob_token_ids", [])
     top = [{"token_id": token, "logprob": -float(place)} for place, token in enumerate(scored)]
-    logprobs = {"content": [{"top_logprobs": top}]}
+    token = {"token_id": 100, "logprob": 0.0, "top_logprobs": top}
+    logprobs = {"content": [token] * sampling["max_tokens"]}
     return {"choices": [{"token_ids": [100] * sampling["max_tokens"], "logprobs": logprobs}]}

@@ -12,9 +12,11 @@ def test_the_same_prompt_has_the_same_answer_in_any_company() -> None:
     engine = ScriptedEngine(window=4)
     alone = next(engine.generate([request(0, 7, 8)]))
     requests = [request(key, key) for key in range(1, 10)] + [request(10, 7, 8)]
-    answers = {result.key: result.text for result in engine.generate(requests)}
-    assert answers[10, 0] == alone.text
+    results = list(engine.generate(requests))
+    answers = {result.key: (result.text, result.logprobs) for result in results}
+    assert answers[10, 0] == (alone.text, alone.logprobs)
     assert len(set(answers.values())) == 10
+    assert all(-1 < value <= 0 for value in alone.logprobs)
 
 
 def test_every_request_is_answered_out_of_order() -> None:

@@ -19,7 +19,7 @@ from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
 from mmrag_batch.generation.engines.server import VllmServer
 from mmrag_batch.generation.supervisor import Supervisor
 from mmrag_batch.settings import DEMO_BUNDLE
-from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key
+from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key, text_probabilities
 
 pytestmark = pytest.mark.vllm
 ROOT = Path(__file__).parents[3]
@@ -106,6 +106,9 @@ def test_answers_are_those_of_the_transformers_engine(
         assert results[key].error is None
         assert results[key].text == expected.text
         assert results[key].probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+        assert text_probabilities(results[key]) == pytest.approx(
+            text_probabilities(expected), abs=1e-5
+        )
 
 
 def test_the_command_of_the_docs_runs_as_it_is_written(endpoint: str, tmp_path: Path) -> None:

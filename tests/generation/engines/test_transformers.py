@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mmrag_batch.generation.engines.transformers import LOOKAHEAD, TransformersE
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import answer_texts, build_prompt
 from mmrag_batch.records import Question
+from tests.generation.conftest import text_probabilities
 
 PICTURES = [
     Image.linear_gradient("L").resize((90, 20)).convert("RGB"),
@@ -134,6 +136,7 @@ def test_answers_do_not_depend_on_neighbours_or_order(
             assert other.error is None
             assert other.text == alone.text
             assert other.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+            assert text_probabilities(other) == pytest.approx(text_probabilities(alone), abs=1e-6)
     assert len({result.probabilities for result in together.values()}) > 10
 
 
@@ -193,6 +196,31 @@ def test_free_form_answers_are_greedy_and_end_at_the_end_token(
     with torch.no_grad():  # the end token now scores twice what the best token did
         head[engine._generation.eos_token_id] = 2 * head[first]
     assert next(ask(engine, [one])).text == ""
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_text_is_as_probable_as_each_of_its_tokens_after_those_before(
+    tiny_generator_dir: Path, renderer: Renderer, *, ends: bool
+) -> None:
+    """The end token counts where it was generated; beside it in the batch is a longer text."""
+    engine = open_engine(tiny_generator_dir)
+    one, other = request(renderer, 0, "a"), request(renderer, 1, "b")
+    prompt = torch.tensor([one.token_ids])
+    written = engine._model.generate(prompt, generation_config=engine._generation)[0]
+    tokens = written[prompt.shape[1] :].tolist()
+    assert len(set(tokens)) > 2
+    if ends:  # what it writes third ends the text from now on
+        engine._generation.eos_token_id = [tokens[2], 9]
+        tokens = tokens[: tokens.index(tokens[2]) + 1]
+    logits = engine._model(input_ids=torch.tensor([[*one.token_ids, *tokens]])).logits[0]
+    shares = logits.log_softmax(-1)[len(one.token_ids) - 1 : -1]
+    expected = [float(row[token]) for row, token in zip(shares, tokens)]
+
+    [result] = [found for found in ask(engine, [other, one]) if found.key == 0]
+    assert text_probabilities(result) == pytest.approx(
+        [math.exp(sum(expected)), math.exp(sum(expected) / len(expected))], rel=1e-4
+    )
 
 
 def test_batches_hold_rows_of_one_kind_and_similar_length(

@@ -24,7 +24,7 @@ from mmrag_batch.generation.engines.vllm_process import VllmProcess
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.settings import DEMO_BUNDLE, DeviceName, PredictSettings
 from mmrag_batch.train.demo_world import write_world
-from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key
+from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key, text_probabilities
 
 pytestmark = pytest.mark.vllm
 ROWS = 8
@@ -73,6 +73,9 @@ def assert_same(results: dict[int, AnswerResult], reference: dict[int, AnswerRes
         assert results[key].error is None
         assert results[key].text == expected.text
         assert results[key].probabilities == pytest.approx(expected.probabilities, abs=1e-3)
+        assert text_probabilities(results[key]) == pytest.approx(
+            text_probabilities(expected), abs=1e-3
+        )
 
 
 def kill_engine() -> None:
@@ -90,6 +93,7 @@ def test_answers_are_those_of_the_transformers_engine(
     assert len({result.text for result in reference.values()}) > 4
     assert sum(len(one.images) for one in demo_requests) > 20
     assert max(len(one.probabilities) for one in reference.values()) > 2
+    assert sum(one.text_probability is not None for one in reference.values()) == 8
 
 
 def test_a_request_that_cannot_be_answered_is_one_error(
