@@ -33,9 +33,15 @@ def to_json(value: object) -> str:
 
 def to_text(value: object) -> str:
     """The text of a cell: itself, nothing for nothing, else JSON."""
-    plain = value if isinstance(value, str) else _plain(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple | dict):
+        return to_json(value)
+    plain = _plain(value)
     if plain is None:
         return ""
+    if isinstance(plain, float):
+        return repr(plain)  # as JSON has it, without the price of an encoder
     return plain if isinstance(plain, str) else _encode(plain)
 
 
