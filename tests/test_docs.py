@@ -1,6 +1,8 @@
 """Every command that README and docs name is run or, where it trains, shown to be one that can."""
 
+import csv
 import importlib
+import json
 import os
 import re
 import shlex
@@ -38,6 +40,7 @@ PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").g
 COMMAND = re.compile(r"^    ((?:mmrag-batch|python) .*)$|`((?:mmrag-batch|python) [^`]+)`", re.M)
 GROUPS = {"train": train, "demo": demo}
 PACKAGES = ("mmrag_batch", "train", "export")
+ALL_AT_ONCE = (ROOT / "docs" / "your-data.md").read_text().partition("## All of it at once")[2]
 CONFIGS = {
     "demo encoders": DemoEncodersConfig,
     "demo vision": DemoVisionConfig,
@@ -86,7 +89,25 @@ def test_the_commands_on_tables_run_as_they_are_written(
 ) -> None:
     monkeypatch.chdir(checkout)
     assert len(on_tables()) >= 4
-    run_all(on_tables(), checkout, run_here)
+    said = run_all(on_tables(), checkout, run_here)
+    for block in re.findall(r"^```text\n(.*?)^```", ALL_AT_ONCE, re.M | re.S):
+        assert block.strip() in said
+    with (checkout / "mixed.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in re.findall(r"^\| .*\? \|.*$", ALL_AT_ONCE, re.M)
+    ]
+    shown = [(question, *rest) for question, _, _, *rest in cells]
+    assert shown == [
+        (
+            row["question"],
+            row["answer"],
+            row["prediction"],
+            ", ".join(f"`{item['id']}`" for item in json.loads(row["evidence"])),
+        )
+        for row in rows
+    ]
 
 
 @pytest.mark.vllm
@@ -101,7 +122,7 @@ Run = Callable[[list[str], Mapping[str, str]], tuple[int, str]]
 def run_here(arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
     """A command in this process, which has the models' libraries loaded."""
     done = CliRunner().invoke(app, arguments, env=dict(environ))
-    return done.exit_code, f"{done.stderr}{done.exception or ''}"
+    return done.exit_code, f"{done.output}{done.exception or ''}"
 
 
 def run_there(folder: Path, arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str]:
@@ -114,11 +135,12 @@ def run_there(folder: Path, arguments: list[str], environ: Mapping[str, str]) ->
         text=True,
         timeout=300,
     )
-    return done.returncode, done.stderr
+    return done.returncode, done.stdout + done.stderr
 
 
-def run_all(commands: list[list[str]], checkout: Path, run: Run) -> None:
-    """Run commands as a reader would, each in turn; every one must succeed."""
+def run_all(commands: list[list[str]], checkout: Path, run: Run) -> str:
+    """Run commands as a reader would, each in turn; every one must succeed. All that they say."""
+    output = ""
     for words in commands:
         if words[1] == "predict":
             for file in checkout.glob("out.csv*"):
@@ -127,8 +149,10 @@ def run_all(commands: list[list[str]], checkout: Path, run: Run) -> None:
             environ = {"MMRAG_ENGINE": "scripted"} if "--shard" in command else {}
             code, said = run(command[1:], environ)
             assert code == 0, (command, said)
-        if words[1] in {"predict", "merge"} and "--shard" not in words:
+            output += said
+        if words[1] in {"predict", "merge"} and "out.csv" in words and "--shard" not in words:
             assert len((checkout / "out.csv").read_text().splitlines()) == 61
+    return output
 
 
 def all_shards(words: list[str]) -> list[list[str]]:
