@@ -115,8 +115,9 @@ def _has_choices(row: Row) -> bool:
 def _log_likelihood(row: Row) -> float | None:
     assert row.question is not None  # it was answered
     assert row.question.label is not None
-    if row.prediction is None or not row.evidence:
-        return None
+    shown = [item.document for item in row.evidence]
+    if row.prediction is None or not shown or shown[0] not in row.question.documents:
+        return None  # there was no room for it, or for all of it
     return math.log(max(MIN_PROBABILITY, row.prediction.probabilities[row.question.label]))
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
@@ -188,7 +189,8 @@ def _leave_out(row: Row, source: str, error: RowError) -> None:
 def fit_prompt(
     renderer: Renderer, question: Question, evidence: tuple[Evidence, ...], spec: PromptSpec
 ) -> tuple[tuple[Evidence, ...], Prompt, list[int]]:
-    """The most evidence, best first, whose prompt fits; that prompt and its tokens.
+    """The most evidence, best first, whose prompt fits; that prompt and its tokens. The text of the
+    best one is cut where it fits in no other way.
 
     Raises RowError where not even the question fits.
     """
@@ -203,7 +205,20 @@ def fit_prompt(
                 f"The question alone takes {len(token_ids)} tokens, the generator at most "
                 f"{spec.max_prompt_tokens}; shorten it.",
             )
-        evidence = evidence[:-1]
+        *better, last = evidence
+        if not better:
+            better = _cut(renderer, last, len(token_ids) - spec.max_prompt_tokens)
+        evidence = tuple(better)
+
+
+def _cut(renderer: Renderer, item: Evidence, surplus: int) -> list[Evidence]:
+    """The evidence with a text of so many tokens less; nothing if that leaves nothing of it."""
+    text = item.document.text or ""
+    count = len(renderer.encode(text))
+    kept = text[: len(text) * max(0, count - surplus) // max(1, count)]
+    if len(kept) == len(text) or not (kept or item.document.image):
+        return []
+    return [replace(item, document=replace(item.document, text=kept or None))]
 
 
 def _set_answer(row: Row, result: AnswerResult) -> Row:

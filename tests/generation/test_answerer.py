@@ -174,6 +174,21 @@ def test_f08_the_lowest_ranked_evidence_is_trimmed_until_the_prompt_fits(
     assert len(engine.asked[0].token_ids) < needed
 
 
+@pytest.mark.parametrize("image", [None, "a.png"])
+@pytest.mark.parametrize("room", [100, 128, 250])
+def test_f08_the_text_of_the_best_evidence_is_cut_where_it_alone_is_too_long(
+    renderer: Renderer, image: str | None, room: int
+) -> None:
+    engine = Recorder()
+    text = " ".join(f"word{number} 12.50," for number in range(300))
+    evidence = [(text, image), ("short", None)]
+    [done] = answerer(renderer, engine, max_prompt_tokens=room)([row(evidence=evidence)])
+    assert (done.error, done.problems, kept_ids(done)) == (None, [], ["0"])
+    assert text.startswith(done.evidence[0].document.text or "")
+    assert room - 10 < len(engine.asked[0].token_ids) <= room
+    assert len(engine.asked[0].images) == (image is not None)
+
+
 def test_f08_a_question_that_alone_is_too_long_is_an_error(renderer: Renderer) -> None:
     long = row(text="word " * 500, evidence=[("a", None)])
     [done] = answerer(renderer, ScriptedEngine())([long])
