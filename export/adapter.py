@@ -7,7 +7,7 @@ would change more than the weights it aims at, is refused.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,13 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """`updates` by the name of the weight in transformers' module of today."""
+    """`updates` by the name of the weight in transformers' module of today; `untouched` are the
+    names of those that it aims at and does not change."""
 
     directory: Path
     config: Mapping[str, Any]
     updates: Mapping[str, Update]
+    untouched: Sequence[str]
 
 
 def read_adapter(directory: Path, module_name: Callable[[str], str]) -> Adapter:
@@ -102,9 +104,12 @@ def read_adapter(directory: Path, module_name: Callable[[str], str]) -> Adapter:
         module_name(module + ".weight"): _update(directory, module, halves[module], config)
         for module in halves
     }
-    if all(update.is_zero() for update in updates.values()):
+    untouched = [name for name, update in updates.items() if update.is_zero()]
+    for name in untouched:
+        del updates[name]
+    if not updates:
         raise ConfigError(f"The adapter {directory} changes nothing; was it trained?")
-    return Adapter(directory, config, updates)
+    return Adapter(directory, config, updates, untouched)
 
 
 def check_fits(adapter: Adapter, base: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -120,7 +125,7 @@ def check_fits(adapter: Adapter, base: Path, tensors: Mapping[str, Tensor]) -> N
             mismatched.append(f"{name} {shape}, there {tensor.shape}")
     if quantised:
         raise ConfigError(
-            f"{base} has quantised weights: {_first_names(quantised)}. Merge into the checkpoint "
+            f"{base} has quantised weights: {first_names(quantised)}. Merge into the checkpoint "
             "that it was made from: --base DIR."
         )
     for problem, names in (
@@ -129,7 +134,7 @@ def check_fits(adapter: Adapter, base: Path, tensors: Mapping[str, Tensor]) -> N
     ):
         if names:
             raise ConfigError(
-                f"The adapter {adapter.directory} {problem}: {_first_names(names)}. Was it "
+                f"The adapter {adapter.directory} {problem}: {first_names(names)}. Was it "
                 f"trained on another model than {base}? Its own configuration names "
                 f"{adapter.config.get('base_model_name_or_path')!r}."
             )
@@ -179,6 +184,7 @@ def _update(
     return Update(left, right, scale, alpha)
 
 
-def _first_names(names: list[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
+    """Some of the names, and how many more there are."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")

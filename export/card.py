@@ -32,8 +32,8 @@ retrieved evidence, asked in the prompts of mmrag-batch.
 
 ## What was checked
 
-- Every one of the {merged} weights that the adapter aims at differs from the base; the other {kept}
-  tensors are the base's, byte for byte.
+- {merged} weights differ from the base, all of them weights that the adapter aims at; the other
+  {kept} tensors are the base's, byte for byte.
 - Sampled rows of each merged weight equal W + B A scale to within {weights:.2f} rounding steps.
 - {logits}
 

@@ -5,13 +5,15 @@ in the copy, a block at a time. So memory holds the adapter and one block, howev
 what is not aimed at cannot change, and what is written is read again and compared with its base.
 """
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmrag_batch.errors import ConfigError, MissingError
-from mmrag_batch.export.adapter import Adapter, Update, check_fits, read_adapter
+from mmrag_batch.export import processors
+from mmrag_batch.export.adapter import Adapter, Update, check_fits, first_names, read_adapter
 from mmrag_batch.export.card import write_card
 from mmrag_batch.export.checkpoint import (
     INDEX,
@@ -35,7 +37,10 @@ from mmrag_batch.generation.rendering import TEMPLATE, chat_template
 from mmrag_batch.parts import check_base
 from mmrag_batch.progress import Progress
 
-NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+log = logging.getLogger(__name__)
+NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
+PROCESSOR = (processors.FILE, processors.NESTED)
+"""Of these one, as transformers of one version or another wrote it."""
 COPIED = ("generation_config.json", INDEX)
 TERMS = ("LICENSE*", "USE_POLICY*", "NOTICE*")
 
@@ -91,6 +96,8 @@ def read_base(base: Path) -> dict[Path, list[Tensor]]:
     for name in NEEDED:
         if not (base / name).is_file():
             raise MissingError(f"{base / name} is missing; a generator needs it.")
+    if not any((base / name).is_file() for name in PROCESSOR):
+        raise MissingError(f"{base} has no {' or '.join(PROCESSOR)}; a generator needs one.")
     check_unquantised(base)
     return {file: read_shard(file) for file in shard_files(base)}
 
@@ -102,9 +109,9 @@ def merge_adapter(
 
     `logits` compares them even where that takes more memory than merging.
 
-    Raises what `plan_merge` raises before anything is written; ConfigError where the adapter leaves
-    a weight that it aims at as it was; InternalError where what was written is not W + B A scale,
-    or answers other than adapter + base.
+    What the adapter aims at and leaves as it was is logged. Raises what `plan_merge` raises before
+    anything is written; ConfigError where rounding leaves nothing of the adapter; InternalError
+    where what was written is not W + B A scale, or answers other than adapter + base.
     """
     plan = plan_merge(base, adapter_dir)
     out.mkdir(parents=True, exist_ok=True)
@@ -115,7 +122,15 @@ def merge_adapter(
             progress.advance(file.stat().st_size)
     with Progress(f"Comparing with {base}", plan.size, "B") as progress:
         changed_names = changed_tensors(plan.shards, out, progress.advance)
-    check_changes(changed_names, set(plan.updates))
+    lost = check_changes(changed_names, set(plan.updates))
+    if unchanged := [*plan.adapter.untouched, *lost]:
+        log.warning(
+            "The adapter leaves %d of the %d weights that it aims at as they were: %s. It was not "
+            "trained there, or not enough to outlast rounding.",
+            len(unchanged),
+            len(plan.adapter.untouched) + len(plan.updates),
+            first_names(unchanged),
+        )
     report = MergeReport(
         merged=len(changed_names),
         kept=sum(map(len, plan.shards.values())) - len(changed_names),
@@ -128,7 +143,7 @@ def merge_adapter(
 
 def _copy_companions(base: Path, out: Path) -> None:
     """Everything of a generator that is no weight, with its terms of use."""
-    for pattern in (*NEEDED, *COPIED, *TERMS):
+    for pattern in (*NEEDED, *PROCESSOR, *COPIED, *TERMS):
         for file in base.glob(pattern):
             shutil.copyfile(file, out / file.name)
     (out / TEMPLATE).write_text(chat_template(base), encoding="utf-8")

@@ -82,23 +82,23 @@ def _same_bytes(tensor: Tensor, before: Path, after: Path) -> bool:
         )
 
 
-def check_changes(changed: set[str], targets: set[str]) -> None:
-    """Check that merging changed every weight that the adapter aims at, and no other.
+def check_changes(changed: set[str], targets: set[str]) -> list[str]:
+    """The weights that the adapter updates and that merging left as they were, for rounding.
 
-    Raises ConfigError, or InternalError, naming the first weights that are not so.
+    Raises ConfigError where they are all of them, InternalError where it changed another one.
     """
-    unchanged, unexpected = sorted(targets - changed), sorted(changed - targets)
-    if unchanged:
+    unexpected = sorted(changed - targets)
+    if targets and not changed & targets:
         raise ConfigError(
-            f"The adapter left weights unchanged that it aims at: {', '.join(unchanged[:3])} "
-            f"({len(unchanged)} of {len(targets)}). Train it longer, and on rows that use them "
-            "(cross-attention learns from images only), or leave them out of its targets."
+            f"Rounding leaves nothing of the adapter: all {len(targets)} weights that it updates "
+            "are as they were. Train it longer, or merge into a base of more bits."
         )
     if unexpected:
         raise InternalError(
             f"Merging changed weights that it does not aim at: {', '.join(unexpected[:3])} "
             f"({len(unexpected)}); please report it."
         )
+    return sorted(targets - changed)
 
 
 def check_samples(shards: Shards, out: Path, updates: Mapping[str, Update]) -> float:

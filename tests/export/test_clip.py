@@ -270,7 +270,9 @@ def test_other_fields_do_what_they_do_in_transformers(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_layout_of_transformers_5_is_read_as_well(prepared: Path, tmp_path: Path) -> None:
+def test_field_06_the_layout_of_transformers_5_is_read_as_well(
+    prepared: Path, tmp_path: Path
+) -> None:
     values = json.loads((prepared / "clip.json").read_text())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
     expected = read_image_settings(tmp_path, "clip", 32)

@@ -12,6 +12,7 @@ from mmrag_batch.errors import ConfigError, DeniedError, MissingError, MmragErro
 from mmrag_batch.export.adapter import CONFIG, WEIGHTS
 from mmrag_batch.export.checkpoint import INDEX, read_shard, shard_files
 from mmrag_batch.export.merge import merge_adapter, plan_merge, write_generator
+from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 
 MakeAdapter = Callable[[float], Path]
@@ -157,6 +158,39 @@ def test_an_adapter_with_the_names_of_older_transformers_is_taken(
     assert shards[0].read_bytes() == shards[1].read_bytes()
 
 
+def test_field_09_an_adapter_tuned_on_the_text_half_alone_is_merged_and_told(
+    tiny_generator_dir: Path, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As unsloth makes it: the vision half has adapters too, which nothing has touched."""
+
+    def freeze_vision(weights: dict[str, torch.Tensor]) -> None:
+        for name, tensor in weights.items():
+            if "vision" in name and "lora_B" in name:
+                tensor.zero_()
+
+    rewrite(adapter, freeze_vision)
+    names = [name for name in load_file(adapter / WEIGHTS) if "lora_B" in name]
+    untouched = [name for name in names if "vision" in name]
+    report = merge_adapter(tiny_generator_dir, adapter, tmp_path / "merged", logits=True)
+    assert (report.merged, len(untouched) > 0) == (len(names) - len(untouched), True)
+    told = f"leaves {len(untouched)} of the {len(names)} weights that it aims at as they were"
+    assert told in caplog.text
+
+
+def test_field_06_a_base_that_transformers_5_has_saved_is_merged_into(
+    tiny_generator_dir: Path, adapter: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_generator_dir, tmp_path / "base")
+    values = json.loads((base / "preprocessor_config.json").read_text())
+    (base / "preprocessor_config.json").unlink()
+    with pytest.raises(MissingError, match="no preprocessor_config"):
+        plan_merge(base, adapter)
+    (base / "processor_config.json").write_text(json.dumps({"image_processor": values}))
+    merge_adapter(base, adapter, tmp_path / "merged")
+    found, expected = map(load_image_processor, (tmp_path / "merged", tiny_generator_dir))
+    assert found.to_dict() == expected.to_dict()
+
+
 def test_an_untrained_adapter_is_refused(
     tiny_generator_dir: Path, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
@@ -168,7 +202,7 @@ def test_an_untrained_adapter_is_refused(
 def test_an_adapter_lost_in_rounding_is_refused(
     sharded_base: Path, make_adapter: MakeAdapter, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="left weights unchanged"):
+    with pytest.raises(ConfigError, match="Rounding leaves nothing of the adapter"):
         write_generator(sharded_base, make_adapter(1e-12), tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 

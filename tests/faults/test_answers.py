@@ -102,6 +102,7 @@ def test_equal_questions_that_failed_are_asked_once_more_with_retry_errors(
 
 
 def test_j05_one_cell_mended_after_exit_3_costs_one_question(folder: Path) -> None:
+    """Field report 20."""
     write_table(folder / "in.csv", 200, broken=[3, 150])
     assert ask(folder)[0] == 3
     change_rows(folder, set_cell(150, "answer_choices", '["yes", "no"]'))
