@@ -47,17 +47,16 @@ GERMAN = {
 
 def german_world(directory: Path, *, rows: int, seed: int) -> Path:
     """The questions of a demo world of `rows` that are about a picture, with German choices."""
-    table = write_world(directory, rows=rows, seed=seed)
+    table = write_world(directory, rows=rows, seed=seed, kinds=["visual"])
     target = table.with_name("german.csv")
     with table.open(newline="") as source, target.open("w", newline="") as stream:
         reader = csv.DictReader(source)
         writer = csv.DictWriter(stream, reader.fieldnames or [])
         writer.writeheader()
         for row in reader:
-            if row["kind"] == "visual":
-                choices = [GERMAN[choice] for choice in json.loads(row["answer_choices"])]
-                german = {"answer_choices": json.dumps(choices), "label": GERMAN[row["label"]]}
-                writer.writerow({**row, **german})
+            choices = [GERMAN[choice] for choice in json.loads(row["answer_choices"])]
+            german = {"answer_choices": json.dumps(choices), "label": GERMAN[row["label"]]}
+            writer.writerow({**row, **german})
     return target
 
 

@@ -14,7 +14,7 @@ own documents tell. Row i of a seed is the same whatever the number of rows. The
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -201,8 +201,7 @@ def _is_photo_of(document: dict[str, object], city: str) -> bool:
 
 def make_row(directory: Path, number: int, seed: int) -> dict[str, str]:
     """Row `number` of the world `seed`, as CSV cells; draws its images below `directory`."""
-    rng = Random(f"{seed}/{number}")
-    kind = rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+    rng, kind = _begin(number, seed)
     question = (ask_fact if kind in {"knowledge", "named"} else ask_look)(rng, kind)
     rng.shuffle(question.documents)
     choices = [question.answer, *question.distractors[: rng.randint(1, 4)]]
@@ -233,6 +232,12 @@ def make_row(directory: Path, number: int, seed: int) -> dict[str, str]:
     }
 
 
+def _begin(number: int, seed: int) -> tuple[Random, str]:
+    """The chance of row `number`, and the kind of its question."""
+    rng = Random(f"{seed}/{number}")
+    return rng, rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+
+
 def _save(rng: Random, thing: Thing, directory: Path, name: str) -> str:
     draw(rng, thing.colour, thing.shape).save(directory / name, quality=90)
     return name
@@ -256,14 +261,23 @@ def _damage(rng: Random, kind: str, documents: list[object], relevant: list[int]
     ]
 
 
-def write_world(directory: Path, *, rows: int, seed: int, free_form: bool = False) -> Path:
-    """Write `rows` questions of the world `seed` below `directory`, the same ones without their
-    choices if `free_form`; returns the CSV's path."""
+def write_world(
+    directory: Path,
+    *,
+    rows: int,
+    seed: int,
+    free_form: bool = False,
+    kinds: Collection[str] = tuple(KINDS),
+) -> Path:
+    """Write `rows` questions of the world `seed` below `directory`, or those of them that are of
+    some `kinds`; the same ones without their choices if `free_form`. Returns the CSV's path."""
     (directory / "images").mkdir(parents=True, exist_ok=True)
     table = directory / "questions.csv"
     with table.open("w", encoding="utf-8", newline="") as stream:
         writer: csv.DictWriter[str] | None = None
         for number in tqdm(range(rows), desc="drawing", unit="row", disable=None):
+            if _begin(number, seed)[1] not in kinds:
+                continue
             row = make_row(directory, number, seed)
             if free_form:
                 del row["answer_choices"]
