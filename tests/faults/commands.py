@@ -28,6 +28,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NoReturn, Self, get_args
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).parent.parent.parent
 NAMES = frozenset("write sync truncate create rename unlink link mkdir rmdir".split())
 Kind = Literal["kill", "torn", "power"]
@@ -299,6 +301,9 @@ class _Server:
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> None:
+        # tqdm's own lock is shared with all forks: one that is killed keeps it from the others.
+        tqdm.set_lock(threading.RLock())
+        tqdm.monitor_interval = 0  # a thread that might have it when it is forked
         for module in UP_FRONT:
             importlib.import_module(module)
         for module in WHEN_CALLED:
