@@ -146,9 +146,9 @@ class VllmServer:
             return Result(request.key, logits=logits)
         sampling = {"max_tokens": self._max_new_tokens, "logprobs": 0}  # of what it samples alone
         written = await self._generate(request.token_ids, images, sampling, _written)
-        ids, logprobs = zip(*written, strict=True)
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return Result(request.key, text=text.strip(), logprobs=_numbers(logprobs))
+        text = self._tokenizer.decode([token for token, _ in written], skip_special_tokens=True)
+        logprobs = _numbers([logprob for _, logprob in written])
+        return Result(request.key, text=text.strip(), logprobs=logprobs)
 
     async def _logits(
         self, token_ids: Sequence[int], images: list[dict[str, str]], tokens: tuple[int, ...]
