@@ -17,6 +17,8 @@ def with_pages(question: Question, images: ImageStore) -> Question:
     document stands before that of each page. A document that names one page keeps its id, and a
     text of its own. One that cannot be read stays as it is: who loads its image is told why.
     """
+    if not any(document.image for document in question.documents):
+        return question
     pages = {document.id: _pages(document, images) for document in question.documents}
     if all(page == (document,) for document, page in zip(question.documents, pages.values())):
         return question

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from mmrag_batch.prompt import LETTERS
 from mmrag_batch.records import Document, Question
 from mmrag_batch.sources import names_source
-from mmrag_batch.table.names import AS_THEY_ARE, KEYS, Names, find_keys, tell_keys
+from mmrag_batch.table.names import AS_THEY_ARE, Names, find_keys, tell_keys
 from mmrag_batch.table.pictures import image_source, is_picture
 from mmrag_batch.table.values import check_characters, expected_error, is_empty, parse_list
 
@@ -86,25 +86,29 @@ def _parse_document(number: int, item: object, names: Names, notes: list[str] | 
     found, said = find_keys(keys, names), tell_keys(keys, names)
     if notes is not None and said:
         notes += (one for one in said if one not in notes)
-    values = dict[str, str | None]()
-    for key in KEYS:
-        value = item.get(found.get(key, key))
-        value = image_source(value) if key == "image" else value
-        if isinstance(value, str) or value is None:
-            values[key] = value
-        elif is_empty(value):
-            values[key] = None
-        else:
-            raise expected_error("bad_documents", "documents", f"a text as `{key}`", value, number)
-    title, text, image = values["title"], values["text"], values["image"] or None
-    if text is None and not title and image is None:
+    id_, title, text, image = (
+        value if isinstance(value, str) or value is None else _as_text(value, key, number)
+        for key in ("id", "title", "text", "image")
+        for value in (item.get(found.get(key, key) if found else key),)
+    )
+    if text is None and not title and not image:
         expected = _wanted("a `text` or an `image`", said)
         raise expected_error("bad_documents", "documents", expected, item, number)
     if title:
         text = f"{title}\n{text}" if text else title
-    if image is not None:
+    if image:
         text = text or None
-    return Document(id=values["id"] or str(number), text=text, image=image)
+    return Document(id_ or str(number), text, image or None)
+
+
+def _as_text(value: object, key: str, number: int) -> str | None:
+    """The value of a key of a document that is no text: bytes of an image, or nothing."""
+    text = image_source(value) if key == "image" else value
+    if isinstance(text, str):
+        return text
+    if text is None or is_empty(text):
+        return None
+    raise expected_error("bad_documents", "documents", f"a text as `{key}`", text, number)
 
 
 def _wanted(what: str, said: tuple[str, ...]) -> str:

@@ -1,6 +1,5 @@
 """What is wrong with a table and its images, by line, found before a GPU is touched."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -41,8 +40,7 @@ def check_table(
     Raises what `read_header` and `scan` raise for a file that cannot be read as a table.
     """
     columns = read_header(path, names)
-    deque(scan(path, names), maxlen=0)
-    labels = read_labels(path, reading, names=names)
+    labels = read_labels(path, reading, names=names, records=scan(path, names))
     header = (
         Finding(1, "header", Problem("unused", note), fatal=False)
         for note in tell_columns(columns, names)
@@ -92,9 +90,10 @@ def _check_truth(
         yield Problem("bad_label", f"label {cell!r} is no choice, nor the index or letter of one")
     relevant, errors = find_relevant(row.cells.get("relevant"), question.documents)
     yield from (Problem(error.code, str(error)) for error in errors)
-    ids = {document.id for document in (*question.documents, *pages)}
-    for name in sorted((relevant or frozenset()) - ids):
-        yield Problem("bad_relevant", f"relevant: {name!r} is no page that can be read")
+    if relevant:
+        ids = {document.id for document in (*question.documents, *pages)}
+        for name in sorted(relevant - ids):
+            yield Problem("bad_relevant", f"relevant: {name!r} is no page that can be read")
 
 
 def _check_image(source: str, images: ImageLoader, valid_digests: set[str]) -> RowError | None:

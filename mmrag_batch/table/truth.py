@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
@@ -20,6 +20,7 @@ from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.sources import may_be_pdf, name_page, split_page
 from mmrag_batch.table.cells import parse_choices
 from mmrag_batch.table.names import AS_THEY_ARE, Names
+from mmrag_batch.table.record import Record
 from mmrag_batch.table.rows import read_records, read_rows
 from mmrag_batch.table.values import expected_error, is_empty, parse_list
 
@@ -100,16 +101,21 @@ class Labels:
 
 
 def read_labels(
-    path: Path, reading: Reading | None = None, *, names: Names = AS_THEY_ARE
+    path: Path,
+    reading: Reading | None = None,
+    *,
+    names: Names = AS_THEY_ARE,
+    records: Iterable[Record] | None = None,
 ) -> Labels:
     """Decide how the labels of a table are read: in the way that fits most of them, or in `reading`
-    alone. Where several fit as many, text is preferred to index, and that to letter.
+    alone. Where several fit as many, text is preferred to index, and that to letter. `records` are
+    those of the table, for who reads them in another way.
 
     Raises what `read_header` raises.
     """
     labels = Labels(path, (reading,) if reading is not None else tuple(READERS), names)
     votes: Counter[Reading] = Counter()
-    for record in read_records(path, names):
+    for record in read_records(path, names) if records is None else records:
         cell = record.cells.get("label")
         try:
             choices = parse_choices(record.cells.get("answer_choices"))
