@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.faults.commands import Commands
-from tests.faults.damages import FEW_BYTES, Damages, Outcome
+from tests.faults.damage import FEW_BYTES
+from tests.faults.damages import Damages, Outcome
 from tests.faults.machine import MEMORY, play
 from tests.faults.world import WrongError
 

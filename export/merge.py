@@ -33,7 +33,8 @@ from mmrag_batch.export.verify import (
     check_samples,
 )
 from mmrag_batch.families.family import open_family
-from mmrag_batch.generation.rendering import TEMPLATE, chat_template
+from mmrag_batch.generation.rendering import chat_template
+from mmrag_batch.generation.template import TEMPLATE
 from mmrag_batch.parts import check_base
 from mmrag_batch.progress import Progress
 

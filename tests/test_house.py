@@ -24,7 +24,7 @@ LAYERS = (
     "images families",
     "parts",
     "bundle settings stages machine extras plugs",
-    "prompt declare progress sources",
+    "prompt declare progress sources confined",
     "records",
     "errors",
     "masking",

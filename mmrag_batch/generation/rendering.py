@@ -10,20 +10,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from mmrag_batch.errors import ConfigError, MissingError
 from mmrag_batch.families.family import open_family
+from mmrag_batch.generation.template import TEMPLATE, ChatTemplate
 
 ANSWERS = 4096
 """Answers whose tokens are remembered."""
 LAYOUTS = 1024
 """Ways in which texts and images follow each other that are remembered."""
-TEMPLATE = "chat_template.jinja"
 PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template holds them
 
 
@@ -41,11 +39,11 @@ class Renderer:
         self._text_tokenizer.encode_special_tokens = True
         self._check_text_tokenizer(generator_dir)
         config = json.loads(_read(generator_dir / "tokenizer_config.json"))
-        self._template = _compile(generator_dir / TEMPLATE, chat_template(generator_dir))
         token_config = {name: config.get(name) for name in ("bos_token", "eos_token")}
         self._special_tokens = {
             name: _content(token) for name, token in token_config.items() if token
         }
+        self._template = ChatTemplate(chat_template(generator_dir), self._special_tokens)
         self._placeholder = open_family(generator_dir).placeholder
         self._image_id = self._special_id(self._placeholder)
         self._template_ids: dict[str, list[list[int]]] = {}
@@ -80,7 +78,9 @@ class Renderer:
 
     def _write(self, layout: list[dict[str, Any]], text_count: int) -> list[list[int]]:
         """The token ids of what the template writes before, between and after the texts."""
-        pieces = PLACEHOLDER.split(self._apply(layout))  # template, number, template, ..., template
+        pieces = PLACEHOLDER.split(
+            self._template.apply(layout)
+        )  # template, number, template, ..., template
         if pieces[1::2] != [str(number) for number in range(text_count)]:
             raise ConfigError("chat_template.jinja must write every text once and in order.")
         return [self._encode_template(piece) for piece in pieces[::2]]
@@ -99,14 +99,6 @@ class Renderer:
 
     def _encode_template(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def _apply(self, messages: list[dict[str, Any]]) -> str:
-        try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=True, **self._special_tokens
-            )
-        except TemplateError as error:
-            raise ConfigError(f"chat_template.jinja cannot be applied: {error}") from error
 
     def _special_id(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)
@@ -155,25 +147,6 @@ def _parts(messages: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]
     for message in messages:
         if not isinstance(message["content"], str):
             yield from message["content"]
-
-
-def _compile(file: Path, source: str) -> Template:
-    """The template in the sandbox and with the settings that Hugging Face uses.
-
-    `strftime_now` is left out on purpose: an answer must not depend on the day it is given.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    try:
-        return environment.from_string(source)
-    except TemplateError as error:
-        raise ConfigError(f"{file} is not a valid template: {error}") from error
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
 
 
 def _content(token: str | Mapping[str, str]) -> str:

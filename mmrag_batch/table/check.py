@@ -11,6 +11,7 @@ from mmrag_batch.images.pages import with_pages
 from mmrag_batch.records import Document, Problem, Question, Row
 from mmrag_batch.sources import document_problem
 from mmrag_batch.table.names import AS_THEY_ARE, Names, tell_columns
+from mmrag_batch.table.output import check_names_are_free
 from mmrag_batch.table.rows import read_header, read_rows, scan
 from mmrag_batch.table.truth import Labels, Reading, find_relevant, is_labelled, read_labels
 
@@ -37,9 +38,11 @@ def check_table(
     """How the labels of a table are read (in `reading` alone, if given), and every problem of it,
     in the order of its lines; `names` are what it calls our columns.
 
-    Raises what `read_header` and `scan` raise for a file that cannot be read as a table.
+    Raises what `read_header` and `scan` raise for a file that cannot be read as a table, and
+    InputError where `predict` would have to name two columns the same.
     """
     columns = read_header(path, names)
+    check_names_are_free(columns)
     labels = read_labels(path, reading, names=names, records=scan(path, names))
     header = (
         Finding(1, "header", Problem("unused", note), fatal=False)

@@ -39,6 +39,16 @@ def check_output(path: Path, input_path: Path) -> None:
         ) from None
 
 
+def check_names_are_free(input_columns: Sequence[str]) -> None:
+    """Raise InputError if the input already has one of OUTPUT_COLUMNS."""
+    duplicates = [name for name in OUTPUT_COLUMNS if name in input_columns]
+    if duplicates:
+        raise InputError(
+            f"The input already has the output column {', '.join(map(repr, duplicates))}. "
+            "Rename it, or use the table that was put in before."
+        )
+
+
 class RowFormat:
     """How the rows of an answer table are written: `header`, then `row` for each, then `end`.
 
@@ -48,12 +58,7 @@ class RowFormat:
     """
 
     def __init__(self, path: Path, input_columns: Sequence[str], table: Path | None = None) -> None:
-        duplicates = [name for name in OUTPUT_COLUMNS if name in input_columns]
-        if duplicates:
-            raise InputError(
-                f"The input already has the output column {', '.join(map(repr, duplicates))}. "
-                "Rename it, or use the table that was put in before."
-            )
+        check_names_are_free(input_columns)
         self._writer = open_writer(path, (*input_columns, *OUTPUT_COLUMNS), table)
         self.header = self._writer.header
         self.end = self._writer.end

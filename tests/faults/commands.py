@@ -35,14 +35,14 @@ NAMES = frozenset("write sync truncate create rename unlink link mkdir rmdir".sp
 Kind = Literal["kill", "torn", "power"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 UP_FRONT = """
-    mmrag_batch.cli.app numpy onnxruntime tokenizers PIL.Image jinja2 sqlite3 multiprocessing
+    mmrag_batch.cli.app numpy onnxruntime tokenizers PIL.Image sqlite3 multiprocessing
 """.split()
 WHEN_CALLED = """
     typer._adapters filelock mmrag_batch.factory mmrag_batch.run.predict mmrag_batch.run.merge
     mmrag_batch.run.status mmrag_batch.generation.answerer
     mmrag_batch.generation.engines.scripted mmrag_batch.generation.engines.scripted_worker
     mmrag_batch.retrieval.retriever mmrag_batch.retrieval.sessions mmrag_batch.retrieval.embedder
-    mmrag_batch.images.loader jinja2.sandbox jinja2.ext
+    mmrag_batch.images.loader
 """.split()
 """What commands load when they are called. It saves time to have it, and one that is broken or not
 there is theirs to report."""

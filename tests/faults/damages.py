@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 from mmrag_batch.run.store import COMMIT_ROWS
 from tests.faults.commands import Commands, Done, Fault
+from tests.faults.damage import DAMAGES, damaged
 from tests.faults.double import HOOK, Script
 from tests.faults.world import Entry, World, WrongError
 
 ROWS = 300
 SHARDS = 3
-BLOCK = 512
-DAMAGES = ("flip", "blot", "cut", "swap", "zero", "insert", "remove", "empty", "replace")
-FEW_BYTES = ("flip", "blot")
+KINDS = (*DAMAGES, "remove")
 PREDICT = ("predict", "in.csv", "out.csv", "--engine", "scripted", "--top-k", "2")
 MERGE = ("merge", "out.csv")
 CODES = {
@@ -56,39 +55,13 @@ class Outcome(NamedTuple):
     """More than without it."""
 
 
-def damage(kind: str, path: Path, other: Path | None, chance: random.Random) -> bool:
-    """Damage a file; whether that changed it."""
-    before = path.read_bytes()
-    data = bytearray(before)
-    size = max(1, len(data))
-    at = chance.randrange(size)
+def damage(kind: str, path: Path, other: Path | None, chance: random.Random) -> None:
+    """Damage a file, or remove it."""
+    new = None if other is None else other.read_bytes()
     if kind == "remove":
         path.unlink()
-        return True
-    if kind == "flip":
-        for _ in range(chance.choice((1, 1, 1, 2, 4))):
-            if data:
-                data[chance.randrange(size)] ^= 1 << chance.randrange(8)
-    elif kind == "cut":
-        del data[at:]
-    elif kind == "swap":
-        block = chance.choice((BLOCK, 8 * BLOCK))
-        first, second = (chance.randrange(size) // block * block for _ in range(2))
-        if max(first, second) + block <= len(data):
-            here, there = (slice(place, place + block) for place in (first, second))
-            data[here], data[there] = data[there], data[here]
-    elif kind in ("zero", "blot"):
-        block = chance.choice((1, 16) if kind == "blot" else (BLOCK, 8 * BLOCK))
-        start = at // block * block
-        data[start : start + block] = bytes(len(data[start : start + block]))
-    elif kind == "insert":
-        data[at:at] = chance.randbytes(chance.randint(1, 20))
-    elif kind == "empty":
-        data.clear()
-    elif other is not None:
-        data[:] = other.read_bytes()
-    path.write_bytes(data)
-    return bytes(data) != before
+    else:
+        path.write_bytes(damaged(kind, path.read_bytes(), new, chance))
 
 
 class Damages:
@@ -184,7 +157,7 @@ class Damages:
         chance = random.Random(seed)
         state = chance.choice(self.states)
         name = chance.choice(list(state.files))
-        kind = chance.choice(DAMAGES)
+        kind = chance.choice(KINDS)
         folder = self._copy(state.folder, "damaged")
         try:
             path = folder / state.files[name]

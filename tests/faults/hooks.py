@@ -21,6 +21,7 @@ COMMAND = typer.main.get_command(cli.app)
 for name, words in {"predict": ["a", "b"], "merge": ["b"], "status": ["b"]}.items():
     COMMAND.commands[name].make_context(name, words)  # type: ignore[attr-defined]
 RENDERER = Renderer(DEMO_BUNDLE / "generator")
+RENDERER.render([{"role": "user", "content": [{"type": "text", "text": "What?"}]}])
 """What every command would find out for itself, which takes longer than what a test is about."""
 
 

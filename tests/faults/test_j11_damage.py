@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.commands import Commands, why_not
-from tests.faults.damages import FEW_BYTES, Damages, Outcome
+from tests.faults.damage import FEW_BYTES
+from tests.faults.damages import Damages, Outcome
 from tests.faults.machine import MEMORY
 
 REASON = why_not()

@@ -3,9 +3,7 @@
 import os
 import struct
 import threading
-import zlib
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,14 @@ from mmrag_batch.images.cost import MAX_PARTS, is_plain
 from mmrag_batch.images.formats import FORMATS, find_format
 from mmrag_batch.images.guard import Helper, decode_within_limits
 from mmrag_batch.images.pixels import settle_warnings
+from tests.images.costly import (
+    bmp_of_runs,
+    encode,
+    gif_of_comments,
+    jpeg_of_scans,
+    png_of_chunks,
+    tiff_of_strips,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -28,61 +34,6 @@ def helper() -> Iterator[Helper]:
     helper = Helper(seconds=1)
     yield helper
     helper.close()
-
-
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def jpeg_of_scans(side: int, scans: int) -> bytes:
-    """A progressive JPEG (T.81) whose later scans refine nothing, again and again."""
-    whole = encode(Image.new("L", (64, 64)), "JPEG", progressive=True)
-    frame = whole.index(b"\xff\xc2")
-    whole = whole[: frame + 5] + struct.pack(">HH", side, side) + whole[frame + 9 :]
-    first = whole.index(b"\xff\xda")
-    refine = b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 0, 1) + b"\0" * 8
-    return whole[:first] + refine * scans + b"\xff\xd9"
-
-
-def gif_of_comments(blocks: int) -> bytes:
-    whole = encode(Image.new("L", (4, 4)), "GIF")
-    first = whole.index(b"\x2c", 13)
-    return whole[:first] + (b"\x21\xfe\xff" + b"x" * 255 + b"\0") * blocks + whole[first:]
-
-
-def tiff_of_strips(side: int) -> bytes:
-    """Uncompressed tiles of 1 x 1 pixel, which Pillow lists one by one."""
-    count = side * side
-    offset = 8 + 2 + 8 * 12 + 4
-    entries = [
-        (256, 4, 1, side),
-        (257, 4, 1, side),
-        (258, 3, 1, 8),
-        (259, 3, 1, 1),
-        (262, 3, 1, 1),
-        (322, 3, 1, 1),
-        (323, 3, 1, 1),
-        (324, 4, count, offset),
-    ]
-    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
-    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return head + directory + bytes(4) + struct.pack("<I", offset) * count
-
-
-def png_of_chunks(count: int) -> bytes:
-    whole = encode(Image.new("L", (4, 4)), "PNG")
-    empty = struct.pack(">I", 0) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt"))
-    return whole[:33] + empty * count + whole[33:]
-
-
-def bmp_of_runs(side: int) -> bytes:
-    palette = encode(Image.new("P", (1, 1)), "BMP")[54:1078]
-    body = (b"\1\7" * side + b"\0\0") * side
-    sizes = struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078)
-    info = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(body), 0, 0, 256, 0)
-    return b"BM" + sizes + info + palette + body
 
 
 COSTLY = {
@@ -148,9 +99,10 @@ def test_k02_an_image_that_takes_too_much_memory_costs_itself_alone() -> None:
 def test_k02_a_helper_that_is_killed_is_started_again(helper: Helper) -> None:
     good = encode(Image.new("RGB", (4, 2), "red"), "AVIF")
     helper.decode(good, "AVIF")
-    assert helper._process is not None
-    helper._process.kill()
-    helper._process.wait()
+    process = helper._process.process
+    assert process is not None
+    process.kill()
+    process.wait()
     with pytest.raises(RowError, match="too much memory"):
         helper.decode(good, "AVIF")
     assert helper.decode(good, "AVIF").size == (4, 2)
@@ -160,15 +112,16 @@ def test_a_fork_of_this_process_has_a_helper_of_its_own() -> None:
     helper = Helper()
     good = encode(Image.new("RGB", (4, 2), "red"), "AVIF")
     helper.decode(good, "AVIF")
-    inherited = helper._process
+    inherited = helper._process.process
     assert inherited is not None
-    helper.forget()
+    if not (child := os.fork()):
+        helper.forget()
+        is_right = helper.decode(good, "AVIF").size == (4, 2)
+        os._exit(not is_right or helper._process.process is inherited)
+    assert os.waitpid(child, 0)[1] == 0
     assert helper.decode(good, "AVIF").size == (4, 2)
-    assert helper._process is not inherited
+    assert helper._process.process is inherited
     helper.close()
-    os.kill(inherited.pid, 0)  # it lives
-    inherited.kill()
-    inherited.communicate()
 
 
 def test_threads_share_a_helper(helper: Helper) -> None:

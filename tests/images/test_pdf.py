@@ -10,8 +10,9 @@ from typing import IO
 import pytest
 from PIL import Image
 
+from mmrag_batch import confined
 from mmrag_batch.errors import RowError
-from mmrag_batch.images import guard, loader
+from mmrag_batch.images import loader
 from mmrag_batch.images.files import read_file
 from mmrag_batch.images.guard import Helper
 from mmrag_batch.images.loader import ImageLoader
@@ -105,13 +106,13 @@ def test_pages_have_digests_of_their_own_and_their_file_is_read_once(
 
 def test_the_same_file_is_sent_to_the_helper_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    send = guard._send
+    send = confined._send
 
     def note(stream: IO[bytes], head: dict[str, object], body: bytes) -> None:
         sent.append(len(body))
         send(stream, head, body)
 
-    monkeypatch.setattr(guard, "_send", note)
+    monkeypatch.setattr(confined, "_send", note)
     helper = Helper()
     try:
         assert len(helper.read_texts(MANUAL, None)) == 3

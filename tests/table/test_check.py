@@ -77,3 +77,10 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     path = write_table(tmp_path, {"id": "a"}, {"id": "a"})
     with pytest.raises(InputError, match="same id"):
         check_table(path, ImageLoader(tmp_path))
+
+
+def test_a_column_that_predict_would_write_is_refused_as_predict_does(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("question_text,status\nWhat?,new\n")
+    with pytest.raises(InputError, match="already has the output column 'status'"):
+        check_table(path, ImageLoader(tmp_path))
