@@ -23,8 +23,11 @@ KEEPALIVE = (
     ) if hasattr(socket, name)),
 )  # fmt: skip
 """A machine that went away without a word is noticed within two minutes."""
-MAX_BODY = 64 << 20
-"""Bytes of an answer; a row's are some kilobytes."""
+PLAIN = {"Accept-Encoding": "identity"}
+"""Few bytes could unpack to many."""
+MAX_BODY = 4 << 20
+"""Bytes of an answer. A row's are some kilobytes, 200 or so for each token that is written; what
+JSON makes of them may take 20 times as much memory."""
 
 
 class Refused(Exception):  # noqa: N818  # what the server says about one request
@@ -52,7 +55,7 @@ class Server:
         try:
             self._client = httpx2.AsyncClient(
                 base_url=endpoint.rstrip("/").removesuffix("/v1"),
-                headers={"Authorization": f"Bearer {key}"} if key else {},
+                headers=PLAIN | ({"Authorization": f"Bearer {key}"} if key else {}),
                 transport=httpx2.AsyncHTTPTransport(
                     limits=httpx2.Limits(max_connections=connections), socket_options=KEEPALIVE
                 ),
@@ -88,7 +91,7 @@ class Server:
                 self._client.stream(method, path, json=body) as response,
             ):
                 content = bytearray()
-                async for chunk in response.aiter_bytes():
+                async for chunk in response.aiter_raw():
                     content += chunk
                     if len(content) > MAX_BODY:
                         raise Failed(f"an answer of over {MAX_BODY} bytes", by_request=True)
@@ -122,7 +125,8 @@ def _message(response: httpx2.Response, content: bytes | bytearray) -> str:
     """What the server says is wrong; never the request, which may be long."""
     try:
         error = json.loads(content)["error"]
-        message = error["message"] if isinstance(error, dict) else error
+        message = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError, RecursionError):
         message = content[:2000].decode(errors="replace")
-    return f"{response.status_code} {response.reason_phrase}: {str(message)[:500]}"
+    shown = message[:500].encode(errors="replace").decode()  # half a surrogate pair fits nowhere
+    return f"{response.status_code} {response.reason_phrase}: {shown}"

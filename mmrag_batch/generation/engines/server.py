@@ -145,10 +145,17 @@ class VllmServer:
             logits = await self._logits(request.token_ids, images, request.score)
             return Result(request.key, logits=logits)
         sampling = {"max_tokens": self._max_new_tokens, "logprobs": 0}  # of what it samples alone
-        written = await self._generate(request.token_ids, images, sampling, _written)
-        text = self._tokenizer.decode([token for token, _ in written], skip_special_tokens=True)
-        logprobs = _numbers([logprob for _, logprob in written])
-        return Result(request.key, text=text.strip(), logprobs=logprobs)
+        text, logprobs = await self._generate(request.token_ids, images, sampling, self._written)
+        return Result(request.key, text=text.strip(), logprobs=_numbers(logprobs))
+
+    def _written(self, choice: Any) -> tuple[str, tuple[float, ...]]:
+        """The text that was generated, and the log-probability of each of its tokens, the one that
+        ends it included."""
+        ids = [int(token) for token in choice["token_ids"]]
+        logprobs = tuple(float(step["logprob"]) for step in choice["logprobs"]["content"])
+        if not len(ids) == len(logprobs) > 0:
+            raise ValueError(f"{len(ids)} tokens and {len(logprobs)} log-probabilities")
+        return self._tokenizer.decode(ids, skip_special_tokens=True), logprobs
 
     async def _logits(
         self, token_ids: Sequence[int], images: list[dict[str, str]], tokens: tuple[int, ...]
@@ -188,13 +195,6 @@ def _cancel_others() -> list["asyncio.Task[Any]"]:
     for task in others:
         task.cancel()
     return others
-
-
-def _written(choice: Any) -> list[tuple[int, float]]:
-    """The tokens that were generated, the one that ends the text included, each with its
-    log-probability."""
-    steps = zip(choice["token_ids"], choice["logprobs"]["content"], strict=True)
-    return [(int(token), float(step["logprob"])) for token, step in steps]
 
 
 def _scores(tokens: Sequence[int], choice: Any) -> list[float]:

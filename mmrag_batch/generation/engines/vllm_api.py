@@ -36,6 +36,8 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 """Seconds between two tries: they double from the first to the longest."""
 LOOK_WITHIN, PROBE_WITHIN = 10.0, 120.0
 """Seconds for a small answer: from the server's front, and from its model, which has a queue."""
+STRANGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+"""What reading an answer ends with that is not of the shape that was asked for."""
 log = logging.getLogger(__name__)
 
 
@@ -90,8 +92,9 @@ class VllmApi:
                 try:
                     [choice] = answer["choices"]
                     return read(choice)
-                except (LookupError, TypeError, ValueError, AttributeError) as error:
-                    raise Failed(f"a strange answer: {error!r}", by_request=True) from None
+                except STRANGE as error:
+                    what = f"a strange answer: {repr(error)[:300]}"
+                    raise Failed(what, by_request=True) from None
             except Failed as error:
                 await self._check_there()
                 failures += error.by_request
@@ -129,10 +132,11 @@ class VllmApi:
     async def _find_model(self, name: str | None) -> str:
         try:
             answer = await self._server.get(MODELS, within=LOOK_WITHIN)
-            names = [str(entry["id"]) for entry in answer["data"]]
+            names: list[str] = [entry["id"] for entry in answer["data"]]
+            "".join(names).encode()  # as they are sent and shown
             first = names[0]
-        except (LookupError, TypeError, AttributeError, Refused) as error:
-            raise Failed(f"{MODELS}: {error!r}", by_request=False) from None
+        except (*STRANGE, Refused) as error:
+            raise Failed(f"{MODELS}: {repr(error)[:300]}", by_request=False) from None
         if name is not None and name not in names:
             raise UnavailableError(
                 f"{self._server.name} serves {', '.join(names)}, not {name}; see --model."

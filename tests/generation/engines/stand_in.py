@@ -10,8 +10,8 @@ from typing import Any
 from mmrag_batch.generation.engines.vllm_api import GENERATE, MODELS
 
 Reply = int | bytes | float | None
-"""A status, a body with status 200, seconds between the bytes of an answer that has no end, or None
-to drop the connection."""
+"""A status, a body with status 200, seconds between the bytes of an answer that has no end (a
+mebibyte at a time, where they are none), or None to drop the connection."""
 WELL = 200
 
 
@@ -93,11 +93,11 @@ class StandIn:
 
             def _dribble(self, pause: float) -> None:
                 self.send_response(WELL)
-                self.send_header("Content-Length", "1000000")
+                self.send_header("Content-Length", str(3 << 30))
                 self.end_headers()
                 try:
                     while not self.close_connection:
-                        self.wfile.write(b" ")
+                        self.wfile.write(b" " if pause else b" " * 2**20)
                         time.sleep(pause)
                 except OSError:
                     pass

@@ -1,7 +1,9 @@
 """What a client makes of a server that is busy, broken, gone, endless or unwilling."""
 
 import asyncio
+import gzip
 import time
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,8 +11,7 @@ import httpx2
 import pytest
 
 from mmrag_batch.errors import ConfigError, DeniedError
-from mmrag_batch.generation.engines import http as module
-from mmrag_batch.generation.engines.http import Failed, Refused, Server
+from mmrag_batch.generation.engines.http import MAX_BODY, Failed, Refused, Server
 from mmrag_batch.generation.engines.vllm_api import GENERATE
 from tests.generation.engines.stand_in import Reply, StandIn
 
@@ -69,11 +70,14 @@ BROKEN: dict[str, Reply] = {
     "a page": b"<html>We will be back soon.</html>",
     "an answer that nests without end": b"[" * 100_000,
     "no text": b"\xff\xfe",
+    "nothing": b"",
+    "a number of a million digits": b"9" * 10**6,
+    "an answer that was packed": gzip.compress(b'{"choices": []}'),
 }
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_what_may_be_the_fault_of_a_request_is_said_so(stand_in: StandIn, broken: str) -> None:
+def test_k06_what_may_be_the_fault_of_a_request_is_said_so(stand_in: StandIn, broken: str) -> None:
     with pytest.raises(Failed) as caught:
         post(stand_in, BROKEN[broken])
     assert caught.value.by_request
@@ -86,30 +90,40 @@ def test_a_server_that_is_not_there_says_nothing_about_a_request(stand_in: Stand
     assert not caught.value.by_request
 
 
-def test_a_dribbling_answer_ends_in_time(stand_in: StandIn) -> None:
+def test_k06_a_dribbling_answer_ends_in_time(stand_in: StandIn) -> None:
     began = time.monotonic()
     with pytest.raises(Failed, match=r"no answer within 0\.3 s"):
         post(stand_in, 0.01, within=0.3)
     assert time.monotonic() - began < 20
 
 
-def test_an_endless_answer_is_not_read_to_its_end(
-    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_BODY", 10)
-    with pytest.raises(Failed, match="over 10 bytes"):
-        post(stand_in, 0.001)
+def test_k06_an_answer_of_3_gib_is_not_read_to_its_end(stand_in: StandIn) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(Failed, match=f"over {MAX_BODY} bytes") as caught:
+            post(stand_in, 0.0)
+        assert tracemalloc.get_traced_memory()[1] < 8 * MAX_BODY
+    finally:
+        tracemalloc.stop()
+    assert caught.value.by_request
 
 
-def test_the_server_says_how_long_to_wait(stand_in: StandIn) -> None:
-    stand_in.retry_after = "7"
+@pytest.mark.parametrize(
+    ("asked", "wait"), [("7", 7.0), ("0", 0.0), ("1000000000", 1e9), ("1e9", 0.0), ("soon", 0.0)]
+)
+def test_k06_the_server_says_how_long_to_wait(stand_in: StandIn, asked: str, wait: float) -> None:
+    stand_in.retry_after = asked
     with pytest.raises(Failed) as caught:
         post(stand_in, 503)
-    assert caught.value.wait == 7
-    stand_in.retry_after = "soon"
-    with pytest.raises(Failed) as caught:
-        post(stand_in, 503)
-    assert caught.value.wait == 0
+    assert caught.value.wait == wait
+
+
+def test_k06_what_a_server_says_of_an_error_can_be_written_down(stand_in: StandIn) -> None:
+    server = Server("http://host", key=None, connections=1)
+    said = b'{"error": {"message": "\\ud800' + b"x" * 9_999 + b'"}}'
+    message = str(server._error(httpx2.Response(400), said))
+    assert message.isascii()
+    assert len(message) < 600
 
 
 @pytest.mark.parametrize("status", [401, 403])

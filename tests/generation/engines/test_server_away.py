@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ROWS = 60
 WINDOW = 8
+NOT_ENDING = 0.0
+"""An answer of 3 GiB."""
 
 
 class Clock:
@@ -202,7 +204,7 @@ def test_a_row_that_takes_the_server_away_is_one_error(
     assert Counter(row_of(*one) for one in stand_in.asked)[30] == 4  # together twice, alone twice
 
 
-def test_a_busy_server_is_asked_again_when_it_says_so(
+def test_k06_a_busy_server_is_asked_again_when_it_says_so(
     stand_in: StandIn, clock: Clock, open_engine: Any
 ) -> None:
     engine = open_engine()
@@ -223,20 +225,61 @@ STRANGE = [
     b'{"choices": []}',
     b'{"choices": [{"token_ids": null}]}',
     b'{"choices": [{"token_ids": [{}]}]}',
+    b'{"choices": [{"token_ids": [], "logprobs": {"content": []}}]}',
+    b'{"choices": [{"token_ids": [-1], "logprobs": {"content": [{"logprob": 0}]}}]}',
+    b'{"choices": [{"token_ids": [Infinity], "logprobs": {"content": [{"logprob": 0}]}}]}',
+    b'{"choices": [{"token_ids": [5], "logprobs": {"content": [{"logprob": 1%s}]}}]}'
+    % (b"0" * 400),
+    b'{"choices": ' + b"[" * 900 + b"]" * 900 + b"}",
+    b'{"choices": [{"token_ids": ["' + b"x" * 99_999 + b'"]}]}',
 ]
 
 
 @pytest.mark.parametrize("strange", STRANGE)
-def test_a_row_whose_answer_has_a_strange_shape_is_one_error(
+def test_k06_a_row_whose_answer_has_a_strange_shape_is_one_error(
     stand_in: StandIn, clock: Clock, open_engine: Any, strange: bytes
 ) -> None:
     engine = open_engine()
     stand_in.reply = lambda path, body: strange if row_of(path, body) == 7 else 200
+    results = answers(engine)
+    assert errors(results) == {7: "engine_failed"}
+    error = results[7].error
+    assert error is not None
+    assert len(error.message) < 600
+
+
+MODELS_OF_NOBODY = [
+    b"null",
+    b"[]",
+    b'{"data": [{"id": "\\ud800"}]}',
+    b'{"data": ' + b"[" * 900 + b"]" * 900 + b"}",
+    b'{"data": [{"id": ' + b"[" * 900 + b"]" * 900 + b"}]}",
+    b"<html>",
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("strange", MODELS_OF_NOBODY)
+def test_k06_a_server_that_is_none_ends_the_run(
+    stand_in: StandIn, clock: Clock, open_engine: Any, strange: bytes
+) -> None:
+    stand_in.reply = lambda path, body: strange
+    with pytest.raises(UnavailableError, match="did not answer for") as caught:
+        open_engine()
+    assert caught.value.exit_code == 69
+    assert len(str(caught.value)) < 900
+
+
+def test_k06_a_row_whose_answer_has_no_end_is_one_error(
+    stand_in: StandIn, clock: Clock, open_engine: Any
+) -> None:
+    engine = open_engine()
+    stand_in.reply = lambda path, body: NOT_ENDING if row_of(path, body) == 7 else 200
     assert errors(answers(engine)) == {7: "engine_failed"}
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "-9999.0", "null", '"x"'])
-def test_a_logit_that_is_no_number_is_one_error(
+def test_k06_a_logit_that_is_no_number_is_one_error(
     stand_in: StandIn, clock: Clock, open_engine: Any, number: str
 ) -> None:
     engine = open_engine()
@@ -248,7 +291,7 @@ def test_a_logit_that_is_no_number_is_one_error(
     assert result.error.code == "engine_failed"
 
 
-def test_a_row_that_is_not_answered_in_time_is_one_error(
+def test_k06_a_row_that_is_not_answered_in_time_is_one_error(
     stand_in: StandIn, open_engine: Any
 ) -> None:
     engine = open_engine(row_timeout=2)
@@ -258,7 +301,7 @@ def test_a_row_that_is_not_answered_in_time_is_one_error(
     assert len(results) == 3
 
 
-def test_a_server_that_hangs_is_away_and_no_row_to_blame(
+def test_k06_a_server_that_hangs_is_away_and_no_row_to_blame(
     stand_in: StandIn, clock: Clock, open_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = open_engine(row_timeout=0.5)
