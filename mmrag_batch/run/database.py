@@ -81,6 +81,8 @@ def _read_head(path: Path, size: int) -> bytes:
     try:
         with path.open("rb") as stream:
             return stream.read(size)
+    except FileNotFoundError:  # who is at work there has removed it since
+        return b""
     except OSError as error:
         raise OutputError(f"{path} cannot be opened ({error.strerror}).") from None
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mmrag_batch.errors import ConfigError, InternalError, LockedError, OutputError, StorageError
 from mmrag_batch.records import Answer, Problem, Status, TextProbability
+from mmrag_batch.run import database
 from mmrag_batch.run import store as stores
 from mmrag_batch.run.answers import Kept, Start, checksum, read_kept, to_answer, to_kept
 from mmrag_batch.run.database import DamagedError, explain
@@ -304,3 +305,13 @@ def test_damage_is_an_error_of_its_own(path: Path) -> None:
     path.write_bytes(data[:-8192])
     with pytest.raises(DamagedError), AnswerStore(path, nobody) as opened:
         opened.check()
+
+
+def test_a_journal_that_goes_while_it_is_looked_at_is_none(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the task at work on the store commits just then."""
+    fill(path, 3)
+    monkeypatch.setattr(database, "check_ours", lambda _: True)
+    assert not path.with_name(path.name + "-journal").exists()
+    assert database.check_store(path)
