@@ -108,7 +108,10 @@ def read_adapter(directory: Path, module_name: Callable[[str], str]) -> Adapter:
     for name in untouched:
         del updates[name]
     if not updates:
-        raise ConfigError(f"The adapter {directory} changes nothing; was it trained?")
+        raise ConfigError(
+            f"The adapter {directory} changes nothing. Train it longer, or leave `adapter` out of "
+            "the config to bundle its base as it is."
+        )
     return Adapter(directory, config, updates, untouched)
 
 

@@ -20,7 +20,7 @@ from mmrag_batch.bundle import (
 )
 from mmrag_batch.errors import ConfigError
 from mmrag_batch.export.dry_run import Step, is_exported, plan_export
-from mmrag_batch.export.merge import merge_adapter
+from mmrag_batch.export.merge import copy_generator, merge_adapter
 from mmrag_batch.export.onnx_retriever import export_encoders, export_towers
 from mmrag_batch.export.parity import PARITY
 from mmrag_batch.export.sample import read_sample
@@ -47,7 +47,8 @@ def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
     generator_spec(config)
     if is_exported(config.encoders):
         check_encoders(config.towers, config.encoders, read_spec(config.encoders))
-    check_base(config.adapter, config.base)
+    if config.adapter is not None:
+        check_base(config.adapter, config.base)
     return steps
 
 
@@ -76,11 +77,7 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleMani
             **put_encoders(config, retriever),
             **export_towers(config.towers, retriever),
         }
-        merged = merge_adapter(
-            config.base, config.adapter, staging / "generator", licence=config.licence
-        )
-        if merged.logits is not None:
-            parity["merged_logits"] = merged.logits
+        parity |= put_generator(config, staging / "generator")
         spec = read_retriever_spec(retriever)
         (retriever / RETRIEVER_SPEC).unlink()  # the manifest holds it from here on
         manifest = BundleManifest(
@@ -98,25 +95,33 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleMani
 def generator_spec(config: ExportConfig) -> GeneratorSpec:
     """How the bundle asks its generator: as it was tuned to be asked.
 
-    Raises ConfigError where neither the adapter nor the config says so, or they differ.
+    Raises ConfigError where neither what was tuned nor the config says so, or they differ.
     """
-    tuned = read_prompt_settings(config.adapter)
+    source = config.adapter or config.base
+    tuned = read_prompt_settings(source)
     values: dict[str, Any] = {}
     problems: list[str] = []
     for name in PROMPT_FIELDS:
         given, known = getattr(config, name), tuned.get(name)
         values[name] = known if given is None else given
         if values[name] is None:
-            problems.append(
-                f"{name} is missing: {config.adapter} does not say how it was tuned. Add it."
-            )
+            problems.append(f"{name} is missing: {source} does not say how it was tuned. Add it.")
         elif known not in (None, values[name]):
             problems.append(
-                f"{name} is {given}, and {config.adapter} was tuned with {known}. Leave it out."
+                f"{name} is {given}, and {source} was tuned with {known}. Leave it out."
             )
     if problems:
         raise ConfigError("\n".join(problems))
     return GeneratorSpec(licence=config.licence, **values)
+
+
+def put_generator(config: ExportConfig, generator: Path) -> dict[str, float]:
+    """Merge the adapter into its base, or copy a base without one. Returns what was measured."""
+    if config.adapter is None:
+        copy_generator(config.base, generator)
+        return {}
+    merged = merge_adapter(config.base, config.adapter, generator, licence=config.licence)
+    return {} if merged.logits is None else {"merged_logits": merged.logits}
 
 
 def put_encoders(config: ExportConfig, retriever: Path) -> dict[str, float]:

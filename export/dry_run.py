@@ -11,7 +11,7 @@ from pathlib import Path
 from mmrag_batch.bundle import MANIFEST, RETRIEVER_SPEC, Precision
 from mmrag_batch.errors import ConfigError, MissingError
 from mmrag_batch.export.encoders import read_encoders
-from mmrag_batch.export.merge import plan_merge
+from mmrag_batch.export.merge import plan_merge, read_base
 from mmrag_batch.export.staging import check_space
 from mmrag_batch.parts import read_spec
 from mmrag_batch.train.towers import load_towers
@@ -43,7 +43,7 @@ def plan_export(
     precision: Precision,
     towers: Path,
     base: Path,
-    adapter: Path,
+    adapter: Path | None,
     out: Path,
     vocabulary: Path | None = None,
 ) -> list[Step]:
@@ -53,12 +53,13 @@ def plan_export(
     encoders, OutputError for a disk that is too small, and what `read_encoders` and `plan_merge`
     raise.
     """
-    merge = plan_merge(base, adapter)
-    largest = max(file.stat().st_size for file in merge.shards)
+    shards = read_base(base) if adapter is None else plan_merge(base, adapter).shards
+    sizes = [file.stat().st_size for file in shards]
+    memory = IMPORTS if adapter is None else max(sizes) + 2 * GIB
     steps = [
         _retrieval("encoders", encoders, BITS[precision] / 32, copied=is_exported(encoders)),
         _retrieval("towers", towers, 1.0, copied=False),
-        Step("generator", base, merge.size, largest + 2 * GIB, _seconds("generator", merge.size)),
+        Step("generator", base, sum(sizes), memory, _seconds("generator", sum(sizes))),
     ]
     _check_sizes(encoders, towers, vocabulary)
     total_bytes = sum(step.writes for step in steps)

@@ -91,6 +91,18 @@ def plan_merge(base: Path, adapter_dir: Path) -> Plan:
     return Plan(base, adapter, shards, updates)
 
 
+def copy_generator(base: Path, out: Path) -> None:
+    """Write a checkpoint into the directory `out` as it is. Raises as `read_base` does."""
+    shards = read_base(base)
+    out.mkdir(parents=True, exist_ok=True)
+    _copy_companions(base, out)
+    size = sum(file.stat().st_size for file in shards)
+    with Progress(f"Copying {base}", size, "B") as progress:
+        for file in shards:
+            shutil.copyfile(file, out / file.name)
+            progress.advance(file.stat().st_size)
+
+
 def read_base(base: Path) -> dict[Path, list[Tensor]]:
     """The shards of a checkpoint that adapters can be merged into, and their tensors. Raises as
     `plan_merge` does for a base."""

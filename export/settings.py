@@ -16,14 +16,15 @@ class ExportConfig:
     towers: Path
     base: Path
     """The generator that was tuned."""
-    adapter: Path
     out: Path
     licence: str
     """Of the generator."""
     trained_on: str
+    adapter: Path | None = None
+    """What is merged into the base; None: the base is bundled as it is."""
     scoring: Scoring | None = None
-    """This and the next three: how the generator was tuned to be asked. The adapter says so itself,
-    if `train generator` made it."""
+    """This and the next three: how the generator was tuned to be asked. The adapter, or a base that
+    is bundled as it is, says so itself if `train generator` made it."""
     top_k: int | None = None
     max_images: int | None = None
     max_prompt_tokens: int | None = None

@@ -349,7 +349,7 @@ def test_export_takes_a_config_file(
     assert "graph: 1e-07" in done.stdout
     encoders, towers, base, adapter, out = map(Path, "etbao")
     expected = ExportConfig(
-        encoders, towers, base, adapter, out, "MIT", "a world", "text", 3, 1, 64
+        encoders, towers, base, out, "MIT", "a world", adapter, "text", 3, 1, 64
     )
     assert given == [(expected, True)]
 

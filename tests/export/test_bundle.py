@@ -91,6 +91,21 @@ def test_a_written_bundle_opens(write: Callable[..., None], tmp_path: Path) -> N
     assert [path.name for path in out.parent.iterdir()] == ["tiny"]
 
 
+def test_a_generator_without_an_adapter_is_bundled_as_it_is(
+    configure: Callable[..., ExportConfig], tiny_generator_dir: Path, tmp_path: Path
+) -> None:
+    config = replace(configure(tmp_path / "bundle"), adapter=None)
+    assert [step.name for step in plan_bundle(config)][2] == "generator"
+    manifest = write_bundle(config)
+    weights = "model.safetensors"
+    copied = (tmp_path / "bundle" / "generator" / weights).read_bytes()
+    assert copied == (tiny_generator_dir / weights).read_bytes()
+    assert "merged_logits" not in manifest.parity
+    assert open_bundle(tmp_path / "bundle").manifest.generator == SPEC
+    with pytest.raises(ConfigError, match=r"top_k is missing: .* does not say"):
+        plan_bundle(replace(config, out=tmp_path / "other", top_k=None))
+
+
 def test_an_existing_directory_is_kept(write: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="--overwrite"):
         write(tmp_path)
@@ -208,6 +223,7 @@ def test_other_prompts_than_an_adapter_was_tuned_with_are_refused(
     config = replace(configure(tmp_path / "out"), top_k=None)
     with pytest.raises(ConfigError, match=r"top_k is missing: .* Add it\.$"):
         plan_bundle(config)
+    assert config.adapter is not None
     write_prompt_settings(config.adapter, replace(SPEC, top_k=5, scoring="text"))
     with pytest.raises(ConfigError, match=r"scoring is letter, and .* tuned with text\. Leave"):
         plan_bundle(config)
@@ -232,6 +248,7 @@ def test_l04_towers_and_adapters_of_other_origin_are_refused_before_anything_is_
     spec = read_retriever_spec(tiny_retriever_dir)
     write_origin(towers, encoders=encoders_identity(tiny_retriever_dir, spec))
     config = replace(configure(tmp_path / "out"), towers=towers, encoders=tiny_retriever_dir)
+    assert config.adapter is not None
     write_origin(config.adapter, base={"path": "base", "files": hash_model(config.base)})
     plan_bundle(config)
 
