@@ -8,8 +8,6 @@ from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from mmrag_batch.errors import InputError, RowError
 from mmrag_batch.records import Problem, Row
 from mmrag_batch.table.cells import parse_question
@@ -27,6 +25,8 @@ def scan(path: Path, names: Names = AS_THEY_ARE) -> Iterator[Record]:
     Raises InputError for what would otherwise end a run half way: quoting, encoding, a truncated
     file, and at the end for an id that two rows share. Takes 8 bytes of memory a row with an id.
     """
+    import numpy as np  # reading the settings of a training reads no table
+
     hashes = array("q")
     for record in read_records(path, names):
         id_cell = record.cells.get("id")

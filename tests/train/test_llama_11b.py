@@ -13,7 +13,7 @@ from transformers.models.mllama.configuration_mllama import MllamaVisionConfig
 from mmrag_batch.declare import load_config
 from mmrag_batch.export.adapter import CONFIG, WEIGHTS
 from mmrag_batch.export.checkpoint import INDEX
-from mmrag_batch.export.merge import NEEDED, plan_merge
+from mmrag_batch.export.merge import NEEDED, PROCESSOR, plan_merge
 from mmrag_batch.families.family import MLLAMA
 from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.train.settings import GeneratorConfig
@@ -53,7 +53,7 @@ def base(model: MllamaForConditionalGeneration, tmp_path: Path) -> Path:
     and take no space."""
     directory = tmp_path / "base"
     directory.mkdir()
-    for name in NEEDED:
+    for name in (*NEEDED, *PROCESSOR):
         (directory / name).write_text(json.dumps({"architectures": [MLLAMA]}))
     weights = {published_name(name): tensor for name, tensor in model.state_dict().items()}
     names = list(weights)
