@@ -13,14 +13,15 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from mmrag_batch import __version__
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError
 from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import TEMPLATE_VERSION, Scoring
+from mmrag_batch.specs import read_spec
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -29,7 +30,6 @@ PROMPT_SETTINGS = "prompt.json"
 """Beside an adapter or a model that was tuned: how its prompts were made."""
 PROMPT_FIELDS = ("scoring", "top_k", "max_images", "max_prompt_tokens")
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pt2", ".pkl", ".pickle", ".ckpt"})
-
 BLOCK = 2**22
 """Bytes of a file that are read at once to be hashed."""
 
@@ -42,7 +42,16 @@ Framing = Literal["torchvision", "transformers", "stretch"]
 library rounds in its own way, or both sides resized."""
 Resample = Literal["bicubic", "bilinear", "lanczos", "nearest", "box", "hamming"]
 
-S = TypeVar("S")
+RANGES = {
+    "embedding_size": (1, 2**16),
+    "image_size": (1, 2**12),
+    "image_std": (1e-6, 1e6),
+    "context_length": (2, 2**16),
+    "top_k": (0, 100),
+    "max_images": (0, 100),
+    "max_prompt_tokens": (1, 2**24),
+}
+"""Of what a manifest says; memory is made for it before a graph is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +136,7 @@ def open_bundle(path: Path) -> Bundle:
     _refuse_strangers(path, manifest)
     files = [path / name for name in manifest.files]
     for name, file in zip(manifest.files, files):
-        if not file.resolve().is_relative_to(path.resolve()):
+        if "\0" in name or not file.resolve().is_relative_to(path.resolve()):
             raise DeniedError(f"{path / MANIFEST}: {name!r} leaves the bundle; do not use it.")
         if not file.is_file():
             raise MissingError(f"{file} is missing from the bundle; export or copy it again.")
@@ -175,7 +184,7 @@ def read_manifest(path: Path) -> BundleManifest:
         raise MissingError(
             f"{path} is no bundle: it has no {MANIFEST}. Make one with `mmrag-batch export`."
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise MissingError(f"{file} cannot be read: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         manifest_format = values.get("format") if isinstance(values, dict) else None
@@ -188,11 +197,12 @@ def read_manifest(path: Path) -> BundleManifest:
             f"version writes template {TEMPLATE_VERSION}. Export it again."
         )
     try:
-        values["retriever"] = _spec(RetrieverSpec, values["retriever"])
-        values["generator"] = _spec(GeneratorSpec, values["generator"])
-        return _spec(BundleManifest, values)
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{file} lacks or has a wrong field: {error}") from error
+        retriever = read_spec(RetrieverSpec, values.get("retriever"), RANGES)
+        generator = read_spec(GeneratorSpec, values.get("generator"), RANGES)
+        parts = {"retriever": retriever, "generator": generator}
+        return read_spec(BundleManifest, values | parts, RANGES)
+    except ValueError as error:
+        raise ConfigError(f"{file} lacks or has a wrong field: {error}. Export it again.") from None
 
 
 def write_manifest(path: Path, manifest: BundleManifest) -> None:
@@ -220,12 +230,15 @@ def read_retriever_spec(directory: Path) -> RetrieverSpec:
     """The spec beside the graphs of a retriever that is not (yet) part of a bundle."""
     file = directory / RETRIEVER_SPEC
     try:
-        return _spec(RetrieverSpec, json.loads(file.read_text(encoding="utf-8")))
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return read_spec(RetrieverSpec, values, RANGES)
     except FileNotFoundError:
         raise MissingError(
             f"{directory} holds no retriever: it has no {RETRIEVER_SPEC}. "
             "Make one with `mmrag-batch export encoders`."
         ) from None
+    except ValueError as error:
+        raise ConfigError(f"{file} cannot be read: {error}. Export it again.") from None
 
 
 def write_retriever_spec(directory: Path, spec: RetrieverSpec) -> None:
@@ -279,13 +292,6 @@ def sha256(file: Path, read: Callable[[int], None] | None = None) -> str:
             if read is not None:
                 read(len(block))
     return digest.hexdigest()
-
-
-def _spec(kind: type[S], values: dict[str, Any]) -> S:
-    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    field_values = {key: value for key, value in values.items() if key in names}
-    tuples = {key: tuple(value) for key, value in field_values.items() if isinstance(value, list)}
-    return kind(**{**field_values, **tuples})
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

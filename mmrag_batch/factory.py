@@ -2,12 +2,14 @@
 that open engines."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmrag_batch.bundle import Bundle
+from mmrag_batch.errors import MissingError, MmragError
 from mmrag_batch.machine import retrieval_cores
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.settings import PredictSettings
@@ -49,7 +51,9 @@ def open_retrieval(
     from mmrag_batch.retrieval.retriever import Retriever
 
     threads = retrieval_cores() if _engine_name(settings) == "vllm" else None
-    yield Retriever(open_source(settings.candidates, settings, bundle, images, threads))
+    with _blaming(bundle.retriever_dir):
+        source = open_source(settings.candidates, settings, bundle, images, threads)
+    yield Retriever(source)
 
 
 @contextmanager
@@ -67,8 +71,28 @@ def open_generation(
         said.max_prompt_tokens,
         said.scoring,
     )
-    with open_engine(_engine_name(settings), settings, bundle, spec) as engine:
-        yield Answerer(Renderer(bundle.generator_dir), engine, images, spec)
+    with ExitStack() as stack:
+        with _blaming(bundle.generator_dir):
+            renderer = Renderer(bundle.generator_dir)
+            engine = stack.enter_context(
+                open_engine(_engine_name(settings), settings, bundle, spec)
+            )
+        yield Answerer(renderer, engine, images, spec)
+
+
+@contextmanager
+def _blaming(directory: Path) -> Iterator[None]:
+    """Files that are whole can still be broken inside, and the libraries that read them say so in
+    ways of their own. Raises MissingError."""
+    try:
+        yield
+    except (MmragError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # it is the disk that fails
+            raise
+        what = f"{type(error).__name__}: {str(error)[:1000]}"
+        raise MissingError(f"{directory} cannot be loaded; export it again. {what}") from error
 
 
 def _engine_name(settings: PredictSettings) -> str:

@@ -24,7 +24,7 @@ LAYERS = (
     "images families",
     "parts",
     "bundle settings stages machine extras plugs",
-    "prompt declare progress sources confined",
+    "prompt declare progress sources confined specs",
     "records",
     "errors",
     "masking",

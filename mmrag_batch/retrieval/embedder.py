@@ -169,13 +169,18 @@ class Embedder:
         return EmbeddedRow(question_embedding, tuple(documents), tuple(candidates))
 
     def _embedding(self, window: _Window, text: str | None, image: str | None) -> Embedding:
-        """The embedding of one side. Raises RowError for a broken image."""
+        """The embedding of one side. Raises RowError for a broken image, and where an encoder
+        makes no numbers of it."""
         modalities = np.zeros((2, self._encoder.embedding_size), np.float32)
         self._raise_error(window, image)
         if image is not None:
             modalities[0] = window.vectors[window.keys[image]]
         if text is not None:
             modalities[1] = window.vectors[text_key(text)]
+        if not np.isfinite(modalities).all():
+            raise RowError(
+                "embedding_failed", "an encoder gives numbers for it that are not finite"
+            )
         return Embedding(modalities, np.array([image is not None, text is not None], np.float32))
 
     def _raise_error(self, window: _Window, image: str | None) -> None:

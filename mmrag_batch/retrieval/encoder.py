@@ -4,9 +4,10 @@ import logging
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.machine import cores
@@ -21,6 +22,7 @@ from mmrag_batch.retrieval.preprocess import (
 from mmrag_batch.retrieval.sessions import Device, is_scaled_by_row, open_session, run_session
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
@@ -68,8 +70,11 @@ class Encoder:
         pixels = map(self.pixels, images)
         embeddings = [np.empty((0, self.embedding_size), np.float32)]
         while batch := list(islice(pixels, self._image_batch)):
-            embeddings.append(run_session(self._image, {"pixels": np.stack(batch)}))
+            embeddings.append(self._run(self._image, "pixels", np.stack(batch)))
         return np.concatenate(embeddings)
+
+    def _run(self, session: "InferenceSession", name: str, items: NDArray[Any]) -> Floats:
+        return run_session(session, {name: items}, size=self.embedding_size)
 
     def pixels(self, image: "Image") -> Floats:
         """An RGB image -> what the image encoder reads, (3, S, S)."""
@@ -100,6 +105,6 @@ class Encoder:
                 stop += 1
             rows = order[start:stop]
             batch = tokens[rows, : lengths[rows[-1]]]
-            embeddings[rows] = run_session(self._text, {"tokens": np.ascontiguousarray(batch)})
+            embeddings[rows] = self._run(self._text, "tokens", np.ascontiguousarray(batch))
             start = stop
         return embeddings

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrag_batch.bundle import Bundle, RetrieverSpec, encoders_key
+from mmrag_batch.errors import MissingError
 from mmrag_batch.records import Evidence, Row
 from mmrag_batch.retrieval.cache import EmbeddingCache
 from mmrag_batch.retrieval.candidates import Candidates
@@ -158,4 +159,9 @@ def _run(session: "InferenceSession", embeddings: Sequence[Embedding]) -> Floats
         "embeddings": np.stack([item.modalities for item in embeddings]),
         "present": np.stack([item.present for item in embeddings]),
     }
-    return run_session(session, inputs)
+    vectors = run_session(session, inputs, size=inputs["embeddings"].shape[-1])
+    if not np.isfinite(vectors).all():
+        raise MissingError(
+            "A tower of the retriever gives numbers that are not finite; export it again."
+        )
+    return vectors

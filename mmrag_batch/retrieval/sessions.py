@@ -93,10 +93,29 @@ def is_scaled_by_row(session: "InferenceSession") -> bool:
 
 
 def run_session(
-    session: "InferenceSession", inputs: Mapping[str, NDArray[Any]]
+    session: "InferenceSession", inputs: Mapping[str, NDArray[Any]], *, size: int | None = None
 ) -> NDArray[np.float32]:
-    """The one output of a graph, from inputs by name, bound to where the session computes: nothing
-    is copied to a GPU or back but once."""
+    """The one output of a graph, (N, size) where that is given, from inputs (N, ...) by name, bound
+    to where the session computes: nothing is copied to a GPU or back but once.
+
+    Raises MissingError for a graph that does not take these, or gives something else.
+    """
+    [count] = {len(array) for array in inputs.values()}
+    try:
+        output = _run(session, inputs)
+        if size is not None and output.shape != (count, size):
+            raise ValueError(f"It gives {output.shape}, not {(count, size)}.")
+    except Exception as error:  # what ONNX Runtime raises has no base of its own
+        if "allocate memory" in str(error):
+            raise
+        given = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
+        raise MissingError(
+            f"A graph of the retriever cannot be run with {given}; export it again. {error}"
+        ) from error
+    return output
+
+
+def _run(session: "InferenceSession", inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     import onnxruntime
 
     is_cuda = session.get_providers()[0] == PROVIDERS["cuda"]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from mmrag_batch.table.arrow import ArrowCell
 from mmrag_batch.table.jsonl import JsonLines
-from mmrag_batch.table.written import to_text
+from mmrag_batch.table.written import as_utf8, to_text
 
 TYPES = {
     "prediction_index": pa.int64(),
@@ -63,11 +63,11 @@ class ParquetWriter:
         if self._schema is None:
             types = column_types(self._table) | TYPES
             self._schema = pa.schema(
-                [(name, types.get(name, pa.string())) for name in self._columns]
+                [(as_utf8(name), types.get(name, pa.string())) for name in self._columns]
             )
         columns = [
-            _array([row.get(field.name) for row in self._rows], field.type)
-            for field in self._schema
+            _array([row.get(name) for row in self._rows], field.type)
+            for name, field in zip(self._columns, self._schema)
         ]
         self._batches.append(pa.record_batch(columns, schema=self._schema))
         self._rows = []
@@ -114,7 +114,7 @@ def _array(values: Sequence[object], kind: Any) -> Any:
         parts = [value.array if isinstance(value, ArrowCell) else nothing for value in values]
         return pa.concat_arrays(parts)
     if kind == pa.string():
-        values = [value if value is None else to_text(value) for value in values]
+        values = [value if value is None else as_utf8(to_text(value)) for value in values]
     return pa.array(values, kind)
 
 

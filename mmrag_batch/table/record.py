@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import Repr
 from typing import NamedTuple
 
 from mmrag_batch.errors import InputError
@@ -13,6 +14,10 @@ from mmrag_batch.table.names import AS_THEY_ARE, Names, find_columns, find_near,
 REQUIRED = "question_text"
 MAX_CELL = 10 * 2**20
 """Most characters in one cell, or bytes."""
+SHOWN = 50
+"""Most columns that a message names."""
+_SHORT = Repr()
+_SHORT.maxstring = 80
 
 
 class Typed(ABC):
@@ -54,16 +59,21 @@ def check_columns_differ(path: Path, columns: Sequence[str]) -> None:
         raise InputError(f"{path} is empty: it has no columns. Write a `{REQUIRED}` column.")
     duplicates = [name for name, count in Counter(columns).items() if count > 1]
     if duplicates:
-        raise InputError(
-            f"{path}: duplicate column {', '.join(map(repr, duplicates))}. Rename all but one."
-        )
+        raise InputError(f"{path}: duplicate column {_show(duplicates)}. Rename all but one.")
+
+
+def _show(names: Sequence[str]) -> str:
+    """Some names, in so many words: what is no table may have thousands, or one without an end."""
+    shown = [_SHORT.repr(name) for name in names[:SHOWN]]
+    more = [f"and {len(names) - SHOWN:,} more"] if len(names) > SHOWN else []
+    return ", ".join(shown + more)
 
 
 def check_columns(path: Path, columns: Sequence[str], names: Names = AS_THEY_ARE) -> None:
     """Raise InputError where a table has none of a name in `names`, or no question."""
     check_columns_differ(path, columns)
     ours = find_columns(columns, names)
-    column_list = ", ".join(map(repr, columns))
+    column_list = _show(columns)
     if absent := [name for name in ours.values() if name not in columns]:
         raise InputError(
             f"{path}: no column {absent[0]!r}, as --columns calls one. Found: {column_list}."

@@ -23,6 +23,11 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+def as_utf8(text: str) -> str:
+    """The text as `encode` writes it."""
+    return text if text.isascii() else encode(text).decode()
+
+
 def to_json(value: object) -> str:
     """JSON of a value of any type; NaN is null, and an infinity a text."""
     try:

@@ -70,9 +70,9 @@ def test_images_are_taken_a_batch_at_a_time(
             taken.append(number)
             yield picture(number)
 
-    def note(session: InferenceSession, inputs: Mapping[str, NDArray[Any]]) -> Floats:
+    def note(session: InferenceSession, inputs: Mapping[str, NDArray[Any]], *, size: int) -> Floats:
         ahead.append(len(taken))
-        return run(session, inputs)
+        return run(session, inputs, size=size)
 
     monkeypatch.setattr(encoder_module, "run_session", note)
     encoder.encode_images(source())

@@ -91,6 +91,14 @@ def test_field_13_nan_that_json_lines_held_is_null_in_them(tmp_path: Path) -> No
     assert line.startswith('{"question_text": "a", "x": null, "y": [{"z": "-inf"}], "n": 1000.0, ')
 
 
+def test_e10_half_a_surrogate_pair_is_written_as_json_calls_it(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"question_text": "a", "\\ud800": "\\ud801"}\n')
+    as_output(path, tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["\\ud800"].to_pylist() == ["\\ud801"]
+
+
 def test_field_13_parquet_keeps_the_types_and_adds_those_of_the_answer(tmp_path: Path) -> None:
     path = every_type(tmp_path / "in.parquet")
     as_output(path, tmp_path / "out.parquet")

@@ -431,3 +431,11 @@ def test_e03_what_csv_writes_is_read_back(
         table.writerows(rows)
     assert [tuple(row.cells.values()) for row in read_rows(path)] == rows
     assert scan(path) == len(rows)
+
+
+def test_a_message_names_columns_within_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "in.csv"
+    path.write_text("x" * 200_000 + "," + ",".join(f"c{n}" for n in range(999)) + "\n")
+    with pytest.raises(InputError, match=r"c5.* and 950 more") as caught:
+        read_header(path)
+    assert len(str(caught.value)) < 1_000

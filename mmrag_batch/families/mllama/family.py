@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrag_batch.errors import ConfigError
 from mmrag_batch.families.family import BYTES, Shape, read_config
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Mllama:
         quantization: Any = None,
         device: "torch.device | None" = None,
     ) -> Any:
-        """The model."""
+        """The model. Raises ConfigError where it and what prepares its images do not fit."""
+        self._check_image_processor()
         from mmrag_batch.families.mllama.loading import load_model
 
         return load_model(self._directory, dtype=dtype, quantization=quantization, device=device)
@@ -58,6 +60,16 @@ class Mllama:
         from mmrag_batch.families.mllama.inputs import load_image_processor
 
         return load_image_processor(self._directory)
+
+    def _check_image_processor(self) -> None:
+        vision, prepared = self._config["vision_config"], self._image_processor
+        sides = {prepared.size["height"], prepared.size["width"], vision["image_size"]}
+        tiles = {prepared.max_image_tiles, vision["max_num_tiles"]}
+        if len(sides) > 1 or len(tiles) > 1:
+            raise ConfigError(
+                f"{self._directory}: preprocessor_config.json makes other tiles than config.json "
+                f"has room for ({sides=}, {tiles=}); export the generator again."
+            )
 
     def collate(
         self,

@@ -1,5 +1,6 @@
 """Loading an Mllama checkpoint: from its own directory, from safetensors, and nothing else."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,39 @@ def load_model(
 
     `quantization` is a config of transformers', by which weights are quantised as they are loaded.
     No network, no pickle, no remote code. Raises MissingError for a directory without a
-    checkpoint, UnavailableError for one of another architecture.
+    checkpoint or with one that lacks tensors, UnavailableError for one of another architecture.
     """
     if not any(generator_dir.glob("*.safetensors")):
         raise MissingError(f"{generator_dir} holds no *.safetensors; export the generator again.")
     read_config(generator_dir)
+    _check_generation_config(generator_dir / "generation_config.json")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a batch job has its own
-    model: MllamaForConditionalGeneration = MllamaForConditionalGeneration.from_pretrained(
+    loaded: Any = MllamaForConditionalGeneration.from_pretrained(
         generator_dir,
         dtype=dtype,
         local_files_only=True,
         use_safetensors=True,
         quantization_config=quantization,
         device_map=None if device is None else {"": device},
-    )  # from_pretrained leaves it in eval mode
+        output_loading_info=True,
+    )  # it leaves the model in eval mode
+    model: MllamaForConditionalGeneration = loaded[0]
+    if absent := sorted(loaded[1]["missing_keys"]):  # it would make them up
+        raise MissingError(
+            f"{generator_dir} lacks {len(absent)} tensors, such as {absent[0]}; export it again."
+        )
     pass_by_position(model.model.vision_model)
     return model
+
+
+def _check_generation_config(file: Path) -> None:
+    """Raise MissingError for one that is broken; transformers would do without it."""
+    try:
+        is_object = not file.is_file() or isinstance(json.loads(file.read_bytes()), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise MissingError(f"{file} holds no JSON object; export the generator again.")
 
 
 def pass_by_position(vision: MllamaVisionModel) -> None:
