@@ -50,7 +50,7 @@ def test_an_adapter_that_changes_nothing_exits_with_78(
     options = ("--base", tiny_generator_dir, "--adapter", make_adapter(0.0))
     done = call("export", "generator", *options, "--out", tmp_path / "merged")
     assert done.exit_code == 78
-    assert "changes nothing; was it trained?" in done.stderr
+    assert "changes nothing. Train it longer" in done.stderr
 
 
 def test_a_dry_run_says_what_an_export_would_do(

@@ -41,10 +41,12 @@ class Mllama:
         device: "torch.device | None" = None,
     ) -> Any:
         """The model. Raises ConfigError where it and what prepares its images do not fit."""
-        self._check_image_processor()
         from mmrag_batch.families.mllama.loading import load_model
 
-        return load_model(self._directory, dtype=dtype, quantization=quantization, device=device)
+        model = load_model(self._directory, dtype=dtype, quantization=quantization, device=device)
+        if any(self._directory.glob("*processor_config.json")):  # a run's checkpoint has none
+            self._check_image_processor()
+        return model
 
     @property
     def image_token_id(self) -> int:
