@@ -21,7 +21,7 @@ from mmrag_batch import __version__
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError
 from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import TEMPLATE_VERSION, Scoring
-from mmrag_batch.specs import read_spec
+from mmrag_batch.specs import parse_spec
 
 FORMAT = 1
 MANIFEST = "bundle.json"
@@ -197,10 +197,10 @@ def read_manifest(path: Path) -> BundleManifest:
             f"version writes template {TEMPLATE_VERSION}. Export it again."
         )
     try:
-        retriever = read_spec(RetrieverSpec, values.get("retriever"), RANGES)
-        generator = read_spec(GeneratorSpec, values.get("generator"), RANGES)
+        retriever = parse_spec(RetrieverSpec, values.get("retriever"), RANGES)
+        generator = parse_spec(GeneratorSpec, values.get("generator"), RANGES)
         parts = {"retriever": retriever, "generator": generator}
-        return read_spec(BundleManifest, values | parts, RANGES)
+        return parse_spec(BundleManifest, values | parts, RANGES)
     except ValueError as error:
         raise ConfigError(f"{file} lacks or has a wrong field: {error}. Export it again.") from None
 
@@ -231,7 +231,7 @@ def read_retriever_spec(directory: Path) -> RetrieverSpec:
     file = directory / RETRIEVER_SPEC
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        return read_spec(RetrieverSpec, values, RANGES)
+        return parse_spec(RetrieverSpec, values, RANGES)
     except FileNotFoundError:
         raise MissingError(
             f"{directory} holds no retriever: it has no {RETRIEVER_SPEC}. "

@@ -10,7 +10,7 @@ Ranges = Mapping[str, tuple[float, float]]
 """The least and the most that a field of that name, or each of its numbers, may be."""
 
 
-def read_spec(kind: type[S], values: object, ranges: Ranges) -> S:
+def parse_spec(kind: type[S], values: object, ranges: Ranges) -> S:
     """A `kind` with those of the values that it has fields for; a list is a tuple.
 
     Raises ValueError that says what is missing or not what it should be.

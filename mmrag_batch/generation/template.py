@@ -1,8 +1,6 @@
 """A checkpoint's chat template, which is a program that strangers wrote: it is compiled and applied
 in a process of its own, within limits of time and memory."""
 
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,10 +20,8 @@ MAX_WRITTEN = 2**22
 """Characters. A context of 128 Ki tokens has some 500,000, and the texts are not among them."""
 
 
-_LOCK = threading.Lock()
 _PROCESS = Confined(__name__)
 """For all templates."""
-os.register_at_fork(after_in_child=lambda: globals().update(_LOCK=threading.Lock()))
 
 
 class ChatTemplate:
@@ -34,8 +30,7 @@ class ChatTemplate:
     def __init__(self, source: str, variables: Mapping[str, str]) -> None:
         self._source = source
         self._variables = variables
-        with _LOCK:
-            _PROCESS.start()  # it is there when it is needed
+        _PROCESS.start()  # it is there when it is needed
 
     def apply(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """What it writes for a conversation, up to where the answer begins.
@@ -45,8 +40,7 @@ class ChatTemplate:
         variables = {**self._variables, "messages": messages, "add_generation_prompt": True}
         asked = {"source": self._source, "variables": variables}
         try:
-            with _LOCK:
-                head, text = _PROCESS.ask(asked, seconds=SECONDS, memory=MEMORY)
+            head, text = _PROCESS.ask(asked, seconds=SECONDS, memory=MEMORY)
         except EndedError as error:
             why = f"it takes over {SECONDS} s" if error.by_limit else "it ends its process"
             raise ConfigError(f"{TEMPLATE} cannot be applied: {why}.") from None

@@ -3,8 +3,6 @@ here; others in a helper process, which a costly one ends, and which begins with
 """
 
 import json
-import os
-import threading
 from typing import Any
 
 from PIL import Image
@@ -50,10 +48,7 @@ class Helper:
         self._seconds = seconds
         self._text_seconds = text_seconds
         self._memory = memory
-        self._lock = threading.Lock()
         self._process = Confined(__name__)
-        self._held: bytes | None = None
-        """The file that the process was sent last, which it keeps: a PDF is asked for each page."""
 
     def decode(self, data: bytes, kind: str, page: int | None = None) -> Image.Image:
         """The image, of a PDF that of a page. Raises RowError; a helper that dies of an image costs
@@ -68,28 +63,17 @@ class Helper:
         return texts
 
     def _ask(self, request: dict[str, Any], data: bytes, seconds: int) -> Message:
-        with self._lock:
-            is_held, self._held = data is self._held, None
-            head, body = {**request, "is_held": is_held}, b"" if is_held else data
-            try:
-                answer = self._process.ask(head, body, seconds=seconds, memory=self._memory)
-            except EndedError as error:
-                raise _why(error, seconds) from None
-            self._held = data
+        try:
+            answer = self._process.ask(request, data, seconds=seconds, memory=self._memory)
+        except EndedError as error:
+            raise _why(error, seconds) from None
         if "code" in answer[0]:
             raise RowError(answer[0]["code"], answer[0]["message"])
         return answer
 
     def close(self) -> None:
         """End the process, if there is one."""
-        with self._lock:
-            self._process.close()
-            self._held = None
-
-    def forget(self) -> None:
-        """After a fork: what the process holds is the parent's. This one starts its own."""
-        self._lock = threading.Lock()
-        self._held = None
+        self._process.close()
 
 
 def _why(error: EndedError, seconds: int) -> RowError:
@@ -100,19 +84,15 @@ def _why(error: EndedError, seconds: int) -> RowError:
 
 
 _HELPER = Helper()
-os.register_at_fork(after_in_child=_HELPER.forget)
 
 
 def serve() -> None:
     """The helper, as `confined` runs it."""
     settle_warnings()
-    held = b""
 
-    def answer(asked: dict[str, Any], body: bytes) -> Message:
-        nonlocal held
-        held = held if asked["is_held"] else body
+    def answer(asked: dict[str, Any], data: bytes) -> Message:
         try:
-            return _answer(asked["kind"], asked["page"], held)
+            return _answer(asked["kind"], asked["page"], data)
         except RowError as error:
             return {"code": error.code, "message": str(error)}, b""
 

@@ -115,7 +115,6 @@ def test_a_fork_of_this_process_has_a_helper_of_its_own() -> None:
     inherited = helper._process.process
     assert inherited is not None
     if not (child := os.fork()):
-        helper.forget()
         is_right = helper.decode(good, "AVIF").size == (4, 2)
         os._exit(not is_right or helper._process.process is inherited)
     assert os.waitpid(child, 0)[1] == 0
