@@ -28,7 +28,7 @@ from mmrag_batch.errors import ConfigError, InputError, UnavailableError
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.images.pages import with_pages
+from mmrag_batch.images.pages import row_with_pages
 from mmrag_batch.parts import find_part, hash_model, read_spec, write_origin
 from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
@@ -176,7 +176,7 @@ def with_evidence(
     """The rows with the evidence that the generator is to learn from; a PDF is its pages."""
     if config.retriever is None:
         with Progress("Reading pictures", len(rows), "rows") as progress:
-            read_rows = (_with_pages(row, images) for row in progress.each(rows))
+            read_rows = (row_with_pages(row, images) for row in progress.each(rows))
             return relevant_evidence(read_rows, images, top_k=config.top_k, seed=config.seed)
     retriever = open_retriever(
         config.retriever,
@@ -186,12 +186,8 @@ def with_evidence(
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     with Progress("Finding evidence", len(rows), "rows") as progress:
-        read_rows = (_with_pages(row, images) for row in progress.each(rows))
+        read_rows = (row_with_pages(row, images) for row in progress.each(rows))
         return [row for row in retriever(read_rows) if row.error is None]
-
-
-def _with_pages(row: Row, images: ImageStore) -> Row:
-    return replace(row, question=row.question and with_pages(row.question, images))
 
 
 def split_rows(

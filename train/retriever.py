@@ -27,7 +27,7 @@ from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.images.pages import with_pages
+from mmrag_batch.images.pages import row_with_pages
 from mmrag_batch.parts import encoders_identity, find_part, hash_model, read_spec, write_origin
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
@@ -174,7 +174,7 @@ def read_table(
 def read_rows(config: RetrieverConfig, images: ImageStore) -> Iterator[Row]:
     """The rows of the table, with the pages of their PDFs."""
     for row in read_labelled_rows(config.table, names=parse_names(config.columns)):
-        yield replace(row, question=row.question and with_pages(row.question, images))
+        yield row_with_pages(row, images)
 
 
 def _supervision(

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from mmrag_batch.errors import RowError
-from mmrag_batch.records import Document, Question
+from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.sources import may_be_pdf, name_page, split_page
 from mmrag_batch.stages import ImageStore, Page
 
@@ -30,6 +30,11 @@ def with_pages(question: Question, images: ImageStore) -> Question:
     # What the row itself calls as a page of another document stands for that page.
     documents |= {name: some[0] for name, some in pages.items() if some[0].id == name}
     return replace(question, documents=tuple(documents.values()), relevant=relevant)
+
+
+def row_with_pages(row: Row, images: ImageStore) -> Row:
+    """The row, its question with the pages of its PDFs."""
+    return replace(row, question=row.question and with_pages(row.question, images))
 
 
 def _pages(document: Document, images: ImageStore) -> tuple[Document, ...]:
