@@ -2,7 +2,7 @@
 
     first TERM, USR1, USR2, HUP, INT    no new rows; those in work are finished and committed
     after the grace period              what is finished is committed, and the process leaves
-    a second TERM or INT                the process leaves at once
+    a second TERM or INT                the process leaves at once; within a second it is an echo
 
 Until rows are in work, and while a stage waits for a server that is away, there is nothing to
 finish, and the first signal is enough to leave. A thread does all this, told by the interpreter
@@ -11,6 +11,7 @@ all while an engine is busy outside of Python.
 """
 
 import faulthandler
+import math
 import multiprocessing
 import os
 import select
@@ -30,6 +31,9 @@ AT_ONCE = (signal.SIGTERM, signal.SIGINT)
 NO_GAIN = (
     "No row was committed in the last starts, so another one would do no better: give it more time."
 )
+ECHO = 1.0
+"""Seconds after the first signal in which another one is the same one, told twice: Slurm, `timeout`
+and whatever hands signals on tell a process and its group."""
 LEAVE_WITHIN = 10.0
 """Seconds to save what can be saved, when a process leaves with rows in work."""
 LOOK_EVERY = 0.2
@@ -51,6 +55,7 @@ class StopSignals:
     ) -> None:
         self.cause: str | None = None
         self.exit_code = ExitCode.TEMPFAIL
+        self._stopped = math.inf
         self.working = False
         """Whether rows are in work, so that a first signal waits for them."""
         self._grace = grace
@@ -105,11 +110,13 @@ class StopSignals:
             if number == signal.SIGINT:
                 self.exit_code = ExitCode.INTERRUPTED
             self._stop(number.name)
-        elif number in AT_ONCE:
+        elif number in AT_ONCE and time.monotonic() - self._stopped > ECHO:
+            _tell(f"A second signal, {number.name}: left at once.")
             os._exit(128 + number)
 
     def _stop(self, cause: str) -> None:
-        self._deadline = time.monotonic() + self._grace
+        self._stopped = time.monotonic()
+        self._deadline = self._stopped + self._grace
         self.cause = cause
         if not self.working:
             self._go(f"{cause} before the first row")
@@ -125,9 +132,14 @@ class StopSignals:
         for child in multiprocessing.active_children():
             child.terminate()
         advice = NO_GAIN if code is ExitCode.ABORTED else "Run the same command again to go on."
-        with suppress(OSError):
-            os.write(2, f"mmrag-batch: Stopped: {why}. {advice}\n".encode())
+        _tell(f"Stopped: {why}. {advice}")
         os._exit(code)
+
+
+def _tell(what: str) -> None:
+    """Past the log, which the main thread may hold."""
+    with suppress(OSError):
+        os.write(2, f"mmrag-batch: {what}\n".encode())
 
 
 def _nothing(*_: object) -> None:

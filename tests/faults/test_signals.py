@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -146,7 +147,24 @@ def test_b04_a_second_signal_ends_the_run_at_once(
         return not Path(f"/proc/{running.pid}").exists()
 
     wait_for(has_ended)
-    assert running.wait().code == 128 + number
+    done = running.wait()
+    assert done.code == 128 + number
+    assert f"A second signal, {name}: left at once." in done.output
+    assert_goes_on(folder, expected[200])
+
+
+def test_b04_a_signal_and_its_echo_are_one(
+    commands: Commands, folder: Path, expected: dict[int, bytes]
+) -> None:
+    """As Slurm preempts a job to which it gives no time, and as `timeout` ends a command."""
+    running = begin(commands, folder, script=SLOW)
+    wait_for(lambda: committed(folder) >= COMMIT_ROWS)
+    running.send_signal(signal.SIGCONT)
+    for _ in range(3):
+        running.send_signal(signal.SIGTERM)
+        time.sleep(0.01)  # so that each one comes
+    done = running.wait()
+    assert done.code == 75, done.output
     assert_goes_on(folder, expected[200])
 
 
@@ -163,7 +181,7 @@ def test_b07_a_burst_of_signals_neither_hangs_nor_crashes_a_run(
     commands: Commands, folder: Path, expected: dict[int, bytes]
 ) -> None:
     done = stop(begin(commands, folder, script=SLOW), folder, *[signal.SIGTERM] * 100)
-    assert done.code in (75, 143), done.output
+    assert done.code == 75, done.output
     assert "Traceback" not in done.output
     assert_goes_on(folder, expected[200])
 

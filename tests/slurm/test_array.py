@@ -139,12 +139,12 @@ def test_i03_a_preempted_array_is_merged_to_the_bytes_of_an_unsharded_run(
 
 
 def test_m01_the_chain_ends_with_the_row_that_has_no_answer(slurm: str, tmp_path: Path) -> None:
-    """Of four tasks one is preempted, two are cancelled half way and submitted again, and one row
-    cannot be answered."""
+    """Of four tasks one is preempted, told twice as it gets no time, two are cancelled half way and
+    submitted again, and one row cannot be answered."""
     cluster = Cluster(tmp_path, slurm, broken=250)
     place = cluster.place
     stuck = (STUCK, 100 + STUCK, 300 + STUCK)
-    job = cluster.run(f"{PREDICT} && echo $job", stuck=stuck)
+    job = cluster.run(f"{PREDICT} && echo $job", stuck=stuck, SBATCH_PARTITION="sudden")
     cluster.wait_until_committed(0, 1, 3)
     cluster.run(f"scancel {job}_1 {job}_3")
     again = cluster.run(f"{PREDICT.replace('--parsable', '--parsable --array=1,3')} && echo $job")
