@@ -26,6 +26,7 @@ from transformers import MllamaForConditionalGeneration
 from mmrag_batch.export.checkpoint import INDEX
 from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.train.mllama import GeneratorSizes, build_generator, model_config
+from mmrag_batch.train.tuning import decoder_layers
 
 GIB = 2**30
 
@@ -93,7 +94,8 @@ def _portions(weights: dict[str, torch.Tensor], size: float) -> Iterator[list[st
 
 def write_adapter(directory: Path, model: MllamaForConditionalGeneration) -> None:
     """Noise on every projection of the text model."""
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules=Mllama.lora_targets)
+    targets = decoder_layers(model)
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules=targets)
     adapted = get_peft_model(model, lora)
     halves = {
         name.replace(".default", ""): torch.randn(parameter.shape) * 0.02
@@ -102,7 +104,7 @@ def write_adapter(directory: Path, model: MllamaForConditionalGeneration) -> Non
     }
     directory.mkdir()
     save_file(halves, directory / "adapter_model.safetensors")
-    lora.target_modules = Mllama.lora_targets
+    lora.target_modules = targets
     lora.save_pretrained(str(directory))
 
 

@@ -5,6 +5,7 @@ in the copy, a block at a time. So memory holds the adapter and one block, howev
 what is not aimed at cannot change, and what is written is read again and compared with its base.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from mmrag_batch.export.checkpoint import (
     INDEX,
     Tensor,
     check_unquantised,
+    read_json,
     read_rows,
     read_shard,
     shard_files,
@@ -33,7 +35,7 @@ from mmrag_batch.export.verify import (
     check_samples,
 )
 from mmrag_batch.families.family import open_family
-from mmrag_batch.generation.rendering import chat_template
+from mmrag_batch.generation.rendering import Renderer, chat_template
 from mmrag_batch.generation.template import TEMPLATE
 from mmrag_batch.parts import check_base
 from mmrag_batch.progress import Progress
@@ -42,7 +44,13 @@ log = logging.getLogger(__name__)
 NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json")
 PROCESSOR = (processors.FILE, processors.NESTED)
 """Of these one, as transformers of one version or another wrote it."""
-COPIED = ("generation_config.json", INDEX)
+COPIED = (
+    "generation_config.json",
+    "video_preprocessor_config.json",  # some are read with it or not at all
+    "special_tokens_map.json",
+    "added_tokens.json",
+    INDEX,
+)
 TERMS = ("LICENSE*", "USE_POLICY*", "NOTICE*")
 
 
@@ -160,6 +168,18 @@ def _copy_companions(base: Path, out: Path) -> None:
         for file in base.glob(pattern):
             shutil.copyfile(file, out / file.name)
     (out / TEMPLATE).write_text(chat_template(base), encoding="utf-8")
+    _end_answers(out)
+
+
+def _end_answers(out: Path) -> None:
+    """Let generation end where the template ends an answer, if the checkpoint does not say so."""
+    file = out / "generation_config.json"
+    values = read_json(file) if file.is_file() else {}
+    ends = values.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if (end := Renderer(out).end_id) not in ends:
+        values["eos_token_id"] = [*ends, end]
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _merge_shard(

@@ -5,11 +5,14 @@ A check is a question, an answer and, where something is missing, what to do abo
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mmrag_batch import __version__, machine
 from mmrag_batch.machine import Gpu
 
 GIB = 2**30
+MOST_APART = 0.02
+"""How far probabilities may differ for rounding: in bfloat16; in float32 they do by some 1e-6."""
 SHOWN = ("onnxruntime", "torch", "transformers", "vllm", "bitsandbytes", "pyarrow", "ray")
 
 
@@ -57,6 +60,23 @@ def check() -> list[Check]:
         _extra("train in 4 bits", "train-4bit"),
         _int8(),
     ]
+
+
+def compare(bundle: Path) -> tuple[bool, str]:
+    """Whether transformers and vLLM give the same answers with a bundle's generator, and how far
+    apart they are. Raises what opening the bundle and the engines does."""
+    from mmrag_batch.bundle import open_bundle
+    from mmrag_batch.parity import compare_engines
+    from mmrag_batch.settings import PredictSettings
+
+    settings = PredictSettings(bundle, bundle, bundle=bundle)
+    parity = compare_engines(open_bundle(bundle), settings)
+    agrees = parity.same == parity.rows and parity.probability <= MOST_APART
+    return agrees, (
+        f"{bundle}: transformers and vLLM give {parity.same} of {parity.rows} answers alike, with "
+        f"probabilities that differ by {parity.probability:.1e} at most"
+        + ("." if agrees else f"; {MOST_APART:g} would be rounding. Use one of them, not both.")
+    )
 
 
 def show(checks: Sequence[Check]) -> Iterator[str]:

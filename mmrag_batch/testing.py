@@ -141,8 +141,7 @@ class TextLlama:
 
     placeholder = "<|image|>"
     image_token_id = -1  # its tokenizer need not know of any
-    lora_targets = r".*\.(q_proj|v_proj)"
-    kept_in_full: tuple[str, ...] = ("lm_head",)
+    has_image_tokens = False
 
     def __init__(self, generator_dir: Path) -> None:
         self._directory = generator_dir
@@ -165,6 +164,10 @@ class TextLlama:
             quantization_config=quantization,
             device_map=device,
         )
+
+    def image_ids(self, size: tuple[int, int]) -> Sequence[int]:  # noqa: ARG002
+        """None of an image."""
+        return ()
 
     @staticmethod
     def module_name(name: str) -> str:

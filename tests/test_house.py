@@ -17,7 +17,7 @@ LAYERS = (
     "run doctor",
     "export",
     "train",
-    "factory testing",
+    "factory parity testing",
     "execute report",
     "retrieval generation",
     "table",
@@ -157,7 +157,16 @@ def test_the_pipeline_knows_stages_and_records_only(module: str) -> None:
 
 def test_configuration_stops_at_the_factory() -> None:
     users = {module for module, other in ARROWS if other == "mmrag_batch.settings"}
-    known = {"cli.app", "cli.checks", "factory", "run.plan", "run.predict", "testing"}
+    known = {
+        "cli.app",
+        "cli.checks",
+        "doctor",
+        "factory",
+        "parity",
+        "run.plan",
+        "run.predict",
+        "testing",
+    }
     known |= {"train.settings"}  # what a table calls our columns is declared once
     known |= {"parts"}  # which knows where the demo bundle is
     openers = {"generation.engine", "retrieval.candidates", "retrieval.retriever"}

@@ -90,17 +90,28 @@ def _is_readable(images: ImageStore, source: str) -> bool:
     return True
 
 
+def fit_row(
+    row: Row, renderer: Renderer, images: ImageStore, spec: PromptSpec
+) -> tuple[tuple[Evidence, ...], Prompt]:
+    """The evidence of a row that fits, and the prompt with it, as in `predict`. Raises RowError
+    where not even the question fits."""
+    shown: dict[str, Image] = {}
+    while True:
+        evidence, prompt, _ = fit_prompt(renderer, _question(row), row.evidence, spec, shown)
+        if not renderer.has_image_tokens or shown.keys() >= set(prompt.images):
+            return evidence, prompt
+        shown |= {source: images.load(source) for source in prompt.images}
+
+
 def fitting_rows(
-    rows: Sequence[Row],
-    renderer: Renderer,
-    spec: PromptSpec,
+    rows: Sequence[Row], renderer: Renderer, images: ImageStore, spec: PromptSpec
 ) -> list[Row]:
     """Rows with their evidence cut to what fits, as in `predict`; without those that never do."""
     fitted_rows = []
     with Progress("Fitting prompts", len(rows), "rows") as progress:
         for row in progress.each(rows):
             with suppress(RowError):
-                evidence, _, _ = fit_prompt(renderer, _question(row), row.evidence, spec)
+                evidence, _ = fit_row(row, renderer, images, spec)
                 fitted_rows.append(replace(row, evidence=evidence))
     return fitted_rows
 
@@ -163,8 +174,8 @@ class Examples(Dataset[Example]):
 class SameImageCount(Sampler[int]):
     """A random order of the examples in which the rows of each batch show equally many images.
 
-    See `mllama_inputs.collate` for why. What does not fill a batch waits for the next epoch. Epochs
-    are those that the trainer sets, here and in the examples.
+    See `families/mllama/inputs.py` for why. What does not fill a batch waits for the next epoch.
+    Epochs are those that the trainer sets, here and in the examples.
     """
 
     def __init__(self, examples: Examples, batch_size: int, seed: int) -> None:
@@ -225,7 +236,7 @@ class Collator:
         for row, example in enumerate(examples):
             # Rows are padded on the left. What stands first follows nothing: not even padding.
             weights[row, -len(example.answer) :] = 1.0
-            weights[row, -len(example.prompt) - len(example.answer)] = 0.0
+            weights[row, int(attention_mask[row].int().argmax())] = 0.0
         labels = ids.masked_fill(is_ignored, IGNORED)
         return {**inputs, "labels": labels, "loss_weights": weights}
 

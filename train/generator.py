@@ -1,4 +1,4 @@
-"""Tune a Llama 3.2 Vision generator on a table of questions, with LoRA or in full.
+"""Tune a generator on a table of questions, with LoRA or in full.
 
     mmrag-batch train generator train/configs/demo_generator.yaml
 
@@ -142,7 +142,7 @@ def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> Answe
     images, renderer = ImageLoader(config.table.parent), Renderer(config.base)
     spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
     evidence_rows = with_evidence(_labelled(config), images, config)
-    rows, held_out = split_rows(fitting_rows(evidence_rows, renderer, spec), images, config)
+    rows, held_out = split_rows(fitting_rows(evidence_rows, renderer, images, spec), images, config)
     examples = Examples(rows, renderer, images, spec, seed=config.seed)
     model = trainable(config)
     trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -225,9 +225,9 @@ def trainable(config: GeneratorConfig) -> Any:
     with Progress(f"Loading {config.base}"):
         model = load_base(family, lora=bool(config.lora_rank), four_bits=config.four_bits)
     if config.lora_rank or config.freeze_vision:
-        freeze(model.model.vision_model)
+        freeze(model.get_encoder(modality="image"))
     if config.lora_rank:
-        return add_lora(model, family.lora_targets, rank=config.lora_rank, alpha=config.lora_alpha)
+        return add_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
     return model
 
 

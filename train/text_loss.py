@@ -9,7 +9,6 @@ import torch
 
 from mmrag_batch.errors import RowError
 from mmrag_batch.families.family import open_family
-from mmrag_batch.generation.answerer import fit_prompt
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
@@ -18,6 +17,7 @@ from mmrag_batch.train.examples import (
     Collator,
     Example,
     Examples,
+    fit_row,
     needed_logits,
     token_losses,
 )
@@ -61,9 +61,8 @@ class TextLoss:
 
     def _image_count(self, row: Row) -> int | None:
         """How many images its prompt shows; None where it is too long for all of its evidence."""
-        assert row.question is not None  # it has a right answer
         try:
-            evidence, prompt, _ = fit_prompt(self._renderer, row.question, row.evidence, self._spec)
+            evidence, prompt = fit_row(row, self._renderer, self._images, self._spec)
         except RowError:
             return None
         return len(prompt.images) if evidence == row.evidence else None

@@ -12,6 +12,15 @@ from transformers import BitsAndBytesConfig
 
 from mmrag_batch.families.family import Family
 
+KEPT_IN_FULL = [
+    "lm_head",
+    *(
+        f"model.{name}"
+        for name in ("vision_model", "vision_tower", "visual", "connector", "multi_modal_projector")
+    ),
+]
+"""What a model sees and answers with, as families call it: not quantised when the rest is."""
+
 
 def processes() -> PartialState:
     """This process among those that train together: on GPUs where there are any, else on cores."""
@@ -33,7 +42,7 @@ def load_base(family: Family, *, lora: bool, four_bits: bool) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(family.kept_in_full),
+        llm_int8_skip_modules=KEPT_IN_FULL,
     )
     model = family.load(dtype=dtype, quantization=quantization, device=processes().device)
     keep_gradients(model)
@@ -62,9 +71,17 @@ def freeze(module: nn.Module) -> None:
     module.forward = torch.no_grad()(module.forward)
 
 
-def add_lora(model: Any, targets: str, *, rank: int, alpha: int) -> Any:
-    """The model with a new adapter, in float32, on the layers whose names `targets` matches."""
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
+def add_lora(model: Any, *, rank: int, alpha: int) -> Any:
+    """The model with a new adapter, in float32, on every linear layer of its decoder."""
+    return get_peft_model(
+        model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=decoder_layers(model))
+    )
+
+
+def decoder_layers(model: Any) -> list[str]:
+    """The names of the linear layers that read and write text; the head is not among them."""
+    layers = {id(one) for one in model.get_decoder().modules() if isinstance(one, nn.Linear)}
+    return [name for name, one in model.named_modules() if id(one) in layers]
 
 
 def save_model(model: Any, base: Path, out: Path) -> Path:

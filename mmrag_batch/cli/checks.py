@@ -134,13 +134,24 @@ def status(
 
 
 @checks.command()
-def doctor() -> None:
+def doctor(
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="A bundle: ask its model with transformers and with vLLM, and compare."),
+    ] = None,
+) -> None:
     """Show what this machine can run and what is missing, with the line to type.
 
-    Exits with 69 if `predict` cannot run.
+    Exits with 69 if `predict` cannot run, or if a bundle's two engines do not agree.
     """
-    from mmrag_batch.doctor import check, describe, show
+    from mmrag_batch.doctor import check, compare, describe, show
 
+    if bundle is not None:
+        agrees, text = compare(bundle)
+        typer.echo(text)
+        if not agrees:
+            raise typer.Exit(ExitCode.UNAVAILABLE)
+        return
     abilities = check()
     typer.echo("\n".join([*describe(), "", *show(abilities)]))
     if not abilities[0].works:

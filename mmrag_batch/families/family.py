@@ -36,18 +36,25 @@ class Shape:
 class Family(Protocol):
     """A generator directory of this kind, opened; nothing heavy is loaded until it is asked for.
 
-    `placeholder` is the token that the chat template writes for an image, once each. LoRA tunes
-    the layers whose names `lora_targets` (a regular expression) matches; those that `kept_in_full`
-    names are not quantised when others are: what a model sees and what it answers with.
+    `has_image_tokens`: what an image shows are tokens of the prompt. Otherwise its placeholder is
+    the only one, whatever its size.
     """
 
-    placeholder: str
-    lora_targets: str
-    kept_in_full: tuple[str, ...]
+    has_image_tokens: bool
+
+    @property
+    def placeholder(self) -> str:
+        """The token that the chat template writes for an image, once each."""
+        ...
 
     @property
     def image_token_id(self) -> int:
         """The id of the placeholder in prompts."""
+        ...
+
+    def image_ids(self, size: tuple[int, int]) -> Sequence[int]:
+        """What takes the place of the placeholder of an image of that width and height (pixels),
+        as token ids; asked where `has_image_tokens`."""
         ...
 
     def load(
@@ -69,11 +76,10 @@ class Family(Protocol):
         pad_id: int,
     ) -> "dict[str, torch.Tensor]":
         """One left-padded batch (B, L) as the model's `forward` takes it; its rows have equally
-        many images. Raises ValueError where they have not."""
+        many images, and one placeholder for each. Raises ValueError where they have not."""
         ...
 
-    @staticmethod
-    def module_name(name: str) -> str:
+    def module_name(self, name: str) -> str:
         """The name that a tensor on disk, of a checkpoint or of an adapter, has in the module that
         `load` gives."""
         ...
@@ -85,6 +91,23 @@ class Family(Protocol):
     def vllm_arguments(self, max_images: int) -> Mapping[str, Any]:
         """What vLLM must be told of it beyond what every model needs."""
         ...
+
+
+def expand(family: Family, token_ids: Sequence[int], images: Sequence["Image"]) -> list[int]:
+    """A prompt's tokens as the decoder has them, those of its images in place of placeholders.
+
+    Raises ValueError where there is not one placeholder for each image.
+    """
+    if list(token_ids).count(family.image_token_id) != len(images):
+        raise ValueError(f"{len(images)} images, but another number of image tokens")
+    if not family.has_image_tokens:
+        return list(token_ids)
+    expanded: list[int] = []
+    remaining = iter(images)
+    for token in token_ids:
+        is_image = token == family.image_token_id
+        expanded += family.image_ids(next(remaining).size) if is_image else (token,)
+    return expanded
 
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -102,10 +125,29 @@ def pad_left(
 
 
 MLLAMA = "MllamaForConditionalGeneration"
+_GENERAL = "mmrag_batch.families.general.family:General"
 FAMILIES: dict[str, Callable[[Path], Family] | str] = {
     MLLAMA: "mmrag_batch.families.mllama.family:Mllama",
+    "Qwen2_5_VLForConditionalGeneration": _GENERAL,
+    "Qwen3VLForConditionalGeneration": _GENERAL,
+    "InternVLForConditionalGeneration": _GENERAL,
+    "Idefics3ForConditionalGeneration": _GENERAL,
+    "SmolVLMForConditionalGeneration": _GENERAL,
+    "Mistral3ForConditionalGeneration": _GENERAL,
+    "LlavaOnevisionForConditionalGeneration": _GENERAL,
+    "Glm4vForConditionalGeneration": _GENERAL,
 }
 """By the architecture that config.json names: a class, or where it is, so that it loads late."""
+_UNPROVEN = "its engines were not found to agree; that takes a GPU to show"
+REFUSED: Mapping[str, str] = {
+    "Gemma3ForConditionalGeneration": "vLLM on a CPU attends causally over its images",
+    "Gemma4ForConditionalGeneration": "vLLM on a CPU attends causally over its images",
+    "Qwen3_5ForConditionalGeneration": _UNPROVEN,
+    "Qwen3_5MoeForConditionalGeneration": _UNPROVEN,
+    "Qwen3VLMoeForConditionalGeneration": _UNPROVEN,
+    "LlavaForConditionalGeneration": "its templates put images first, wherever they belong",
+}
+"""Why some that the engines would load are not run."""
 
 
 def add_family(architecture: str, family: Callable[[Path], Family]) -> None:
@@ -122,7 +164,8 @@ def open_family(generator_dir: Path) -> Family:
 def read_config(generator_dir: Path) -> dict[str, Any]:
     """config.json of a generator directory.
 
-    Raises MissingError where there is none, UnavailableError for a model of no family here.
+    Raises MissingError where there is none, UnavailableError for a model of no family here and for
+    one that brings code of its own.
     """
     file = generator_dir / "config.json"
     if not file.is_file():
@@ -130,8 +173,17 @@ def read_config(generator_dir: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     named = config.get("architectures") or ["none"]
     if len(named) != 1 or named[0] not in FAMILIES:
+        why = REFUSED.get(named[0])
+        known = ", ".join(name.removesuffix("ForConditionalGeneration") for name in FAMILIES)
         raise UnavailableError(
-            f"{file} names the architecture {', '.join(named)}; the engines here run "
-            f"{', '.join(FAMILIES)} (Llama 3.2 Vision). Export a generator of that."
+            f"{file} names the architecture {', '.join(named)}; "
+            + (f"{why}. " if why else "")
+            + f"The engines here run {known} (Llama 3.2 Vision and others, see docs/models.md). "
+            "Export a generator of one of these."
+        )
+    if "auto_map" in config:
+        raise UnavailableError(
+            f"{file} asks for code of its own (auto_map), which is never run. Use a checkpoint in "
+            "the format of transformers, often named `...-hf`."
         )
     return config

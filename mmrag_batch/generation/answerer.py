@@ -1,7 +1,7 @@
 """The generation stage: rows with evidence in, rows with a prediction (or an error) out."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
@@ -110,7 +110,7 @@ class Answerer:
         is_complete = False
         while not is_complete:
             evidence, prompt, token_ids = fit_prompt(
-                self._renderer, question, row.evidence, self._spec
+                self._renderer, question, row.evidence, self._spec, images
             )
             is_complete = self._load_images(prompt.images, images, row, question)
         row.evidence = evidence
@@ -127,12 +127,14 @@ class Answerer:
     def _load_images(
         self, sources: Iterable[str], images: dict[str, "Image"], row: Row, question: Question
     ) -> bool:
-        """Whether all images are there; documents with a broken one leave `row.evidence`."""
+        """Whether the prompt can stay as it is; documents with a broken image leave
+        `row.evidence`, and one that takes more than its placeholder must be counted."""
         is_complete = True
         for source in sources:
             try:
                 if source not in images:
                     images[source] = self._images.load(source)
+                    is_complete &= not self._renderer.added_tokens(images[source])
             except RowError as error:
                 if source == question.image:
                     raise RowError(error.code, f"question_image: {error}") from None
@@ -187,27 +189,34 @@ def _leave_out(row: Row, source: str, error: RowError) -> None:
 
 
 def fit_prompt(
-    renderer: Renderer, question: Question, evidence: tuple[Evidence, ...], spec: PromptSpec
+    renderer: Renderer,
+    question: Question,
+    evidence: tuple[Evidence, ...],
+    spec: PromptSpec,
+    images: Mapping[str, "Image"],
 ) -> tuple[tuple[Evidence, ...], Prompt, list[int]]:
     """The most evidence, best first, whose prompt fits; that prompt and its tokens. The text of the
-    best one is cut where it fits in no other way.
+    best one is cut where it fits in no other way. Of `images` the tokens are counted, by source;
+    others count as their placeholder.
 
     Raises RowError where not even the question fits.
     """
     while True:
         prompt = build_prompt(question, evidence, max_images=spec.max_images, scoring=spec.scoring)
         token_ids = renderer.render(prompt.messages)
-        if len(token_ids) <= spec.max_prompt_tokens:
+        shown = [images[source] for source in prompt.images if source in images]
+        length = len(token_ids) + sum(map(renderer.added_tokens, shown))
+        if length <= spec.max_prompt_tokens:
             return evidence, prompt, token_ids
         if not evidence:
             raise RowError(
                 "prompt_too_long",
-                f"The question alone takes {len(token_ids)} tokens, the generator at most "
-                f"{spec.max_prompt_tokens}; shorten it.",
+                f"The question alone takes {length} tokens, the generator at most "
+                f"{spec.max_prompt_tokens}; shorten it{', or its image' if shown else ''}.",
             )
         *better, last = evidence
         if not better:
-            better = _cut(renderer, last, len(token_ids) - spec.max_prompt_tokens)
+            better = _cut(renderer, last, length - spec.max_prompt_tokens)
         evidence = tuple(better)
 
 

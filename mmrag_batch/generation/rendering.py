@@ -8,9 +8,10 @@ or `<|image|>` typed by a user is just characters.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -18,10 +19,15 @@ from mmrag_batch.errors import ConfigError, MissingError
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.template import TEMPLATE, ChatTemplate
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 ANSWERS = 4096
 """Answers whose tokens are remembered."""
 LAYOUTS = 1024
 """Ways in which texts and images follow each other that are remembered."""
+TEXT = "\ue002"
+"""Stands for a text whose surroundings are looked at."""
 PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template holds them
 
 
@@ -35,8 +41,7 @@ class Renderer:
     def __init__(self, generator_dir: Path) -> None:
         source = _read(generator_dir / "tokenizer.json")
         self._tokenizer = Tokenizer.from_str(source)
-        self._text_tokenizer = Tokenizer.from_str(source)
-        self._text_tokenizer.encode_special_tokens = True
+        self._text_tokenizer = _text_tokenizer(source)
         self._check_text_tokenizer(generator_dir)
         config = json.loads(_read(generator_dir / "tokenizer_config.json"))
         token_config = {name: config.get(name) for name in ("bos_token", "eos_token")}
@@ -44,12 +49,12 @@ class Renderer:
             name: _content(token) for name, token in token_config.items() if token
         }
         self._template = ChatTemplate(chat_template(generator_dir), self._special_tokens)
-        self._placeholder = open_family(generator_dir).placeholder
-        self._image_id = self._special_id(self._placeholder)
+        self._family = open_family(generator_dir)
+        self._image_id = self._special_id(self._family.placeholder)
         self._template_ids: dict[str, list[list[int]]] = {}
         # A table has few answers, over and over.
-        self._answer_ids = lru_cache(ANSWERS)(lambda answer: (*self.encode(answer), self._end_id))
-        self._end_id = self._special_id(self._special_tokens["eos_token"])
+        self._answer_ids = lru_cache(ANSWERS)(lambda answer: (*self.encode(answer), self.end_id))
+        self.end_id = self._find_end(generator_dir)
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation up to where the assistant's answer begins.
@@ -72,9 +77,20 @@ class Renderer:
         image_count = sum(part.get("type") == "image" for part in _parts(messages))
         if token_ids.count(self._image_id) != image_count:
             raise ConfigError(
-                f"chat_template.jinja must write one {self._placeholder} for each image."
+                f"chat_template.jinja must write one {self._family.placeholder} for each image."
             )
         return token_ids
+
+    @property
+    def has_image_tokens(self) -> bool:
+        """Whether an image may take more than its placeholder."""
+        return self._family.has_image_tokens
+
+    def added_tokens(self, image: "Image") -> int:
+        """How many tokens an image takes in the decoder beyond its placeholder."""
+        if not self.has_image_tokens:
+            return 0
+        return len(self._family.image_ids(image.size)) - 1
 
     def _write(self, layout: list[dict[str, Any]], text_count: int) -> list[list[int]]:
         """The token ids of what the template writes before, between and after the texts."""
@@ -106,14 +122,50 @@ class Renderer:
             raise ConfigError(f"tokenizer.json has no token {token}.")
         return token_id
 
+    def _find_end(self, generator_dir: Path) -> int:
+        """The id of what ends an answer: what the template writes after an assistant's text, if it
+        is a special token, else the tokenizer's own end."""
+        said = [
+            {"role": role, "content": [{"type": "text", "text": TEXT}]}
+            for role in ("user", "assistant")
+        ]
+        ids: list[int] = []
+        with suppress(ConfigError):  # one that cannot be applied is told when it matters
+            _, answer, after = self._template.apply(said, answer_begins=False).rpartition(TEXT)
+            ids = self._encode_template(after) if answer else []
+        if ids and ids[0] in self._tokenizer.get_added_tokens_decoder():
+            return ids[0]
+        if "eos_token" not in self._special_tokens:
+            raise ConfigError(
+                f"{generator_dir}: no token ends an answer: chat_template.jinja writes none, and "
+                "tokenizer_config.json has no eos_token."
+            )
+        return self._special_id(self._special_tokens["eos_token"])
+
     def _check_text_tokenizer(self, generator_dir: Path) -> None:
-        """Only added tokens marked `special` can be switched off; refuse any other."""
+        """Refuse a tokenizer that finds special tokens in plain text, and one that adds to a text
+        what depends on where it stands, as a blank before the first word."""
+        file = generator_dir / "tokenizer.json"
         for token_id, token in self._tokenizer.get_added_tokens_decoder().items():
-            if token_id in self.encode(token.content):
-                raise ConfigError(
-                    f"{generator_dir / 'tokenizer.json'} finds {token.content!r} in plain text; "
-                    'mark the token as "special": true.'
-                )
+            if not token.content.isspace() and token_id in self.encode(token.content):
+                raise ConfigError(f"{file} finds {token.content!r} in plain text.")
+        whole = self.decode([*self.encode("one"), *self.encode("two")])
+        if whole != "onetwo":
+            raise ConfigError(
+                f"{file} puts something between texts: of 'one' and 'two' it makes {whole!r}. Such "
+                "tokenizers (Llama 2 and older) are not supported."
+            )
+
+
+def _text_tokenizer(source: str) -> Tokenizer:
+    """A tokenizer of the same vocabulary to which no added token is special in a text: not those
+    that are not marked so either, such as `<think>`. Runs of blanks are text."""
+    values = json.loads(source)
+    for token in values["added_tokens"]:
+        token["special"] = not token["content"].isspace()
+    tokenizer = Tokenizer.from_str(json.dumps(values))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def chat_template(generator_dir: Path) -> str:

@@ -32,12 +32,18 @@ class ChatTemplate:
         self._variables = variables
         _PROCESS.start()  # it is there when it is needed
 
-    def apply(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """What it writes for a conversation, up to where the answer begins.
+    def apply(self, messages: Sequence[Mapping[str, Any]], *, answer_begins: bool = True) -> str:
+        """What it writes for a conversation, up to where the answer begins. Models that think
+        before they answer are asked not to.
 
         Raises ConfigError where it is no template, fails, or takes or writes too much.
         """
-        variables = {**self._variables, "messages": messages, "add_generation_prompt": True}
+        variables = {
+            **self._variables,
+            "messages": messages,
+            "add_generation_prompt": answer_begins,
+            "enable_thinking": False,
+        }
         asked = {"source": self._source, "variables": variables}
         try:
             head, text = _PROCESS.ask(asked, seconds=SECONDS, memory=MEMORY)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from mmrag_batch.prompt import LETTERS
 from mmrag_batch.records import Document, Question
 from mmrag_batch.sources import names_source
-from mmrag_batch.table.names import AS_THEY_ARE, Names, find_keys, tell_keys
+from mmrag_batch.table.names import AS_THEY_ARE, KEYS, Names, find_keys, tell_keys
 from mmrag_batch.table.pictures import image_source, is_picture
 from mmrag_batch.table.values import check_characters, expected_error, is_empty, parse_list
 
@@ -82,15 +82,17 @@ def _parse_document(number: int, item: object, names: Names, notes: list[str] | 
         item = {"image": item}
     if not isinstance(item, dict):
         raise expected_error("bad_documents", "documents", "a text or an object", item, number)
-    keys = tuple(map(str, item))
-    found, said = find_keys(keys, names), tell_keys(keys, names)
-    if notes is not None and said:
-        notes += (one for one in said if one not in notes)
-    id_, title, text, image = (
-        value if isinstance(value, str) or value is None else _as_text(value, key, number)
-        for key in ("id", "title", "text", "image")
-        for value in (item.get(found.get(key, key) if found else key),)
-    )
+    said: tuple[str, ...] = ()
+    if names or not item.keys() <= KEYS.keys():
+        keys = tuple(map(str, item))
+        found, said = find_keys(keys, names), tell_keys(keys, names)
+        if notes is not None and said:
+            notes += (one for one in said if one not in notes)
+        item = {key: item.get(found.get(key, key)) for key in KEYS}
+    values = [item.get(key) for key in KEYS]
+    if not all(value is None or isinstance(value, str) for value in values):
+        values = [_as_text(value, key, number) for key, value in zip(KEYS, values)]
+    id_, text, image, title = values
     if text is None and not title and not image:
         expected = _wanted("a `text` or an `image`", said)
         raise expected_error("bad_documents", "documents", expected, item, number)

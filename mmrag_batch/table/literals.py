@@ -51,7 +51,7 @@ class Written(NamedTuple):
 
 def has_too_many(text: str, most: int = MAX_VALUES) -> bool:
     """Whether a text has more values than one should: seen before they fill memory."""
-    if sum(map(text.count, "[{,:")) <= most:
+    if len(text) <= most or sum(map(text.count, "[{,:")) <= most:
         return False
     marks = (match for match in _STRING_OR_MARK.finditer(text) if match[1])
     return next(islice(marks, most, None), None) is not None

@@ -110,12 +110,34 @@ def test_an_answer_ends_with_the_end_token(renderer: Renderer, tiny_generator_di
     assert special_ids(tiny_generator_dir, [letter, end]) == [end]
 
 
-def test_a_tokenizer_with_tokens_that_text_can_reach_is_refused(generator_copy: Path) -> None:
+def test_a_token_that_was_added_as_plain_text_is_out_of_reach_as_well(
+    generator_copy: Path,
+) -> None:
     file = generator_copy / "tokenizer.json"
     values = json.loads(file.read_text())
     values["added_tokens"][0]["special"] = False
     file.write_text(json.dumps(values))
-    with pytest.raises(ConfigError, match="begin_of_text"):
+    token = values["added_tokens"][0]
+    assert token["id"] not in Renderer(generator_copy).encode(token["content"])
+
+
+def test_a_tokenizer_with_tokens_that_text_can_reach_is_refused(generator_copy: Path) -> None:
+    file = generator_copy / "tokenizer.json"
+    values = json.loads(file.read_text())
+    letter = {**values["added_tokens"][0], "content": "A", "id": values["model"]["vocab"]["A"]}
+    values["added_tokens"].append(letter)
+    file.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="finds 'A' in plain text"):
+        Renderer(generator_copy)
+
+
+def test_a_tokenizer_that_puts_blanks_between_texts_is_refused(generator_copy: Path) -> None:
+    file = generator_copy / "tokenizer.json"
+    values = json.loads(file.read_text())
+    values["pre_tokenizer"] = {"type": "Metaspace", "replacement": " ", "prepend_scheme": "always"}
+    values["decoder"] = None
+    file.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="puts something between texts"):
         Renderer(generator_copy)
 
 

@@ -27,8 +27,7 @@ class Mllama:
     """A checkpoint of Llama 3.2 Vision."""
 
     placeholder = "<|image|>"
-    lora_targets = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-    kept_in_full: tuple[str, ...] = ("lm_head", "model.vision_model", "model.multi_modal_projector")
+    has_image_tokens = False
 
     def __init__(self, generator_dir: Path) -> None:
         self._directory = generator_dir
@@ -52,6 +51,10 @@ class Mllama:
     def image_token_id(self) -> int:
         """Of the placeholder."""
         return int(self._config["image_token_index"])
+
+    def image_ids(self, size: tuple[int, int]) -> Sequence[int]:  # noqa: ARG002
+        """One token, as the decoder sees what an image shows by cross-attention."""
+        return (self.image_token_id,)
 
     @cached_property
     def _config(self) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def open_engine(settings: PredictSettings, bundle: Bundle, spec: PromptSpec) -> 
             limits,
             dtype=dtype,
             max_new_tokens=settings.max_new_tokens,
-            arguments=family.vllm_arguments(spec.max_images),
+            family=family,
+            max_images=spec.max_images,
         )
 
     return Supervisor(start, window=2 * limits.rows, row_timeout=settings.row_timeout)

@@ -4,7 +4,7 @@ touches is touched here."""
 import asyncio
 import gc
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from mmrag_batch.errors import UnavailableError
+from mmrag_batch.families.family import Family, expand
 from mmrag_batch.generation.engine import Request, Result
 from mmrag_batch.generation.engines.vllm_limits import GPU_SHARE, Limits
 from mmrag_batch.generation.supervisor import EngineDied
@@ -29,6 +30,7 @@ def prepare_environment(cores: int) -> None:
     """
     for name, value in {
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "TRANSFORMERS_VERBOSITY": "error",
         "VLLM_NO_USAGE_STATS": "1",  # it would call home
         "VLLM_PLUGINS": "mllama",
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # answers are greedy; it would be compiled at the start
@@ -53,7 +55,8 @@ class VllmProcess:
         *,
         dtype: Dtype,
         max_new_tokens: int,
-        arguments: Mapping[str, Any],
+        family: Family,
+        max_images: int,
     ) -> None:
         from vllm import AsyncEngineArgs, SamplingParams
         from vllm.platforms import current_platform
@@ -73,8 +76,9 @@ class VllmProcess:
             enforce_eager=current_platform.is_cpu(),
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            **arguments,
+            **family.vllm_arguments(max_images),
         )
+        self._family = family
         self._tokenizer = Tokenizer.from_file(str(generator_dir / "tokenizer.json"))
         self._sampling = partial(
             SamplingParams,
@@ -166,4 +170,9 @@ class VllmProcess:
         self._request_count += 1
         async for result in self._llm.generate(rendered, sampling, str(self._request_count)):
             [output] = result.outputs
+        if self._family.has_image_tokens:
+            # What it took for an image, or did not, shows in the prompt that it says it had.
+            expected = expand(self._family, request.token_ids, request.images)
+            if list(result.prompt_token_ids) != expected:
+                raise ValueError("vLLM had other tokens of the images than transformers has")
         return output

@@ -59,9 +59,8 @@ def test_a_merged_checkpoint_answers_as_base_and_adapter(
     from vllm import SamplingParams
 
     from mmrag_batch.export.merge import write_generator
-    from mmrag_batch.families.mllama.family import Mllama
 
-    directory, merged_by_peft = adapter(Mllama.lora_targets)
+    directory, merged_by_peft = adapter(f"{SERVED}|{KEYS}")
     out = directory / "exported"
     write_generator(random_generator_dir, directory, out)
     prompts = {case: prompt(case) for case in CASES}

@@ -1,0 +1,1 @@
+"""Models whose own processor prepares their images."""

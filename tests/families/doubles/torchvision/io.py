@@ -1,0 +1,4 @@
+"""What is imported of it."""
+
+ImageReadMode = None
+decode_image = None

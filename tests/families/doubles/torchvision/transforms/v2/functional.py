@@ -1,0 +1,5 @@
+"""What is imported of it."""
+
+from .. import InterpolationMode
+
+__all__ = ["InterpolationMode"]
