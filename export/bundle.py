@@ -18,7 +18,9 @@ from mmrag_batch.bundle import (
     write_manifest,
     write_retriever_spec,
 )
+from mmrag_batch.declare import HUB
 from mmrag_batch.errors import ConfigError
+from mmrag_batch.export.card import licence_of
 from mmrag_batch.export.dry_run import Step, is_exported, plan_export
 from mmrag_batch.export.merge import copy_generator, merge_adapter
 from mmrag_batch.export.onnx_retriever import export_encoders, export_towers
@@ -26,6 +28,8 @@ from mmrag_batch.export.parity import PARITY
 from mmrag_batch.export.sample import read_sample
 from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.export.staging import check_out, staged
+from mmrag_batch.hub.fetch import fetch_part
+from mmrag_batch.hub.names import shown
 from mmrag_batch.parts import check_base, check_encoders, find_part, read_spec
 
 
@@ -57,7 +61,9 @@ def with_parts(config: ExportConfig) -> ExportConfig:
     return replace(
         config,
         encoders=find_part(config.encoders, "retriever"),
+        towers=fetch_part(config.towers, "towers"),
         base=find_part(config.base, "generator"),
+        adapter=config.adapter and fetch_part(config.adapter, "adapter"),
     )
 
 
@@ -87,9 +93,22 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleMani
             parity=parity,
             trained_on=config.trained_on,
             notice=config.notice,
+            sources=sources_of(config),
         )
         write_manifest(staging, manifest)
     return manifest
+
+
+def sources_of(config: ExportConfig) -> dict[str, str]:
+    """Which parts are the hub's, each by its name with the commit."""
+    parts = {
+        "encoders": config.encoders,
+        "towers": config.towers,
+        "generator": config.base,
+        "adapter": config.adapter,
+    }
+    named = {part: shown(path) for part, path in parts.items() if path is not None}
+    return {part: name for part, name in named.items() if name.startswith(HUB)}
 
 
 def generator_spec(config: ExportConfig) -> GeneratorSpec:
@@ -112,7 +131,7 @@ def generator_spec(config: ExportConfig) -> GeneratorSpec:
             )
     if problems:
         raise ConfigError("\n".join(problems))
-    return GeneratorSpec(licence=config.licence, **values)
+    return GeneratorSpec(licence=config.licence or licence_of(config.base), **values)
 
 
 def put_generator(config: ExportConfig, generator: Path) -> dict[str, float]:

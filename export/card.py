@@ -13,6 +13,7 @@ from mmrag_batch import __version__
 from mmrag_batch.bundle import sha256
 from mmrag_batch.export.adapter import WEIGHTS, Adapter
 from mmrag_batch.export.verify import MergeReport
+from mmrag_batch.hub.names import title
 
 CARD = """\
 ---
@@ -51,13 +52,11 @@ def write_card(out: Path, base: Path, adapter: Adapter, report: MergeReport, lic
     """Write `README.md` to a merged generator; an empty `licence` is read from the base's card."""
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     base_front_matter = _front_matter(base / "README.md")
-    licence = licence or str(
-        base_front_matter.get("license_name") or base_front_matter.get("license") or ""
-    )
-    name = adapter.config.get("base_model_name_or_path") or base.name
+    licence = licence or licence_of(base)
+    name = title(Path(adapter.config.get("base_model_name_or_path") or base))
     ranks = sorted({update.rank for update in adapter.updates.values()})
     front_matter: dict[str, Any] = {
-        "base_model": base_front_matter.get("base_model") or Path(str(name)).name,
+        "base_model": base_front_matter.get("base_model") or name,
         "base_model_relation": "finetune",
         "license": licence or "other",
         "pipeline_tag": "image-text-to-text",
@@ -70,7 +69,7 @@ def write_card(out: Path, base: Path, adapter: Adapter, report: MergeReport, lic
     )
     text = CARD.format(
         front_matter=yaml.safe_dump(front_matter, sort_keys=False),
-        base=Path(str(name)).name,
+        base=name,
         architecture=config.get("architectures", ["unknown"])[0],
         dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
         targets=len(adapter.updates),
@@ -84,6 +83,12 @@ def write_card(out: Path, base: Path, adapter: Adapter, report: MergeReport, lic
         logits=logits,
     )
     (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def licence_of(folder: Path) -> str:
+    """What the model card in a folder says of the licence; empty where there is none."""
+    card = _front_matter(folder / "README.md")
+    return str(card.get("license_name") or card.get("license") or "")
 
 
 def _front_matter(card: Path) -> dict[str, Any]:

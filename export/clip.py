@@ -15,8 +15,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
 
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.export.card import licence_of
 from mmrag_batch.export.checkpoint import read_json, shard_files
 from mmrag_batch.export.processors import read_image_settings
+from mmrag_batch.hub.names import title
 
 KINDS = ("clip", "siglip")
 """`model_type` of what can be exported; SigLIP 2 of a fixed size calls itself `siglip`."""
@@ -87,8 +89,8 @@ def read_clip(directory: Path) -> tuple[Tokenizer, RetrieverSpec]:
     ):
         raise ConfigError(f"{directory}: the end token is not the one with the highest id.")
     return tokenizer, RetrieverSpec(
-        encoder=directory.resolve().name,
-        licence=LICENCE,
+        encoder=title(directory),
+        licence=licence_of(directory) or LICENCE,
         embedding_size=config.vision_config.hidden_size if pads else config.projection_dim,
         context_length=length,
         pad_texts=pads,

@@ -104,6 +104,8 @@ class BundleManifest:
     trained_on: str
     notice: str = ""
     """Shown at the start of every run, for a bundle with limits its users must know."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """The parts that were taken from the hub, each by its name there with the commit."""
     template_version: int = TEMPLATE_VERSION
     format: int = FORMAT
     created_by: str = field(default=f"mmrag-batch {__version__}")
@@ -164,11 +166,8 @@ def _refuse_strangers(path: Path, manifest: BundleManifest) -> None:
                 f"{file} is not listed in {MANIFEST}, and may change what the model does. Move it "
                 "out of the bundle, or export again."
             )
-        if (
-            file.name.endswith("config.json")
-            and file.is_file()
-            and b'"auto_map"' in file.read_bytes()
-        ):
+        is_config = file.name.endswith("config.json") and file.is_file()
+        if is_config and b'"auto_map"' in file.read_bytes():
             raise DeniedError(
                 f"{file} asks for code of its own (auto_map), which `predict` never runs. Use a "
                 "checkpoint of an architecture that the engine knows."

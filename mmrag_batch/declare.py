@@ -56,7 +56,14 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+HUB = "hf:"
+"""What stands before a model's name on the hub, where one may stand in place of a folder."""
 PATH = Rule((Path, str), "a path")
+FOLDER = Rule(
+    (Path, str),
+    "a folder here, not on the hub (`mmrag-batch export` or `hf download` makes one)",
+    lambda value: not str(value).startswith(HUB),
+)
 TEXT = Rule((str,), "a text")
 SWITCH = Rule((bool,), "true or false")
 WHOLE = Rule((int,), "a whole number")

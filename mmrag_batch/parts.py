@@ -26,6 +26,7 @@ from mmrag_batch.bundle import (
     read_retriever_spec,
 )
 from mmrag_batch.errors import ConfigError
+from mmrag_batch.hub.names import shown
 from mmrag_batch.settings import DEMO_BUNDLE
 
 ORIGIN = "origin.json"
@@ -37,9 +38,11 @@ log = logging.getLogger(__name__)
 
 def find_part(path: Path, part: Literal["retriever", "generator"]) -> Path:
     """The folder of a part that a config names: the path itself, that part of a bundle where the
-    path is one, or of the demo bundle for `demo`."""
-    bundle = DEMO_BUNDLE if path == DEMO and not path.exists() else path
-    return bundle / part if (bundle / MANIFEST).is_file() else path
+    path is one, or of the demo bundle for `demo`. What is on the hub is fetched."""
+    from mmrag_batch.hub.fetch import fetch_part
+
+    bundle = DEMO_BUNDLE if path == DEMO and not path.exists() else fetch_part(path, part)
+    return bundle / part if (bundle / MANIFEST).is_file() else bundle
 
 
 def read_spec(retriever: Path) -> RetrieverSpec:
@@ -52,7 +55,7 @@ def read_spec(retriever: Path) -> RetrieverSpec:
 def encoders_identity(retriever: Path, spec: RetrieverSpec) -> dict[str, str]:
     """What encoders are: their weights, where their spec says so, and their graphs."""
     graphs = encoders_key(spec, hash_files(retriever))
-    return {"path": str(retriever), "weights": spec.weights, "graphs": graphs}
+    return {"path": shown(retriever), "weights": spec.weights, "graphs": graphs}
 
 
 def hash_model(directory: Path) -> dict[str, str]:

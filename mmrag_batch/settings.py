@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 from mmrag_batch.declare import (
+    FOLDER,
     PATH,
     SWITCH,
     TEXT,
@@ -74,7 +75,7 @@ class PredictSettings:
     input: Path
     output: Path
     bundle: Path = setting(
-        PATH, DEMO_BUNDLE, "The models.", otherwise="the demo bundle", repeated=True
+        FOLDER, DEMO_BUNDLE, "The models.", otherwise="the demo bundle", repeated=True
     )
     engine: str = setting(
         NAME,

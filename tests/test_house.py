@@ -23,6 +23,7 @@ LAYERS = (
     "table",
     "images families",
     "parts",
+    "hub",
     "bundle settings stages machine extras plugs",
     "prompt declare progress sources confined specs",
     "records",
@@ -31,7 +32,16 @@ LAYERS = (
 )
 """Folders and modules of mmrag_batch: each imports from layers below its own alone."""
 MAKERS = {"train", "export"}
-HEAVY = {"torch", "onnxruntime", "transformers", "vllm", "pandas", "numpy", "PIL"}
+HEAVY = {
+    "torch",
+    "onnxruntime",
+    "transformers",
+    "vllm",
+    "pandas",
+    "numpy",
+    "PIL",
+    "huggingface_hub",
+}
 COMMANDS = [
     [],
     ["predict"],

@@ -27,6 +27,7 @@ from mmrag_batch.bundle import hash_files, write_prompt_settings
 from mmrag_batch.errors import ConfigError, InputError, UnavailableError
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.hub.names import shown
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import row_with_pages
 from mmrag_batch.parts import find_part, hash_model, read_spec, write_origin
@@ -100,7 +101,7 @@ def train_generator(config: GeneratorConfig) -> Path:
     if state.is_main_process:
         save(trainer.accelerator.unwrap_model(trainer.model), config, out)
         if config.lora_rank:
-            write_origin(out, base={"path": str(config.base), "files": base_files})
+            write_origin(out, base={"path": shown(config.base), "files": base_files})
         shutil.rmtree(checkpoints, ignore_errors=True)
     state.wait_for_everyone()
     return out

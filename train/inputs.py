@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmrag_batch.bundle import sha256
 from mmrag_batch.errors import RowError
+from mmrag_batch.hub.names import shown
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.progress import Progress
 from mmrag_batch.sources import image_files
@@ -36,8 +37,8 @@ def hash_table(table: Path, names: Names = AS_THEY_ARE) -> Hashes:
 
 
 def inside(directory: Path, hashes: Mapping[str, str]) -> Hashes:
-    """The hashes of files in a directory, by their whole path."""
-    return {str(directory / name): digest for name, digest in hashes.items()}
+    """The hashes of files in a directory, by their whole path, or name on the hub."""
+    return {f"{shown(directory)}/{name}": digest for name, digest in hashes.items()}
 
 
 def _digest(images: ImageLoader, source: str) -> str:

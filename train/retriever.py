@@ -81,7 +81,7 @@ def train_retriever(config: RetrieverConfig) -> Path:
     asked = hash_table(config.table, parse_names(config.columns))
     if config.generator is not None:
         asked |= inside(config.generator, hash_model(config.generator))
-    inputs = {**asked, str(config.encoders): encoders["graphs"]}
+    inputs = {**asked, encoders["path"]: encoders["graphs"]}
     resumed = checkpoint.is_file()
     if resumed:
         check_same(config.out, config, inputs, unfinished=checkpoint)

@@ -21,6 +21,7 @@ import yaml
 
 from mmrag_batch import __version__
 from mmrag_batch.errors import ConfigError
+from mmrag_batch.hub.names import shown
 
 log = logging.getLogger("mmrag_batch.train")
 
@@ -102,5 +103,5 @@ def check_same(
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config), default=shown))
     return settings

@@ -13,6 +13,7 @@ from mmrag_batch.bundle import Precision
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.declare import load_config
 from mmrag_batch.errors import OutputError
+from mmrag_batch.hub.names import Part
 
 train = typer.Typer(rich_markup_mode=None, help="Train a model, as a YAML file says.")
 export = typer.Typer(rich_markup_mode=None)
@@ -37,7 +38,8 @@ def _train_retriever(config: Config, dry_run: DryRun = False) -> None:
         from mmrag_batch.train.retriever import plan_retriever, train_retriever
 
     if dry_run:
-        typer.echo(plan_retriever(settings))
+        if not _told_to_download({"retriever": settings.encoders, "generator": settings.generator}):
+            typer.echo(plan_retriever(settings))
         return
     with alone(settings.out):
         typer.echo(train_retriever(settings))
@@ -56,6 +58,8 @@ def _train_generator(config: Config, dry_run: DryRun = False) -> None:
     if not dry_run:
         with alone(settings.out):
             typer.echo(train_generator(settings))
+        return
+    if _told_to_download({"generator": settings.base, "retriever": settings.retriever}):
         return
     if settings.lora_rank:  # an adapter of what cannot be merged into would be of no use
         read_base(with_parts(settings).base)
@@ -112,7 +116,14 @@ def _export_bundle(
         from mmrag_batch.export.dry_run import show
 
     if dry_run:
-        typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))
+        folders: dict[Part, Path | None] = {
+            "retriever": parts.encoders,
+            "towers": parts.towers,
+            "generator": parts.base,
+            "adapter": parts.adapter,
+        }
+        if not _told_to_download(folders):
+            typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))
         return
     with alone(parts.out):
         _show_figures(write_bundle(parts, overwrite=overwrite).parity)
@@ -150,10 +161,12 @@ def _export_encoders(
     """
     with training_imports():
         from mmrag_batch.export.onnx_retriever import export_encoders
+        from mmrag_batch.hub.fetch import fetch_part
 
     with alone(out):
+        folder = fetch_part(encoders, "retriever")
         figures = export_encoders(
-            encoders, out, precision=precision, sample=sample, vocabulary=vocabulary
+            folder, out, precision=precision, sample=sample, vocabulary=vocabulary
         )
     _show_figures(figures)
 
@@ -166,9 +179,10 @@ def _export_towers(
     """Write the graphs of the question and the document tower beside the encoders."""
     with training_imports():
         from mmrag_batch.export.onnx_retriever import export_towers
+        from mmrag_batch.hub.fetch import fetch_part
 
     with alone(out):
-        _show_parity(export_towers(towers, out))
+        _show_parity(export_towers(fetch_part(towers, "towers"), out))
 
 
 @export.command("generator")
@@ -184,9 +198,11 @@ def _export_generator(
     """Merge an adapter into its base, shard by shard, and prove that it did."""
     with training_imports():
         from mmrag_batch.export.merge import write_generator
+        from mmrag_batch.hub.fetch import fetch_part
 
     with alone(out):
-        done = write_generator(base, adapter, out, logits=logits, overwrite=overwrite)
+        folders = fetch_part(base, "generator"), fetch_part(adapter, "adapter")
+        done = write_generator(*folders, out, logits=logits, overwrite=overwrite)
     typer.echo(f"{out}: {done.merged} weights merged, {done.kept} tensors as in {base}.")
     typer.echo(f"merged weights: {done.weights:.2f} rounding steps from W + B A scale at most")
     if done.logits is not None:
@@ -221,6 +237,17 @@ def training_imports() -> Iterator[None]:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with requires("train"):
         yield
+
+
+def _told_to_download(parts: Mapping[Part, Path | None]) -> bool:
+    """Say what of the parts a plan would have to download first, if anything."""
+    from mmrag_batch.hub.fetch import to_download
+
+    told = [line for part, path in parts.items() if path and (line := to_download(path, part))]
+    if told:
+        told.append("Nothing was downloaded or written; the rest of the plan needs what is there.")
+        typer.echo("\n".join(told))
+    return bool(told)
 
 
 def _show_figures(figures: Mapping[str, float]) -> None:

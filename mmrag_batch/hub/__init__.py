@@ -1,0 +1,1 @@
+"""Model folders from the hub, when asked."""
