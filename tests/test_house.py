@@ -161,6 +161,12 @@ def test_the_leaves_import_nothing_of_ours(leaf: str) -> None:
 
 @pytest.mark.parametrize("module", ["mmrag_batch.execute.local", "mmrag_batch.stages"])
 def test_the_pipeline_knows_stages_and_records_only(module: str) -> None:
+    known = {"mmrag_batch", "mmrag_batch.errors", "mmrag_batch.records", "mmrag_batch.stages"}
+    assert IMPORTS[module] <= known
+
+
+def test_configuration_stops_at_the_factory() -> None:
+    users = {module for module, other in ARROWS if other == "mmrag_batch.settings"}
     known = {"cli.app", "cli.checks", "factory", "run.plan", "run.predict", "testing"}
     known |= {"doctor", "parity"}  # which open engines as a run does
     known |= {"train.settings"}  # what a table calls our columns is declared once
