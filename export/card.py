@@ -51,9 +51,7 @@ def write_card(out: Path, base: Path, adapter: Adapter, report: MergeReport, lic
     """Write `README.md` to a merged generator; an empty `licence` is read from the base's card."""
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     base_front_matter = _front_matter(base / "README.md")
-    licence = licence or str(
-        base_front_matter.get("license_name") or base_front_matter.get("license") or ""
-    )
+    licence = licence or read_licence(base)
     name = adapter.config.get("base_model_name_or_path") or base.name
     ranks = sorted({update.rank for update in adapter.updates.values()})
     front_matter: dict[str, Any] = {
@@ -84,6 +82,15 @@ def write_card(out: Path, base: Path, adapter: Adapter, report: MergeReport, lic
         logits=logits,
     )
     (out / "README.md").write_text(text, encoding="utf-8")
+
+
+def read_licence(directory: Path) -> str:
+    """The licence of a checkpoint: as its model card has it, or the file that has its terms; empty
+    where it has neither."""
+    card = _front_matter(directory / "README.md")
+    files = sorted(file.name for file in directory.glob("LICENSE*"))
+    named = card.get("license_name") or card.get("license")
+    return str(named or (f"see {files[0]}" if files else ""))
 
 
 def _front_matter(card: Path) -> dict[str, Any]:

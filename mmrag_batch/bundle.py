@@ -84,7 +84,7 @@ class RetrieverSpec:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSpec:
-    """How the generator of this bundle was trained to be asked."""
+    """How the generator of this bundle is asked: as it was trained to be, if it was."""
 
     licence: str
     scoring: Scoring
@@ -97,7 +97,8 @@ class GeneratorSpec:
 class BundleManifest:
     """`bundle.json`. `files` maps each file's path in the bundle to the SHA-256 of its bytes."""
 
-    retriever: RetrieverSpec
+    retriever: RetrieverSpec | None
+    """None: there is no `retriever/`; it is a bundle for tables without documents."""
     generator: GeneratorSpec
     files: dict[str, str]
     parity: dict[str, float]
@@ -164,11 +165,8 @@ def _refuse_strangers(path: Path, manifest: BundleManifest) -> None:
                 f"{file} is not listed in {MANIFEST}, and may change what the model does. Move it "
                 "out of the bundle, or export again."
             )
-        if (
-            file.name.endswith("config.json")
-            and file.is_file()
-            and b'"auto_map"' in file.read_bytes()
-        ):
+        is_config = file.name.endswith("config.json") and file.is_file()
+        if is_config and b'"auto_map"' in file.read_bytes():
             raise DeniedError(
                 f"{file} asks for code of its own (auto_map), which `predict` never runs. Use a "
                 "checkpoint of an architecture that the engine knows."
@@ -197,7 +195,8 @@ def read_manifest(path: Path) -> BundleManifest:
             f"version writes template {TEMPLATE_VERSION}. Export it again."
         )
     try:
-        retriever = parse_spec(RetrieverSpec, values.get("retriever"), RANGES)
+        said = values.get("retriever", {})
+        retriever = None if said is None else parse_spec(RetrieverSpec, said, RANGES)
         generator = parse_spec(GeneratorSpec, values.get("generator"), RANGES)
         parts = {"retriever": retriever, "generator": generator}
         return parse_spec(BundleManifest, values | parts, RANGES)
