@@ -23,6 +23,7 @@ from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.parts import read_spec
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
 from mmrag_batch.report.metrics import Metrics, evaluate
@@ -46,7 +47,7 @@ def answer(bundle: Bundle, generator: Path, table: Path) -> Metrics:
     manifest, images = bundle.manifest, ImageLoader(table.parent)
     retriever = open_retriever(
         bundle.retriever_dir,
-        manifest.retriever,
+        read_spec(bundle.retriever_dir),
         images,
         top_k=manifest.generator.top_k,
         device="cpu",
@@ -94,7 +95,7 @@ def without_picture(row: Cells) -> Cells:
 
 def ranked(bundle: Bundle, table: Path) -> float:
     """recall@1 of untrained towers: the plain mean of the frozen embeddings."""
-    spec = bundle.manifest.retriever
+    spec = read_spec(bundle.retriever_dir)
     images = ImageLoader(table.parent)
     embedder = open_embedder(bundle.retriever_dir, spec, images, device="cpu")
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from benchmarks.demo_bundle import answer
 from mmrag_batch.bundle import Bundle, open_bundle, write_retriever_spec
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.export.merge import write_generator
+from mmrag_batch.parts import read_spec
 from mmrag_batch.report.metrics import Accuracy
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train.demo_world import write_world
@@ -64,7 +65,7 @@ def tune(bundle: Bundle, folder: Path, *, rows: int, steps: int) -> Path:
     """An adapter trained on the generator of a bundle in 4 bits; its folder."""
     retriever = folder / "retriever"
     shutil.copytree(bundle.retriever_dir, retriever)
-    write_retriever_spec(retriever, bundle.manifest.retriever)
+    write_retriever_spec(retriever, read_spec(bundle.retriever_dir))
     spec = bundle.manifest.generator
     return train_generator(
         GeneratorConfig(

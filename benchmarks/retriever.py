@@ -25,6 +25,7 @@ import typer
 from mmrag_batch.bundle import open_bundle, read_retriever_spec, write_retriever_spec
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.parts import read_spec
 from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.retriever import open_embedder
 from mmrag_batch.settings import DEMO_BUNDLE
@@ -48,7 +49,7 @@ def encoders(folder: Path) -> Path:
     """The packaged encoders as `mmrag-batch export encoders` leaves them."""
     bundle = open_bundle(DEMO_BUNDLE)
     shutil.copytree(bundle.retriever_dir, folder)
-    write_retriever_spec(folder, bundle.manifest.retriever)
+    write_retriever_spec(folder, read_spec(bundle.retriever_dir))
     return folder
 
 

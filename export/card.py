@@ -86,9 +86,12 @@ def write_card(out: Path, base: Path, adapter: Adapter, report: MergeReport, lic
 
 
 def licence_of(folder: Path) -> str:
-    """What the model card in a folder says of the licence; empty where there is none."""
+    """The licence of a checkpoint: as its model card has it, or the file that has its terms; empty
+    where it has neither."""
     card = _front_matter(folder / "README.md")
-    return str(card.get("license_name") or card.get("license") or "")
+    files = sorted(file.name for file in folder.glob("LICENSE*"))
+    named = card.get("license_name") or card.get("license")
+    return str(named or (f"see {files[0]}" if files else ""))
 
 
 def _front_matter(card: Path) -> dict[str, Any]:

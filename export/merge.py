@@ -26,6 +26,7 @@ from mmrag_batch.export.checkpoint import (
     shard_files,
     write_rows,
 )
+from mmrag_batch.export.linking import link_or_copy
 from mmrag_batch.export.staging import check_out, check_space, staged
 from mmrag_batch.export.verify import (
     MergeReport,
@@ -100,15 +101,12 @@ def plan_merge(base: Path, adapter_dir: Path) -> Plan:
 
 
 def copy_generator(base: Path, out: Path) -> None:
-    """Write a checkpoint into the directory `out` as it is. Raises as `read_base` does."""
+    """Put a checkpoint into the directory `out` as it is, its weights as links where the disk has
+    them. Raises as `read_base` and `link_or_copy` do."""
     shards = read_base(base)
     out.mkdir(parents=True, exist_ok=True)
     _copy_companions(base, out)
-    size = sum(file.stat().st_size for file in shards)
-    with Progress(f"Copying {base}", size, "B") as progress:
-        for file in shards:
-            shutil.copyfile(file, out / file.name)
-            progress.advance(file.stat().st_size)
+    link_or_copy(shards, out)
 
 
 def read_base(base: Path) -> dict[Path, list[Tensor]]:

@@ -23,7 +23,7 @@ from mmrag_batch.export.parity import PARITY, check_parity
 from mmrag_batch.export.sample import compare, read_sample
 from mmrag_batch.parts import check_encoders
 from mmrag_batch.progress import Progress
-from mmrag_batch.train.towers import load_towers
+from mmrag_batch.train.towers import load_towers, untrained_towers
 
 
 def export_encoders(
@@ -78,16 +78,20 @@ def export_encoders(
     return figures
 
 
-def export_towers(towers_dir: Path, out: Path) -> dict[str, float]:
-    """Write both towers' graphs to `out`, beside the encoders, and their temperature to the spec.
+def export_towers(towers_dir: Path | None, out: Path) -> dict[str, float]:
+    """Write both towers' graphs to `out`, beside the encoders, and their temperature to the spec;
+    None: of untrained towers, which are the encoders alone.
 
     Returns the largest difference from torch of each. Raises MissingError for towers or exported
     encoders that are not there, ConfigError for towers that were trained on other encoders,
     InternalError where a graph differs from torch by more than the tolerance.
     """
-    towers = load_towers(towers_dir)
     spec = read_retriever_spec(out)
-    check_encoders(towers_dir, out, spec)
+    if towers_dir is None:
+        towers = untrained_towers(spec.embedding_size)
+    else:
+        towers = load_towers(towers_dir)
+        check_encoders(towers_dir, out, spec)
     samples = list(_sides(towers.config.embedding_size))
     inputs = {"embeddings": {0: "batch"}, "present": {0: Dim.DYNAMIC}}
     parity = {}

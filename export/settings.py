@@ -1,7 +1,9 @@
-"""The settings of an export, as a YAML file gives them; see configs/."""
+"""The settings of an export, as flags and a YAML file give them; see configs/."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from mmrag_batch.bundle import Precision
 from mmrag_batch.prompt import Scoring
@@ -9,22 +11,27 @@ from mmrag_batch.prompt import Scoring
 
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
-    """The parts of a bundle, and how its generator was trained to be asked."""
+    """The parts of a bundle, and how its generator is asked. What may be left out: defaults.py."""
 
-    encoders: Path
-    """What `mmrag-batch export encoders` takes, or the graphs that it wrote."""
-    towers: Path
-    base: Path
-    """The generator that was tuned."""
+    ALIASES: ClassVar[Mapping[str, str]] = {"base": "generator"}
+
+    generator: Path
+    """What answers, or, as `base`, what the adapter is merged into."""
     out: Path
-    licence: str
-    """Of the generator."""
-    trained_on: str
+    encoders: Path | None = None
+    """What `mmrag-batch export encoders` takes, the graphs that it wrote, or a bundle with some;
+    None: there will be no retriever, for tables without documents."""
+    towers: Path | None = None
+    """None: those that lie beside the graphs, or else untrained ones, which are the encoders
+    alone."""
     adapter: Path | None = None
-    """What is merged into the base; None: the base is bundled as it is."""
+    """What is merged into the base; None: the generator is bundled as it is."""
+    licence: str | None = None
+    """Of the generator."""
+    trained_on: str | None = None
     scoring: Scoring | None = None
-    """This and the next three: how the generator was tuned to be asked. The adapter, or a base that
-    is bundled as it is, says so itself if `train generator` made it."""
+    """This and the next three: how the generator is asked. The adapter, or a generator that is
+    bundled as it is, says so itself if `train generator` made it."""
     top_k: int | None = None
     max_images: int | None = None
     max_prompt_tokens: int | None = None

@@ -21,9 +21,14 @@ def check_out(out: Path, *, overwrite: bool, marker: str, kind: str) -> None:
         raise OutputError(f"{out} exists and is no {kind}, so it is not overwritten; move it away.")
 
 
+def nearest_folder(out: Path) -> Path:
+    """`out`, or the first folder above it that is there."""
+    return next(path for path in (out, *out.absolute().parents) if path.exists())
+
+
 def check_space(out: Path, needed: int) -> None:
     """Raise OutputError where the disk of `out` has less than `needed` bytes free."""
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    existing = nearest_folder(out)
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise OutputError(

@@ -1,11 +1,9 @@
 """The bundle: the directory that `predict` needs and nothing else.
 
-    bundle.json       the manifest, written last: if it is there, the bundle is whole
-    retriever/        image_encoder.onnx  text_encoder.onnx  question_tower.onnx
-                      document_tower.onnx  tokenizer.json
-    generator/        Hugging Face layout, safetensors only
-
-`open_bundle` checks every file against the manifest before anything loads it.
+bundle.json       the manifest, written last: if it is there, the bundle is whole
+retriever/        image_encoder.onnx  text_encoder.onnx  question_tower.onnx
+                  document_tower.onnx  tokenizer.json
+generator/        Hugging Face layout, safetensors only
 """
 
 import hashlib
@@ -84,7 +82,7 @@ class RetrieverSpec:
 
 @dataclass(frozen=True, slots=True)
 class GeneratorSpec:
-    """How the generator of this bundle was trained to be asked."""
+    """How the generator of this bundle is asked: as it was trained to be, if it was."""
 
     licence: str
     scoring: Scoring
@@ -97,7 +95,8 @@ class GeneratorSpec:
 class BundleManifest:
     """`bundle.json`. `files` maps each file's path in the bundle to the SHA-256 of its bytes."""
 
-    retriever: RetrieverSpec
+    retriever: RetrieverSpec | None
+    """None: there is no `retriever/`; it is a bundle for tables without documents."""
     generator: GeneratorSpec
     files: dict[str, str]
     parity: dict[str, float]
@@ -196,7 +195,8 @@ def read_manifest(path: Path) -> BundleManifest:
             f"version writes template {TEMPLATE_VERSION}. Export it again."
         )
     try:
-        retriever = parse_spec(RetrieverSpec, values.get("retriever"), RANGES)
+        said = values.get("retriever", {})
+        retriever = None if said is None else parse_spec(RetrieverSpec, said, RANGES)
         generator = parse_spec(GeneratorSpec, values.get("generator"), RANGES)
         parts = {"retriever": retriever, "generator": generator}
         return parse_spec(BundleManifest, values | parts, RANGES)

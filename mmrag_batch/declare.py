@@ -171,12 +171,30 @@ def _problem(given: Given, rules: Mapping[str, Rule]) -> str | None:
     return f"{given.origin}: expected {rule.expected}, not {value!r}."
 
 
-def load_config(file: Path, kind: type[C], flags: Mapping[str, object] | None = None) -> C:
+def load_config(file: Path | None, kind: type[C], flags: Mapping[str, object] | None = None) -> C:
     """Read a YAML file into the dataclass `kind`; `flags` that are not None stand in for lines of
-    it. Paths are relative to the working directory.
+    it, or for all of it. Paths are relative to the working directory. What `kind.ALIASES` maps to a
+    setting is another name of it.
 
-    Raises what `build` does, ConfigError for a file that is no YAML, MissingError for none.
+    Raises what `build` does, ConfigError for a file that is no YAML or has a setting by both of its
+    names, MissingError for none.
     """
+    values = {} if file is None else _read_yaml(file)
+    aliases: Mapping[object, str] = getattr(kind, "ALIASES", {})
+    if both := [alias for alias in aliases if {alias, aliases[alias]} <= values.keys()]:
+        raise ConfigError(
+            f"{file}: {both[0]!r} and {aliases[both[0]]!r} are one setting; leave one of them out."
+        )
+    given = [
+        Given(aliases.get(name, str(name)), value, f"{file}, {name}")
+        for name, value in values.items()
+    ]
+    flags = {name: value for name, value in (flags or {}).items() if value is not None}
+    given += [Given(name, value, "--" + name.replace("_", "-")) for name, value in flags.items()]
+    return build(kind, given, file or "the command line")
+
+
+def _read_yaml(file: Path) -> dict[object, object]:
     import yaml
 
     try:
@@ -187,6 +205,4 @@ def load_config(file: Path, kind: type[C], flags: Mapping[str, object] | None = 
         raise ConfigError(f"{file} cannot be read: {error}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file} should hold lines of `key: value`, not {values!r}.")
-    given = [Given(str(name), value, f"{file}, {name}") for name, value in values.items()]
-    given += [Given(k, v, f"--{k}") for k, v in (flags or {}).items() if v is not None]
-    return build(kind, given, file)
+    return values

@@ -18,6 +18,7 @@ from mmrag_batch.bundle import (
     MANIFEST,
     PROMPT_SETTINGS,
     RETRIEVER_SPEC,
+    BundleManifest,
     RetrieverSpec,
     encoders_key,
     hash_each,
@@ -25,7 +26,7 @@ from mmrag_batch.bundle import (
     read_manifest,
     read_retriever_spec,
 )
-from mmrag_batch.errors import ConfigError
+from mmrag_batch.errors import ConfigError, MissingError
 from mmrag_batch.hub.names import shown
 from mmrag_batch.settings import DEMO_BUNDLE
 
@@ -45,11 +46,22 @@ def find_part(path: Path, part: Literal["retriever", "generator"]) -> Path:
     return bundle / part if (bundle / MANIFEST).is_file() else bundle
 
 
+def find_manifest(part: Path) -> BundleManifest | None:
+    """The manifest of the bundle that the folder of a part lies in, if it does."""
+    return read_manifest(part.parent) if (part.parent / MANIFEST).is_file() else None
+
+
 def read_spec(retriever: Path) -> RetrieverSpec:
     """The spec of a retriever's graphs, in a bundle or not yet. Raises MissingError for none."""
-    if not (retriever / RETRIEVER_SPEC).is_file() and (retriever.parent / MANIFEST).is_file():
-        return read_manifest(retriever.parent).retriever
-    return read_retriever_spec(retriever)
+    manifest = find_manifest(retriever)
+    if manifest is None or (retriever / RETRIEVER_SPEC).is_file():
+        return read_retriever_spec(retriever)
+    if manifest.retriever is None:
+        raise MissingError(
+            f"{retriever.parent} is a bundle without a retriever. Name other encoders: what "
+            "`mmrag-batch export encoders` takes."
+        )
+    return manifest.retriever
 
 
 def encoders_identity(retriever: Path, spec: RetrieverSpec) -> dict[str, str]:

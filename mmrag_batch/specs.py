@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 S = TypeVar("S")
@@ -34,6 +35,8 @@ def parse_spec(kind: type[S], values: object, ranges: Ranges) -> S:
 def _is_a(hint: Any, value: Any) -> bool:
     """Whether a value, of JSON or a spec that was read before, is what a field may hold."""
     kind, items = get_origin(hint), get_args(hint)
+    if kind is UnionType:
+        return any(_is_a(one, value) for one in items)
     if kind is Literal:
         return isinstance(value, str) and value in items
     if kind is tuple:

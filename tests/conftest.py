@@ -202,6 +202,7 @@ def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mmrag_batch.bundle import hash_files, read_manifest, write_manifest
     from mmrag_batch.export.graphs import OPSET
     from mmrag_batch.export.quantise import quantise
+    from mmrag_batch.parts import read_spec
     from mmrag_batch.settings import DEMO_BUNDLE
 
     bundle = tmp_path_factory.mktemp("int8") / "bundle"
@@ -212,6 +213,6 @@ def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         quantise(graph)
         onnx_ir.save(graph, file)
     manifest = read_manifest(bundle)
-    spec = replace(manifest.retriever, precision="int8")
+    spec = replace(read_spec(bundle / "retriever"), precision="int8")
     write_manifest(bundle, replace(manifest, retriever=spec, files=hash_files(bundle)))
     return bundle

@@ -73,6 +73,15 @@ class Towers(nn.Module):
         return self.log_temperature.exp().clamp(max=100)
 
 
+def untrained_towers(embedding_size: int) -> Towers:
+    """Towers that are the encoders alone, in as few weights as can be and the same each time: a
+    vector is the mean of what is present, a score the plain cosine."""
+    towers = Towers(TowersConfig(embedding_size, hidden_size=1))
+    for parameter in towers.parameters():
+        nn.init.zeros_(parameter)  # the gate is shut, and the temperature 1
+    return towers.eval()
+
+
 def save_towers(towers: Towers, directory: Path) -> None:
     """Write `model.safetensors` and `config.json`."""
     directory.mkdir(parents=True, exist_ok=True)

@@ -85,7 +85,10 @@ def decoder_layers(model: Any) -> list[str]:
 
 
 def save_model(model: Any, base: Path, out: Path) -> Path:
-    """Write a whole model with the tokenizer, processor and template of its `base`."""
+    """Write a whole model with the tokenizer, processor and template of its `base`. Weights that
+    were there before are left to the bundles that they are linked into."""
+    for before in out.glob("*.safetensors"):
+        before.unlink()
     model.save_pretrained(out)
     for file in base.iterdir():
         is_companion = file.suffix in {".json", ".jinja"} and not file.name.endswith(".index.json")

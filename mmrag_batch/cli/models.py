@@ -2,10 +2,11 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -14,15 +15,16 @@ from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.declare import load_config
 from mmrag_batch.errors import OutputError
 from mmrag_batch.hub.names import Part
+from mmrag_batch.prompt import Scoring
 
 train = typer.Typer(rich_markup_mode=None, help="Train a model, as a YAML file says.")
 export = typer.Typer(rich_markup_mode=None)
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see train/configs.")]
-
 Table = Annotated[Path | None, typer.Option(help="A table, in place of the config's `table`.")]
-
-
+PRECISION = "fp16 is for CUDA, int8 for CPUs with VNNI."
+SAMPLE = "A table or a folder of pictures to compare on.  [default: drawn ones]"
+VOCABULARY = "ImageBind's list of merges.  [default: the one beside its weights]"
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check the settings and what they name, and stop.")
 ]
@@ -96,37 +98,81 @@ def _train_vision(config: Config, table: Table = None) -> None:
 def _export_bundle(
     ctx: typer.Context,
     config: Annotated[
-        Path | None, typer.Option(help="A YAML file that names the parts; see export/configs.")
+        Path | None, typer.Option(help="A YAML file with any of these; see export/configs.")
     ] = None,
+    encoders: Annotated[
+        Path | None,
+        typer.Option(
+            help="What `export encoders` takes, the graphs that it wrote, a bundle, or demo.  "
+            "[default: no retriever, for tables without documents]"
+        ),
+    ] = None,
+    generator: Annotated[
+        Path | None,
+        typer.Option(
+            "--generator", "--base", help="What answers: the folder of a checkpoint, or a bundle."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The bundle to write.")] = None,
+    towers: Annotated[
+        Path | None,
+        typer.Option(help="Trained towers.  [default: those beside the graphs, or untrained ones]"),
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A LoRA adapter to merge into the generator.")
+    ] = None,
+    scoring: Annotated[
+        Scoring | None,
+        typer.Option(
+            help="How it is asked to choose. This and the next three: by default as it was tuned, "
+            "or as the bundle says that it comes from.  [else: letter]"
+        ),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Documents kept a question.  [else: 3]")] = None,
+    max_images: Annotated[
+        int | None, typer.Option(help="Images shown a question.  [else: 4]")
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Longest prompt.  [else: 8192, or what the model has]")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="The generator's.  [default: as its model card says]")
+    ] = None,
+    trained_on: Annotated[str | None, typer.Option(help="For the manifest.")] = None,
+    notice: Annotated[str | None, typer.Option(help="Shown at the start of every run.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help=PRECISION)] = None,
+    sample: Annotated[Path | None, typer.Option(help=SAMPLE)] = None,
+    vocabulary: Annotated[Path | None, typer.Option(help=VOCABULARY)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a bundle.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the parts, say what would be done, and stop.")
     ] = False,
 ) -> None:
-    """Turn trained models into a bundle, or, with a command, into a part of one."""
+    """Make a bundle of models, trained here or not, or, with a command, a part of one."""
     if ctx.invoked_subcommand:
         return
-    if config is None:
-        raise typer.BadParameter("--config is needed, as in --config export/configs/demo.yaml")
+    own = ("config", "overwrite", "dry_run")
+    settings = {name: value for name, value in ctx.params.items() if name not in own}
+    if config is None and not any(settings.values()):
+        raise typer.BadParameter(
+            "parts are needed, as in --encoders DIR --generator DIR --out DIR, or --config FILE"
+        )
     from mmrag_batch.export.settings import ExportConfig
 
-    parts = load_config(config, ExportConfig)
+    parts = load_config(config, ExportConfig, settings)
     with training_imports():
         from mmrag_batch.export.bundle import plan_bundle, write_bundle
         from mmrag_batch.export.dry_run import show
 
     if dry_run:
-        folders: dict[Part, Path | None] = {
-            "retriever": parts.encoders,
-            "towers": parts.towers,
-            "generator": parts.base,
-            "adapter": parts.adapter,
-        }
-        if not _told_to_download(folders):
+        models = {"generator": parts.generator, "adapter": parts.adapter}
+        retriever = {"retriever": parts.encoders, "towers": parts.towers}
+        if not _told_to_download(retriever | models):
             typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))
         return
     with alone(parts.out):
         _show_figures(write_bundle(parts, overwrite=overwrite).parity)
+    typer.echo(f"Next: mmrag-batch predict in.csv out.csv --bundle {shlex.quote(str(parts.out))}")
 
 
 @export.command("encoders")
@@ -142,17 +188,9 @@ def _export_encoders(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The retriever directory to write.")],
-    precision: Annotated[
-        Precision, typer.Option(help="fp16 is for CUDA, int8 for CPUs with VNNI.")
-    ] = "fp32",
-    sample: Annotated[
-        Path | None,
-        typer.Option(help="A table or a folder of pictures to compare on.  [default: drawn ones]"),
-    ] = None,
-    vocabulary: Annotated[
-        Path | None,
-        typer.Option(help="ImageBind's list of merges.  [default: the one beside its weights]"),
-    ] = None,
+    precision: Annotated[Precision, typer.Option(help=PRECISION)] = "fp32",
+    sample: Annotated[Path | None, typer.Option(help=SAMPLE)] = None,
+    vocabulary: Annotated[Path | None, typer.Option(help=VOCABULARY)] = None,
 ) -> None:
     """Write the graphs of the image and the text encoder, and say how exact they are.
 
@@ -239,11 +277,12 @@ def training_imports() -> Iterator[None]:
         yield
 
 
-def _told_to_download(parts: Mapping[Part, Path | None]) -> bool:
+def _told_to_download(parts: Mapping[str, Path | None]) -> bool:
     """Say what of the parts a plan would have to download first, if anything."""
     from mmrag_batch.hub.fetch import to_download
 
-    told = [line for part, path in parts.items() if path and (line := to_download(path, part))]
+    named = [(path, cast(Part, part)) for part, path in parts.items() if path is not None]
+    told = [line for path, part in named if (line := to_download(path, part))]
     if told:
         told.append("Nothing was downloaded or written; the rest of the plan needs what is there.")
         typer.echo("\n".join(told))

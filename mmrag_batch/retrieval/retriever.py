@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrag_batch.bundle import Bundle, RetrieverSpec, encoders_key
-from mmrag_batch.errors import MissingError
+from mmrag_batch.errors import MissingError, RowError
 from mmrag_batch.records import Evidence, Row
 from mmrag_batch.retrieval.cache import EmbeddingCache
 from mmrag_batch.retrieval.candidates import Candidates
@@ -18,6 +18,7 @@ from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.retrieval.sessions import Device, find_device, open_session, run_session
 from mmrag_batch.retrieval.store import EmbeddingStore, StoredCache
 from mmrag_batch.settings import PredictSettings
+from mmrag_batch.sources import image_files
 from mmrag_batch.stages import ImageStore, in_batches
 
 if TYPE_CHECKING:
@@ -83,6 +84,26 @@ class RowDocuments:
             start = stop
 
 
+class NoDocuments:
+    """Of a bundle without a retriever: every row is answered without documents."""
+
+    def __init__(self, images: ImageStore) -> None:
+        self._images = images
+
+    def find(self, rows: Sequence[Row], /) -> list[tuple[Evidence, ...]]:
+        """Nothing for any row."""
+        for row in rows:
+            if row.error is None and row.question is not None:
+                row.images = {file: self._digest(file) for file in image_files(row.question)}
+        return [()] * len(rows)
+
+    def _digest(self, source: str) -> str | None:
+        try:
+            return self._images.digest(source)
+        except RowError:  # who loads it says why
+            return None
+
+
 class Retriever:
     """The stage: evidence for each row without an error, from where the candidates are."""
 
@@ -138,20 +159,22 @@ def open_row_documents(
 ) -> Candidates:
     """The documents that stand in the rows themselves, ranked by the bundle's retriever."""
     spec, directory = bundle.manifest.retriever, bundle.retriever_dir
-    device, store = find_device(settings.device), _store(settings, bundle)
+    if spec is None:
+        return NoDocuments(images)
+    device, store = find_device(settings.device), _store(settings, bundle, spec)
     embedder = open_embedder(directory, spec, images, device=device, threads=threads, store=store)
     towers = Towers(directory, device=device, threads=threads)
     top_k = bundle.manifest.generator.top_k if settings.top_k is None else settings.top_k
     return RowDocuments(embedder, towers, top_k=top_k, temperature=spec.temperature)
 
 
-def _store(settings: PredictSettings, bundle: Bundle) -> Path | None:
+def _store(settings: PredictSettings, bundle: Bundle, spec: RetrieverSpec) -> Path | None:
     """Where embeddings of the bundle's encoders are kept."""
     if settings.embedding_cache is None:
         return None
     hashes = bundle.manifest.files.items()
     files = {name.removeprefix("retriever/"): digest for name, digest in hashes}
-    return settings.embedding_cache / encoders_key(bundle.manifest.retriever, files)
+    return settings.embedding_cache / encoders_key(spec, files)
 
 
 def _run(session: "InferenceSession", embeddings: Sequence[Embedding]) -> Floats:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from mmrag_batch.run.manifest import FORMAT, Manifest, check_replaceable, find_p
 from mmrag_batch.run.mending import move_aside
 from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
-from mmrag_batch.run.survey import Accepts
+from mmrag_batch.run.survey import Accepts, Survey
 from mmrag_batch.settings import PredictSettings, flag_of
 from mmrag_batch.table.names import parse_names
 
@@ -66,6 +67,20 @@ def find_answer_settings(settings: PredictSettings) -> dict[str, object]:
     if key := find_source(settings.candidates).key(settings):
         values["documents"] = key
     return values
+
+
+def check_documents(settings: PredictSettings, survey: Survey) -> None:
+    """Raise ConfigError where rows have documents and the bundle has no retriever for them."""
+    manifest = read_manifest(settings.bundle)
+    top_k = manifest.generator.top_k if settings.top_k is None else settings.top_k
+    is_needed = settings.candidates == "row" and top_k > 0 and survey.with_documents > 0
+    if is_needed and manifest.retriever is None:
+        bundle = shlex.quote(str(settings.bundle))
+        raise ConfigError(
+            f"{settings.input}, line {survey.with_documents} has documents, and {settings.bundle} "
+            "has no retriever to choose among them. Give it one: `mmrag-batch export --encoders "
+            f"DIR --generator {bundle} --out NEW`; or add `--top-k 0` to answer without documents."
+        )
 
 
 def statuses_to_ask(settings: PredictSettings) -> frozenset[Status]:

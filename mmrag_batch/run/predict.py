@@ -34,6 +34,7 @@ from mmrag_batch.run.plan import (
     BEGUN_BY,
     begin_anew,
     check_beside,
+    check_documents,
     check_same,
     find_acceptable,
     find_others,
@@ -87,17 +88,8 @@ def predict(settings: PredictSettings) -> None:
         try:
             with _hold(settings, paths) as lock:
                 metrics.begin()
-                run = _Run(
-                    settings,
-                    make_job(settings),
-                    paths,
-                    shard,
-                    executor,
-                    lock,
-                    stop,
-                    metrics,
-                    at_work,
-                )
+                job = make_job(settings)
+                run = _Run(settings, job, paths, shard, executor, lock, stop, metrics, at_work)
                 mending(paths.store, run.complete)
         except LockedError as error:
             metrics.withdraw()
@@ -218,6 +210,7 @@ class _Run:
         )
         if not missing:
             return 0, survey.by_status()
+        check_documents(settings, survey)
         start = Start(
             first=rows.start,
             stop=rows.stop,

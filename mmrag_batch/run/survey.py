@@ -63,6 +63,8 @@ class Survey:
         """What is wrong with the first of them."""
         self.counts = [0] * (MISSING + 1)
         """Rows by their marks."""
+        self.with_documents = 0
+        """The line of the first row without an answer that has documents; 0: there is none."""
         self.notes: dict[str, None] = {}
         self._marks = TemporaryFile(buffering=BUFFER)  # noqa: SIM115  # `close` does
 
@@ -164,4 +166,6 @@ def _look_up(
         else:
             kept = answers.get(key)
             is_answer = kept is not None and accepts(row.question, kept)
+            if row.question.documents and not is_answer:
+                survey.with_documents = survey.with_documents or row.line
             survey.add(key, kept.status if kept is not None and is_answer else MISSING)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -347,11 +348,19 @@ def test_export_takes_a_config_file(
     done = call("export", "--config", config, "--overwrite")
     assert done.exit_code == 0, done.stderr
     assert "graph: 1e-07" in done.stdout
+    assert "Next: mmrag-batch predict in.csv out.csv --bundle o\n" in done.stdout
     encoders, towers, base, adapter, out = map(Path, "etbao")
     expected = ExportConfig(
-        encoders, towers, base, out, "MIT", "a world", adapter, "text", 3, 1, 64
+        base, out, encoders, towers, adapter, "MIT", "a world", "text", 3, 1, 64
     )
     assert given == [(expected, True)]
+    flags = ("--towers", "u", "--max-images", 2, "--generator", "g", "--trained-on", "two")
+    done = call("export", "--config", config, *flags)
+    assert done.exit_code == 0, done.stderr
+    changed = replace(
+        expected, towers=Path("u"), generator=Path("g"), max_images=2, trained_on="two"
+    )
+    assert given[1:] == [(changed, False)]
 
 
 @pytest.mark.parametrize("content", ["{top-k: 3}", "{"])
@@ -363,10 +372,14 @@ def test_a_bad_export_config_exits_with_78(tmp_path: Path, content: str) -> None
     assert "export.yaml" in done.stderr
 
 
-def test_export_without_a_config_says_that_it_needs_one() -> None:
+def test_export_without_parts_says_that_it_needs_some() -> None:
     done = call("export")
     assert done.exit_code == 2
-    assert "--config is needed" in done.stderr
+    assert "parts are needed" in done.stderr
+    done = call("export", "--encoders", "e", "--max-images", 2)
+    assert done.exit_code == 78
+    assert "the command line: 'generator' is missing; expected a path." in done.stderr
+    assert "the command line: 'out' is missing; expected a path." in done.stderr
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -20,13 +20,14 @@ from mmrag_batch.bundle import (
 )
 from mmrag_batch.declare import load_config
 from mmrag_batch.errors import ConfigError, MissingError, OutputError
-from mmrag_batch.export.bundle import generator_spec, plan_bundle, with_parts, write_bundle
+from mmrag_batch.export.bundle import plan_bundle, with_parts, write_bundle
+from mmrag_batch.export.defaults import describe
 from mmrag_batch.export.dry_run import show
 from mmrag_batch.export.merge import write_generator
 from mmrag_batch.export.onnx_retriever import export_towers
 from mmrag_batch.export.parity import PARITY
 from mmrag_batch.export.settings import ExportConfig
-from mmrag_batch.parts import DEMO, encoders_identity, hash_model, write_origin
+from mmrag_batch.parts import DEMO, encoders_identity, hash_model, read_spec, write_origin
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train.settings import GeneratorConfig
 from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
@@ -52,7 +53,7 @@ def configure(
         return ExportConfig(
             encoders=tiny_encoders_dir,
             towers=tiny_towers_dir,
-            base=tiny_generator_dir,
+            generator=tiny_generator_dir,
             adapter=make_adapter(noise),
             out=out,
             licence=SPEC.licence,
@@ -82,7 +83,7 @@ def test_a_written_bundle_opens(write: Callable[..., None], tmp_path: Path) -> N
     write(out)
     manifest = open_bundle(out).manifest
     assert manifest.generator == SPEC
-    assert manifest.retriever.embedding_size == 24
+    assert read_spec(out / "retriever").embedding_size == 24
     assert manifest.notice == "Knows nothing."
     assert {"retriever/question_tower.onnx", "generator/model.safetensors"} <= set(manifest.files)
     assert f"retriever/{RETRIEVER_SPEC}" not in manifest.files
@@ -102,8 +103,6 @@ def test_a_generator_without_an_adapter_is_bundled_as_it_is(
     assert copied == (tiny_generator_dir / weights).read_bytes()
     assert "merged_logits" not in manifest.parity
     assert open_bundle(tmp_path / "bundle").manifest.generator == SPEC
-    with pytest.raises(ConfigError, match=r"top_k is missing: .* does not say"):
-        plan_bundle(replace(config, out=tmp_path / "other", top_k=None))
 
 
 def test_an_existing_directory_is_kept(write: Callable[..., None], tmp_path: Path) -> None:
@@ -139,7 +138,7 @@ def test_graphs_that_were_exported_before_are_taken_as_they_are(
     measured = json.loads((tiny_retriever_dir / PARITY).read_text())
     assert measured.items() <= manifest.parity.items()
     assert f"retriever/{PARITY}" not in manifest.files
-    assert open_bundle(tmp_path / "bundle").manifest.retriever.embedding_size == 24
+    assert read_spec(open_bundle(tmp_path / "bundle").retriever_dir).embedding_size == 24
 
 
 def test_a_plan_says_what_is_written_and_writes_nothing(
@@ -148,7 +147,7 @@ def test_a_plan_says_what_is_written_and_writes_nothing(
     config = configure(tmp_path / "bundle")
     steps = {step.name: step for step in plan_bundle(config)}
     assert list(steps) == ["encoders", "towers", "generator", "manifest"]
-    shards = config.base / "model.safetensors"
+    shards = config.generator / "model.safetensors"
     assert steps["generator"].writes == shards.stat().st_size
     assert steps["generator"].memory == shards.stat().st_size + 2 * 2**30
     assert f"{config.out}: " in show(list(steps.values()), config.out)
@@ -212,7 +211,7 @@ def test_what_training_showed_is_what_the_bundle_shows(
     tuned = load_config(ROOT / "train" / "configs" / f"{tuning}.yaml", GeneratorConfig)
     write_prompt_settings(tmp_path, tuned)
     config = load_config(ROOT / "export" / "configs" / f"{export}.yaml", ExportConfig)
-    spec = generator_spec(replace(config, adapter=tmp_path))
+    spec = describe(replace(config, adapter=tmp_path)).generator
     for name in PROMPT_FIELDS:
         assert getattr(spec, name) == getattr(tuned, name)
 
@@ -221,13 +220,12 @@ def test_other_prompts_than_an_adapter_was_tuned_with_are_refused(
     configure: Callable[..., ExportConfig], tmp_path: Path
 ) -> None:
     config = replace(configure(tmp_path / "out"), top_k=None)
-    with pytest.raises(ConfigError, match=r"top_k is missing: .* Add it\.$"):
-        plan_bundle(config)
     assert config.adapter is not None
     write_prompt_settings(config.adapter, replace(SPEC, top_k=5, scoring="text"))
     with pytest.raises(ConfigError, match=r"scoring is letter, and .* tuned with text\. Leave"):
         plan_bundle(config)
-    assert generator_spec(replace(config, scoring=None)) == replace(SPEC, top_k=5, scoring="text")
+    tuned = describe(replace(config, scoring=None)).generator
+    assert tuned == replace(SPEC, top_k=5, scoring="text")
 
 
 def test_an_adapter_of_another_template_is_refused(tmp_path: Path) -> None:
@@ -249,7 +247,7 @@ def test_l04_towers_and_adapters_of_other_origin_are_refused_before_anything_is_
     write_origin(towers, encoders=encoders_identity(tiny_retriever_dir, spec))
     config = replace(configure(tmp_path / "out"), towers=towers, encoders=tiny_retriever_dir)
     assert config.adapter is not None
-    write_origin(config.adapter, base={"path": "base", "files": hash_model(config.base)})
+    write_origin(config.adapter, base={"path": "base", "files": hash_model(config.generator)})
     plan_bundle(config)
 
     others = shutil.copytree(tiny_retriever_dir, tmp_path / "others")
@@ -258,10 +256,10 @@ def test_l04_towers_and_adapters_of_other_origin_are_refused_before_anything_is_
         plan_bundle(replace(config, encoders=others))
     with pytest.raises(ConfigError, match="other encoders"):
         export_towers(towers, others)
-    base = shutil.copytree(config.base, tmp_path / "base")
+    base = shutil.copytree(config.generator, tmp_path / "base")
     (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + " ")
     with pytest.raises(ConfigError, match=r"another base .*: tokenizer\.json differs"):
-        plan_bundle(replace(config, base=base))
+        plan_bundle(replace(config, generator=base))
     with pytest.raises(ConfigError, match="another base"):
         write_generator(base, config.adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -270,14 +268,16 @@ def test_l04_towers_and_adapters_of_other_origin_are_refused_before_anything_is_
 def test_the_demo_bundle_is_one_that_parts_are_taken_from(
     configure: Callable[..., ExportConfig], tmp_path: Path
 ) -> None:
-    demo = read_manifest(DEMO_BUNDLE).retriever
+    demo = read_spec(DEMO_BUNDLE / "retriever")
     towers = tmp_path / "towers"
     save_towers(Towers(TowersConfig(demo.embedding_size, hidden_size=8)), towers)
     config = replace(configure(tmp_path / "out"), towers=towers, encoders=DEMO)
     manifest = write_bundle(config)
+    assert manifest.retriever is not None
     assert replace(manifest.retriever, temperature=demo.temperature) == demo
+    known = read_manifest(DEMO_BUNDLE).parity
+    assert known["text_encoder"] == manifest.parity["text_encoder"]
+    assert known["question_tower"] != manifest.parity["question_tower"]
     graph = Path("retriever") / "text_encoder.onnx"
     assert (config.out / graph).read_bytes() == (DEMO_BUNDLE / graph).read_bytes()
-    assert replace(with_parts(replace(config, base=DEMO)), encoders=DEMO).base == (
-        DEMO_BUNDLE / "generator"
-    )
+    assert with_parts(replace(config, generator=DEMO)).generator == DEMO_BUNDLE / "generator"

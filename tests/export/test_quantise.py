@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from mmrag_batch.bundle import RetrieverSpec, read_manifest
 from mmrag_batch.export.quantise import quantise
 from mmrag_batch.export.sample import read_sample
+from mmrag_batch.parts import read_spec
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.retrieval.sessions import open_session, run_session
@@ -32,11 +32,7 @@ def encoders(request: pytest.FixtureRequest, int8_bundle: Path) -> Path:
 
 
 def opened(encoders: Path) -> Encoder:
-    return Encoder(encoders, spec_of(encoders), device="cpu", threads=2)
-
-
-def spec_of(encoders: Path) -> RetrieverSpec:
-    return read_manifest(encoders.parent).retriever
+    return Encoder(encoders, read_spec(encoders), device="cpu", threads=2)
 
 
 def in_batches(file: Path, inputs: Values, name: str) -> Iterator[Floats]:
@@ -59,7 +55,7 @@ def test_o01_a_picture_is_the_same_bytes_alone_and_in_any_batch(encoders: Path) 
 
 
 def test_o01_a_text_is_the_same_bytes_alone_and_in_any_batch(encoders: Path) -> None:
-    encoder, length = opened(encoders), spec_of(encoders).context_length
+    encoder, length = opened(encoders), read_spec(encoders).context_length
     tokens = encoder.tokens(CONTENTS.texts)
     assert tokens.shape[1] < length
     tokens = np.pad(tokens, [(0, 0), (0, length - tokens.shape[1])])  # as no batch of theirs is

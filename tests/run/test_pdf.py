@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from mmrag_batch.bundle import read_manifest
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engine import Request, Result
 from mmrag_batch.generation.engines.scripted import ScriptedEngine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.parts import read_spec
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.report.metrics import evaluate
 from mmrag_batch.retrieval.retriever import open_retriever
@@ -62,7 +62,7 @@ def test_text_and_picture_of_a_page_reach_the_prompt(folder: Path) -> None:
     table = write(folder, {"documents": ["manual.pdf#page=1"]})
     images, engine = ImageLoader(folder), Recorder()
     renderer, directory = Renderer(DEMO_BUNDLE / "generator"), DEMO_BUNDLE / "retriever"
-    spec = read_manifest(DEMO_BUNDLE).retriever
+    spec = read_spec(directory)
     retriever = open_retriever(directory, spec, images, top_k=3, device="cpu", threads=1)
     answerer = Answerer(renderer, engine, images, PromptSpec(2, 1000, "letter"))
     (row,) = answerer(retriever(read_rows(table)))

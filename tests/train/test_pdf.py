@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmrag_batch.bundle import read_manifest
 from mmrag_batch.images.loader import ImageLoader
+from mmrag_batch.parts import read_spec
 from mmrag_batch.records import Row
 from mmrag_batch.retrieval.retriever import open_embedder
 from mmrag_batch.settings import DEMO_BUNDLE
@@ -54,7 +54,7 @@ def retriever_rows(table: Path) -> list[Row]:
 def test_towers_learn_which_pages_help(table: Path) -> None:
     embedder = open_embedder(
         DEMO_BUNDLE / "retriever",
-        read_manifest(DEMO_BUNDLE).retriever,
+        read_spec(DEMO_BUNDLE / "retriever"),
         ImageLoader(table.parent),
         device="cpu",
         threads=1,
