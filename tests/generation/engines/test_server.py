@@ -16,7 +16,8 @@ import pytest
 
 from mmrag_batch.errors import DeniedError, UnavailableError
 from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
-from mmrag_batch.generation.engines.server import VllmServer
+from mmrag_batch.generation.engines.remote import RemoteWorker
+from mmrag_batch.generation.engines.server import TokenDialect
 from mmrag_batch.generation.supervisor import Supervisor
 from mmrag_batch.settings import DEMO_BUNDLE
 from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key, text_probabilities
@@ -76,14 +77,13 @@ def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> Non
     raise AssertionError(log.read_text()[-3000:])
 
 
-def connect(endpoint: str, *, key: str | None = KEY, model: str | None = None) -> VllmServer:
-    return VllmServer(
+def connect(endpoint: str, *, key: str | None = KEY, model: str | None = None) -> RemoteWorker:
+    return RemoteWorker(
         endpoint,
-        GENERATOR,
+        TokenDialect(GENERATOR, MAX_NEW_TOKENS),
         model=model,
         key=key,
         connections=8,
-        max_new_tokens=MAX_NEW_TOKENS,
         row_timeout=600,
     )
 
