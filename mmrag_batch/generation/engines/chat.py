@@ -5,7 +5,7 @@ the probabilities of the 20 likeliest. A server that tells none is asked to writ
 JSON where it takes a schema; nothing is guessed where what it writes is no letter of the row.
 
 The APIs differ in what they take. At the start a small question is asked in each way, and what the
-server refuses of it is left out from then on.
+server refuses of it, or passes over, is left out from then on.
 """
 
 import logging
@@ -39,6 +39,8 @@ SMALL = build_prompt(
     max_images=0,
     scoring="letter",
 ).messages
+NO_ANSWER = "Q"
+"""What nobody would answer to that, unless nothing else is allowed."""
 MOST_TOKENS = 2**40
 """More than any request has."""
 log = logging.getLogger(__name__)
@@ -69,27 +71,34 @@ class ChatDialect:
 
     async def check(self, model: str, ask: Ask, /) -> None:
         """Ask a small question; the first time, learn what the server takes."""
-        letters = LETTERS[:2]
-        while "logprobs" not in self._left_out:
-            fields = self._scored(letters)
+
+        async def ask_small(fields: Fields) -> Reply:
+            return await ask(self._body(model, SMALL, fields), _read)
+
+        if self._is_known:
+            await ask_small(
+                self._written("AB") if "logprobs" in self._left_out else self._scored("AB")
+            )
+            return
+        while {"structured_outputs", "logprobs"} - self._left_out:
+            fields = self._scored(NO_ANSWER)
             try:
-                reply = await ask(self._body(model, SMALL, fields), _read)
+                reply = await ask_small(fields)
             except Refused as error:
                 self._learn(fields, error)
-            else:
-                if not reply.steps:
-                    self._leave_out("logprobs")
-                elif self._is_known:
-                    return
-                break
-        while True:
-            fields = self._written(letters)
+                continue
+            if reply.text != NO_ANSWER:  # it was passed over
+                self._leave_out("structured_outputs")
+            if not reply.steps:
+                self._leave_out("logprobs")
+            break
+        while not self._is_known:
+            fields = self._written("AB")
             try:
-                await ask(self._body(model, SMALL, fields), _read)
-                break
+                await ask_small(fields)
+                self._is_known = True
             except Refused as error:
                 self._learn(fields, error)
-        self._is_known = True
 
     async def answer(self, request: Request, model: str, ask: Ask, /) -> Result:
         """A result."""
@@ -125,14 +134,12 @@ class ChatDialect:
         return body
 
     def _scored(self, letters: Sequence[str]) -> Fields:
-        return {
-            # vLLM then counts the letters alone, as the other engines do.
-            "structured_outputs": {"structured_outputs": {"choice": list(letters)}},
-            "logprobs": {"logprobs": True, "top_logprobs": TOP},
-            **_always(1),
-        }
+        told: dict[str, object] = {"logprobs": True, "top_logprobs": TOP}
+        return {**_one_of(letters), "logprobs": told, **_always(1)}
 
     def _written(self, letters: Sequence[str]) -> Fields:
+        if "structured_outputs" not in self._left_out:
+            return {**_one_of(letters), **_always(self._max_new_tokens)}
         answer = {"type": "string", "enum": list(letters)}
         schema = {
             "type": "object",
@@ -166,6 +173,11 @@ class ChatDialect:
             )
         elif word == "temperature":
             log.warning("The model takes no temperature: its answers may change from run to run.")
+
+
+def _one_of(letters: Sequence[str]) -> Fields:
+    # vLLM's own, which then counts the letters alone, as the other engines do.
+    return {"structured_outputs": {"structured_outputs": {"choice": list(letters)}}}
 
 
 def _always(tokens: int) -> Fields:

@@ -128,7 +128,8 @@ def answer_to(path: str, body: Any) -> object:
     if path == MODELS:
         return {"data": [{"id": "demo"}]}
     if path == COMPLETIONS:
-        return chat_answer("A", top=TOP if "logprobs" in body else ())
+        text = body.get("structured_outputs", {"choice": "A"})["choice"][0]
+        return chat_answer(text, top=TOP if "logprobs" in body else ())
     assert path == GENERATE, path
     sampling = body["sampling_params"]
     scored = sampling.get("logprob_token_ids", [])

@@ -2,15 +2,20 @@
 tested with the server engine's (`test_server_away.py`)."""
 
 import base64
+import csv
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from mmrag_batch.cli.app import app
 from mmrag_batch.errors import UnavailableError
 from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
 from mmrag_batch.generation.engines.chat import (
@@ -27,8 +32,10 @@ from mmrag_batch.generation.rendering import Unrendered
 from mmrag_batch.generation.supervisor import Supervisor
 from mmrag_batch.prompt import build_prompt
 from mmrag_batch.records import Question, Usage
+from mmrag_batch.report.metrics import evaluate
+from mmrag_batch.settings import DEMO_BUNDLE
 from tests.generation.conftest import by_key
-from tests.generation.engines.stand_in import Reply, StandIn, chat_answer
+from tests.generation.engines.stand_in import TOP, Reply, StandIn, chat_answer
 
 LONGEST = 12
 NUMBER = "9"
@@ -194,6 +201,57 @@ def test_without_log_probabilities_a_letter_is_written_and_this_is_said_once(
         assert body["max_tokens"] == LONGEST
         schema = body["response_format"]["json_schema"]["schema"]
         assert schema["properties"]["answer"]["enum"] == ["A", "B", "C"]
+
+
+def test_choices_without_probabilities_are_counted_and_said(
+    stand_in: StandIn, tmp_path: Path
+) -> None:
+    stand_in.reply = lambda path, body: untold(body) if path == COMPLETIONS else 200
+    rows = ["question_text,answer_choices,label"]
+    rows += [f'What is {number}?,"[""a"", ""b"", ""c""]",c' for number in range(5)]
+    (tmp_path / "in.csv").write_text("\n".join([*rows, "What else?,,C", ""]))
+    ignored = shutil.ignore_patterns("generator")
+    shutil.copytree(DEMO_BUNDLE, tmp_path / "bundle", ignore=ignored)
+    words = ["--bundle", tmp_path / "bundle", "--endpoint", stand_in.endpoint, "--model", "demo"]
+    words = ["predict", tmp_path / "in.csv", tmp_path / "out.csv", "--engine", "chat", *words]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    assert "5 choices have no probabilities" in done.stderr
+    assert "Tokens that the server counted: 60 of prompts and 6 of completions." in done.stderr
+    manifest = json.loads((tmp_path / "out.csv.manifest.json").read_text())
+    assert (manifest["unscored"], manifest["rows"]["ok"]) == (5, 6)
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        *choices, free = csv.DictReader(stream)
+    for row in choices:
+        assert (row["prediction"], row["prediction_index"], row["status"]) == ("c", "2", "ok")
+        assert row["confidence"] == row["choice_probabilities"] == row["error"] == ""
+    assert (free["prediction"], free["confidence"]) == ("C", "")
+    scores = evaluate(tmp_path / "out.csv").overall
+    assert scores.accuracy is not None
+    assert (scores.accuracy.value, scores.mean_confidence) == (1, None)
+
+
+def test_vllm_without_log_probabilities_writes_one_of_the_letters(
+    stand_in: StandIn, open_engine: Callable[[], Supervisor]
+) -> None:
+    stand_in.reply = lambda path, body: (
+        refuse(REFUSALS["logprobs"]) if path == COMPLETIONS and "logprobs" in body else 200
+    )
+    assert answer(open_engine(), request()).chosen == 0
+    [body] = bodies(stand_in)
+    assert body["structured_outputs"] == {"choice": ["A", "B", "C"]}
+    assert "response_format" not in body
+
+
+def test_structured_output_that_a_server_passes_over_is_not_asked_of_it(
+    stand_in: StandIn, open_engine: Callable[[], Supervisor]
+) -> None:
+    stand_in.reply = lambda path, body: (
+        say(chat_answer("A", top=TOP)) if path == COMPLETIONS else 200
+    )
+    assert answer(open_engine(), request()).probabilities
+    [body] = bodies(stand_in)
+    assert "structured_outputs" not in body
 
 
 REFUSALS = {
