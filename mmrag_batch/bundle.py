@@ -126,8 +126,9 @@ class Bundle:
         return self.path / "generator"
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, *, generator: bool = True) -> Bundle:
     """Read the manifest of a bundle and verify each file's hash; refuse what could run code.
+    Without `generator`, its files need not be there, and are not read.
 
     Raises MissingError (no bundle, or a file of it is missing or damaged), ConfigError (a format or
     prompt template this version does not speak), DeniedError (a path that leaves the bundle, a
@@ -135,15 +136,16 @@ def open_bundle(path: Path) -> Bundle:
     """
     manifest = read_manifest(path)
     _refuse_strangers(path, manifest)
-    files = [path / name for name in manifest.files]
-    for name, file in zip(manifest.files, files):
+    names = [name for name in manifest.files if generator or not name.startswith("generator/")]
+    files = [path / name for name in names]
+    for name, file in zip(names, files):
         if "\0" in name or not file.resolve().is_relative_to(path.resolve()):
             raise DeniedError(f"{path / MANIFEST}: {name!r} leaves the bundle; do not use it.")
         if not file.is_file():
             raise MissingError(f"{file} is missing from the bundle; export or copy it again.")
     digests = hash_each(files, f"Checking {path}")
-    for file, digest, expected in zip(files, digests, manifest.files.values()):
-        if digest != expected:
+    for name, file, digest in zip(names, files, digests):
+        if digest != manifest.files[name]:
             raise MissingError(
                 f"{file} differs from {MANIFEST} (truncated or edited?); export or copy it again."
             )
@@ -165,8 +167,7 @@ def _refuse_strangers(path: Path, manifest: BundleManifest) -> None:
                 f"{file} is not listed in {MANIFEST}, and may change what the model does. Move it "
                 "out of the bundle, or export again."
             )
-        is_config = file.name.endswith("config.json") and file.is_file()
-        if is_config and b'"auto_map"' in file.read_bytes():
+        if file.match("*config.json") and file.is_file() and b'"auto_map"' in file.read_bytes():
             raise DeniedError(
                 f"{file} asks for code of its own (auto_map), which `predict` never runs. Use a "
                 "checkpoint of an architecture that the engine knows."

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmrag_batch.bundle import Bundle
+from mmrag_batch.bundle import Bundle, open_bundle
 from mmrag_batch.errors import MissingError, MmragError
 from mmrag_batch.machine import retrieval_cores
 from mmrag_batch.prompt import PromptSpec
@@ -30,6 +30,14 @@ def open_images(settings: PredictSettings) -> "ImageLoader":
 
     root = settings.image_root or settings.input.parent
     return ImageLoader(root, hosts=split_hosts(settings.allow_media_domain))
+
+
+def load_bundle(settings: PredictSettings) -> Bundle:
+    """The bundle of a run. Raises what `open_bundle` does; nothing is wrong with a generator that
+    the engine does not need."""
+    from mmrag_batch.generation.engine import takes_messages
+
+    return open_bundle(settings.bundle, generator=not takes_messages(settings.engine))
 
 
 def find_stages(settings: PredictSettings, bundle: Bundle) -> list[OpenStage]:
@@ -62,21 +70,20 @@ def open_generation(
 ) -> Iterator[Stage]:
     """The stage that answers; its engine is closed in the end."""
     from mmrag_batch.generation.answerer import Answerer
-    from mmrag_batch.generation.engine import open_engine
-    from mmrag_batch.generation.rendering import Renderer
+    from mmrag_batch.generation.engine import open_engine, takes_messages
+    from mmrag_batch.generation.rendering import Renderer, Rendering, Unrendered
 
-    said = bundle.manifest.generator
+    said, name = bundle.manifest.generator, _engine_name(settings)
+    by_messages = takes_messages(name)
     spec = PromptSpec(
         said.max_images if settings.max_images is None else settings.max_images,
         said.max_prompt_tokens,
-        said.scoring,
+        "letter" if by_messages else said.scoring,
     )
     with ExitStack() as stack:
         with _blaming(bundle.generator_dir):
-            renderer = Renderer(bundle.generator_dir)
-            engine = stack.enter_context(
-                open_engine(_engine_name(settings), settings, bundle, spec)
-            )
+            renderer: Rendering = Unrendered() if by_messages else Renderer(bundle.generator_dir)
+            engine = stack.enter_context(open_engine(name, settings, bundle, spec))
         yield Answerer(renderer, engine, images, spec)
 
 

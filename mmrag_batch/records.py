@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Status = Literal["ok", "degraded", "error"]
 """`error`: no answer; `degraded`: answered without its broken documents; else `ok`."""
@@ -69,10 +69,18 @@ class TextProbability:
     per_token: float
 
 
+class Usage(NamedTuple):
+    """Tokens that a server counted: those of prompts, and those that were written."""
+
+    prompt: int = 0
+    completion: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """An answer. `index` and `probabilities` (one a choice, summing to 1) are for choices only,
-    `text_probability` is for a text in free form, None where the engine does not tell."""
+    `text_probability` is for a text in free form. An engine that does not tell leaves the
+    probabilities empty, and None."""
 
     text: str
     index: int | None = None
@@ -106,6 +114,7 @@ class Row:
     `problems` are documents that were left out (the row is still answered, as `degraded`).
     `images` are the SHA-256 (hex) of the image files that the question names, by source, None for
     one that cannot be read. `notes` are what was read otherwise than it was written, or not at all.
+    `usage` is what it cost, where somebody counts.
     """
 
     number: int
@@ -119,3 +128,4 @@ class Row:
     error: Problem | None = None
     images: dict[str, str | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)

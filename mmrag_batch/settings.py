@@ -80,7 +80,7 @@ class PredictSettings:
     engine: str = setting(
         NAME,
         "auto",
-        "What generates: auto, vllm, transformers, server or scripted.",
+        "What generates: auto, vllm, transformers, server, chat or scripted.",
         otherwise="vllm where there is a GPU for it, else transformers",
         changes_answers=True,
     )
@@ -127,7 +127,7 @@ class PredictSettings:
     engine_rows: int | None = setting(
         number(1, 4096),
         None,
-        "Questions at once. Of vllm and server.",
+        "Questions at once. Of vllm, server and chat.",
         otherwise="what fits; 64",
         repeated=True,
     )
@@ -146,10 +146,14 @@ class PredictSettings:
         repeated=True,
     )
     endpoint: str | None = setting(
-        URL, None, "Where the server is: http://host:8000. Of server.", repeated=True
+        URL, None, "Where the server is: http://host:8000. Of server and chat.", repeated=True
     )
     model: str | None = setting(
-        TEXT, None, "The model's name. Of server.", otherwise="its first", changes_answers=True
+        TEXT,
+        None,
+        "The model's name; chat needs it. Of server and chat.",
+        otherwise="its first",
+        changes_answers=True,
     )
     max_new_tokens: int = setting(
         number(1, 4096), 32, "Longest free-form answer.", changes_answers=True
@@ -178,7 +182,7 @@ class PredictSettings:
         number(1, 10**9), None, "Stop after so many seconds, as by a signal."
     )
     row_timeout: int = setting(
-        number(1, 10**6), 3600, "Seconds to wait for an answer. Of vllm and server."
+        number(1, 10**6), 3600, "Seconds to wait for an answer. Of vllm, server and chat."
     )
     grace: int = setting(number(0, 10**6), 30, "Seconds to finish rows in, when stopped.")
     if_locked: IfLocked = setting(word(IfLocked), "fail", "When another run writes OUTPUT.")

@@ -226,13 +226,16 @@ def test_the_help_says_which_engines_a_flag_is_for() -> None:
         return set(re.findall(r"settings\.(\w+)", "".join(file.read_text() for file in files)))
 
     read_by = {
-        name: read_in([engines / f"{name}.py"]) for name in ("vllm", "transformers", "server")
+        name: read_in([engines / f"{name}.py"])
+        for name in ("vllm", "transformers", "server", "chat", "remote")
     }
+    by_both = read_by.pop("remote")
+    read_by |= {name: read_by[name] | by_both for name in ("server", "chat")}
     elsewhere = read_in(file for file in package.rglob("*.py") if file.parent != engines)
-    by_vllm, by_transformers, by_server = read_by.values()
-    of_some = (by_vllm | by_transformers | by_server) - elsewhere
-    of_some -= by_vllm & by_transformers & by_server
+    of_some = set().union(*read_by.values()) - elsewhere
+    of_some = {name for name in of_some if not all(name in names for names in read_by.values())}
     assert {"row_timeout", "batch_size", "endpoint", "kv_cache_gib"} <= of_some
-    for name in of_some:
-        users = [engine for engine, names in read_by.items() if name in names]
-        assert f"Of {' and '.join(users)}." in settings_of(PredictSettings)[name].help, name
+    for name in of_some - {"engine"}:  # which a message names
+        *users, last = [engine for engine, names in read_by.items() if name in names]
+        who = f"{', '.join(users)} and {last}" if users else last
+        assert f"Of {who}." in settings_of(PredictSettings)[name].help, name

@@ -1,7 +1,7 @@
 """The generation stage: rows with evidence in, rows with a prediction (or an error) out."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
@@ -10,7 +10,7 @@ from mmrag_batch.errors import InternalError, RowError
 from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
 from mmrag_batch.generation.choices import choose
 from mmrag_batch.generation.engine import Engine
-from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.generation.rendering import Rendering
 from mmrag_batch.prompt import Prompt, PromptSpec, answer_texts, build_prompt
 from mmrag_batch.records import Evidence, Prediction, Problem, Question, Row
 from mmrag_batch.sources import document_problem
@@ -39,7 +39,7 @@ class Answerer:
 
     def __init__(
         self,
-        renderer: Renderer,
+        renderer: Rendering,
         engine: Engine,
         images: ImageStore,
         spec: PromptSpec,
@@ -122,6 +122,7 @@ class Answerer:
                 self._renderer.answer_ids(answer)
                 for answer in answer_texts(question, self._spec.scoring)
             ),
+            messages=prompt.messages,
         )
 
     def _load_images(
@@ -189,12 +190,12 @@ def _leave_out(row: Row, source: str, error: RowError) -> None:
 
 
 def fit_prompt(
-    renderer: Renderer,
+    renderer: Rendering,
     question: Question,
     evidence: tuple[Evidence, ...],
     spec: PromptSpec,
     images: Mapping[str, "Image"],
-) -> tuple[tuple[Evidence, ...], Prompt, list[int]]:
+) -> tuple[tuple[Evidence, ...], Prompt, Sequence[int]]:
     """The most evidence, best first, whose prompt fits; that prompt and its tokens. The text of the
     best one is cut where it fits in no other way. Of `images` the tokens are counted, by source;
     others count as their placeholder.
@@ -220,7 +221,7 @@ def fit_prompt(
         evidence = tuple(better)
 
 
-def _cut(renderer: Renderer, item: Evidence, surplus: int) -> list[Evidence]:
+def _cut(renderer: Rendering, item: Evidence, surplus: int) -> list[Evidence]:
     """The evidence with a text of so many tokens less; nothing if that leaves nothing of it."""
     text = item.document.text or ""
     count = len(renderer.encode(text))
@@ -232,8 +233,11 @@ def _cut(renderer: Renderer, item: Evidence, surplus: int) -> list[Evidence]:
 
 def _set_answer(row: Row, result: AnswerResult) -> Row:
     assert row.question is not None  # only rows with a question are asked about
+    row.usage = result.usage
     if result.error is not None:
         row.error = result.error
+    elif result.chosen is not None:
+        row.prediction = Prediction(row.question.choices[result.chosen], result.chosen)
     elif row.question.choices:
         row.prediction = choose(row.question.choices, result.probabilities)
     else:

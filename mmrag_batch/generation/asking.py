@@ -2,37 +2,40 @@
 engine gives there is combined (`choices.py`). No engine knows of options."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmrag_batch.generation.choices import Fork, Option, combine, find_forks
 from mmrag_batch.generation.engine import Engine, Request, Result
-from mmrag_batch.records import Problem, TextProbability
+from mmrag_batch.records import Problem, TextProbability, Usage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 class AnswerRequest(NamedTuple):
-    """The prompt of row `key`. `options` are the answers to choose from, of which there are at
-    least two; empty for a free-form answer."""
+    """The prompt of row `key`, and the messages that it was rendered from. `options` are the
+    answers to choose from, of which there are at least two; empty for a free-form answer."""
 
     key: int
     token_ids: tuple[int, ...]
     images: tuple["Image", ...]
     options: tuple[Option, ...]
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 class AnswerResult(NamedTuple):
     """The answer to the request with that key: a text and its probability, one probability an
-    option, or an error."""
+    option, or an error. `chosen` is the place of the option where no probability is known."""
 
     key: int
     text: str = ""
     probabilities: tuple[float, ...] = ()
     error: Problem | None = None
     text_probability: TextProbability | None = None
+    chosen: int | None = None
+    usage: Usage = Usage()
 
 
 @dataclass(slots=True)
@@ -53,18 +56,26 @@ def ask(engine: Engine, requests: Iterable[AnswerRequest]) -> Iterator[AnswerRes
             assert len(request.options) != 1, "there is nothing to choose"
             forks = find_forks(request.options)
             pending[request.key] = _PendingAnswer(request, forks)
+            asked = Request(
+                (request.key, 0), request.token_ids, request.images, messages=request.messages
+            )
             if not forks:
-                yield Request((request.key, 0), request.token_ids, request.images)
+                yield asked
             for fork_index, fork in enumerate(forks):
-                token_ids = (*request.token_ids, *fork.prefix)
-                yield Request((request.key, fork_index), token_ids, request.images, fork.tokens)
+                yield asked._replace(
+                    key=(request.key, fork_index),
+                    token_ids=(*request.token_ids, *fork.prefix),
+                    score=fork.tokens,
+                )
 
     for result in engine.generate(fork_requests()):
         key, fork_index = result.key
         pending_answer = pending[key]
         pending_answer.results[fork_index] = result
         if len(pending_answer.results) == max(1, len(pending_answer.forks)):
-            yield _combine_results(pending.pop(key))
+            usages = [one.usage for one in pending_answer.results.values()]
+            usage = Usage(*map(sum, zip(*usages)))
+            yield _combine_results(pending.pop(key))._replace(usage=usage)
 
 
 def _combine_results(pending_answer: _PendingAnswer) -> AnswerResult:
@@ -78,6 +89,10 @@ def _combine_results(pending_answer: _PendingAnswer) -> AnswerResult:
             [written] = results
             probability = text_probability(written.logprobs)
             return AnswerResult(key, text=written.text, text_probability=probability)
+        if results[0].chosen is not None:
+            [fork], [result] = pending_answer.forks, results
+            [index] = fork.followers[fork.tokens.index(result.chosen)]
+            return AnswerResult(key, chosen=index)
         logits = [result.logits for result in results]
         probabilities = combine(len(pending_answer.request.options), pending_answer.forks, logits)
     except ValueError as error:

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenizers import Tokenizer
 
 from mmrag_batch.errors import ConfigError, MissingError
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.template import TEMPLATE, ChatTemplate
+from mmrag_batch.prompt import LETTERS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +30,54 @@ LAYOUTS = 1024
 TEXT = "\ue002"
 """Stands for a text whose surroundings are looked at."""
 PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")  # private-use characters: no template holds them
+
+
+UNKNOWN = -1
+"""In place of a token that only a server knows."""
+BYTES_A_TOKEN = 4
+"""Of UTF-8: what English takes, and most other texts take more."""
+
+
+class Rendering(Protocol):
+    """How prompts and answers become tokens."""
+
+    def render(self, messages: Sequence[Mapping[str, Any]], /) -> Sequence[int]:
+        """Those of a conversation up to where the assistant's answer begins."""
+        ...
+
+    def encode(self, text: str, /) -> Sequence[int]:
+        """Those of a text."""
+        ...
+
+    def answer_ids(self, answer: str, /) -> tuple[int, ...]:
+        """Those of a whole answer; no answer's are the beginning of another's."""
+        ...
+
+    def added_tokens(self, image: "Image", /) -> int:
+        """How many tokens an image takes beyond its placeholder."""
+        ...
+
+
+class Unrendered:
+    """In place of a `Renderer` where a server renders messages: as many unknown tokens as it may
+    make of a text. A letter, the only answer that can be scored, is one token: its place among
+    LETTERS."""
+
+    def render(self, messages: Sequence[Mapping[str, Any]], /) -> Sequence[int]:
+        """Unknown tokens; those of the template and of images are not counted."""
+        return self.encode("".join(part.get("text", "") for part in _parts(messages)))
+
+    def encode(self, text: str, /) -> Sequence[int]:
+        """Unknown tokens."""
+        return [UNKNOWN] * -(-len(text.encode(errors="replace")) // BYTES_A_TOKEN)
+
+    def answer_ids(self, answer: str, /) -> tuple[int, ...]:
+        """The place of a letter."""
+        return (LETTERS.index(answer),)
+
+    def added_tokens(self, _: "Image", /) -> int:
+        """Nobody knows."""
+        return 0
 
 
 class Renderer:

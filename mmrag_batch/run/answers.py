@@ -36,7 +36,8 @@ class Start:
 
     `first` and `stop` bound its rows, `kept` of which had an answer. `rows` counts those that are
     done by now, by status; `asked` the questions that were, in `seconds` without loading. `origin`
-    is the store where it began and its number there, `id` its number where it is read.
+    is the store where it began and its number there, `id` its number where it is read. `usage` are
+    tokens by kind, as servers count them.
     """
 
     first: int
@@ -48,6 +49,7 @@ class Start:
     versions: Mapping[str, str]
     asked: int = 0
     seconds: float = 0.0
+    usage: dict[str, int] = field(default_factory=dict)
     origin: tuple[str, int] = ("", 0)
     id: int = field(default=0, compare=False)
 

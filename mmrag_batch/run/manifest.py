@@ -37,6 +37,7 @@ class Manifest:
     those by their problem. `input` is the table: its SHA-256, its number of rows, its columns.
     `asked` and `kept` are the rows that the last run asked and found answered, `revision` the state
     of the store. `starts` are the processes that gave answers, `seconds` is how long they answered.
+    `unscored` are the rows whose choice has no probability.
     """
 
     sha256: str
@@ -52,6 +53,7 @@ class Manifest:
     starts: tuple[Mapping[str, Any], ...]
     seconds: float
     finished: float
+    unscored: int = 0
     format: int = FORMAT
 
 

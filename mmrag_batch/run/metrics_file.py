@@ -34,6 +34,7 @@ class MetricsFile:
         self._label = str(output).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
         self._rows: Mapping[Status, int] = no_rows()
         self._total = 0
+        self._usage: Mapping[str, int] = {}
         self._started = time()
         self._written = monotonic()
 
@@ -46,9 +47,13 @@ class MetricsFile:
         if head and head != FIRST.encode():
             raise OutputError(f"{self._path} holds no metrics. Choose another --metrics-file.")
 
-    def update(self, rows: Mapping[Status, int], total: int) -> None:
-        """So many rows of `total` are written, by status."""
+    def update(
+        self, rows: Mapping[Status, int], total: int, usage: Mapping[str, int] | None = None
+    ) -> None:
+        """So many rows of `total` are written, by status; the tokens of it by kind, if that
+        is new."""
         self._rows, self._total = rows, total
+        self._usage = usage or self._usage
         if monotonic() - self._written >= EVERY:
             self._write(None)
 
@@ -99,6 +104,10 @@ class MetricsFile:
         lines = [FIRST]
         for status, rows in self._rows.items():
             lines.append(f'mmrag_rows{{{label},status="{status}"}} {rows}\n')
+        if self._usage:
+            lines.append("# TYPE mmrag_tokens gauge\n")
+            for kind, tokens in self._usage.items():
+                lines.append(f'mmrag_tokens{{{label},kind="{kind}"}} {tokens}\n')
         values = {"mmrag_rows_expected": self._total, "mmrag_run_start_time_seconds": self._started}
         if exit_code is not None:
             values["mmrag_run_exit_code"] = int(exit_code)

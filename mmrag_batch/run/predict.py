@@ -16,10 +16,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
-from mmrag_batch.bundle import open_bundle
 from mmrag_batch.errors import AbortedError, ConfigError, ExitCode, LockedError
 from mmrag_batch.execute.executor import Executor, find_executor
-from mmrag_batch.factory import find_stages, open_images
+from mmrag_batch.factory import find_stages, load_bundle, open_images
 from mmrag_batch.records import Status
 from mmrag_batch.run.adopt import adopt
 from mmrag_batch.run.answers import Start, in_words
@@ -228,7 +227,7 @@ class _Run:
 
         def report(counts: Mapping[Status, int]) -> None:
             progress.update(counts)
-            self.metrics.update(counts, len(rows))
+            self.metrics.update(counts, len(rows), start.usage)
 
         stages = _find_stages(settings)
         with progress:
@@ -264,7 +263,7 @@ class _Run:
 
 
 def _find_stages(settings: PredictSettings) -> list[OpenStage]:
-    bundle = open_bundle(settings.bundle)
+    bundle = load_bundle(settings)
     if bundle.manifest.notice:
         log.info("%s", bundle.manifest.notice)
     log.info("Loading the models of %s.", settings.bundle)

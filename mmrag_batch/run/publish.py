@@ -6,6 +6,7 @@ whose manifest is lost, is known by its bytes, and what it left behind is remove
 
 import gzip
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,6 +37,7 @@ from mmrag_batch.stages import in_batches
 from mmrag_batch.table.output import RowFormat
 from mmrag_batch.table.rows import parse_row, read_records
 
+log = logging.getLogger(__name__)
 FEW = 5
 """Failed rows that a manifest shows."""
 
@@ -74,6 +76,7 @@ def publish(
             starts=tuple(asdict(starts[number]) for number in sorted(tally.starts & starts.keys())),
             seconds=round(sum(starts[n].seconds for n in tally.starts & starts.keys()), 3),
             finished=time.time(),
+            unscored=tally.unscored,
         )
         if done is not None and done.sha256 == digest:
             temporary.unlink()
@@ -82,6 +85,8 @@ def publish(
             files.replace(temporary, paths.output)
         write_manifest(paths, manifest, temporary)
     forget_temporary(store)
+    if tally.unscored:
+        log.info("%s choices have no probabilities: the server gave none.", f"{tally.unscored:,}")
     return manifest
 
 
@@ -107,9 +112,11 @@ class Tally:
     failed: list[str] = field(default_factory=list)
     starts: set[int] = field(default_factory=set)
     missing: int = 0
+    unscored: int = 0
 
     def add(self, line: int, answer: Answer) -> None:
         self.rows[answer.status] += 1
+        self.unscored += answer.index is not None and not answer.probabilities
         if answer.status == "error":
             (problem,) = answer.problems
             self.codes[problem.code] = self.codes.get(problem.code, 0) + 1

@@ -111,6 +111,10 @@ class Work:
         with self._lock:
             key = self._keys.pop(row.number)
             self._start.asked += 1
+            usage = self._start.usage
+            for kind, tokens in row.usage._asdict().items():
+                if tokens:
+                    usage[kind] = usage.get(kind, 0) + tokens
             self._count(answer.status, 1)
             if row.error is not None:
                 self.complaint = f"line {row.line}: {row.error.message}"
@@ -166,6 +170,9 @@ def ask_missing(
         log.info("Rows in work were given up: %s", error)
     done = start.asked
     store.end()
+    if start.usage:
+        counted = " and ".join(f"{tokens:,} of {kind}s" for kind, tokens in start.usage.items())
+        log.info("Tokens that the server counted: %s.", counted)
     missing = start.stop - start.first - sum(start.rows.values()) - work.left
     if stop.cause is None or missing == 0:
         return

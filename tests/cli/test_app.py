@@ -158,6 +158,12 @@ def test_a_bad_setting_exits_with_78_and_touches_nothing(table: Path, bundle: Pa
     assert not table.with_name("out.csv").exists()
 
 
+def test_the_chat_engine_needs_a_model(table: Path, bundle: Path) -> None:
+    done = predict(table, bundle, "--engine", "chat", "--endpoint", "http://host:8000")
+    assert done.exit_code == 78
+    assert "--engine chat needs --model" in done.stderr
+
+
 def test_the_server_engine_needs_an_endpoint(table: Path, bundle: Path) -> None:
     done = predict(table, bundle, "--engine", "server")
     assert done.exit_code == 78

@@ -150,7 +150,7 @@ def install(values: Mapping[str, object]) -> None:
         return [lambda: nullcontext(Double(open_images(settings).digest, script))]
 
     mock.patch.multiple(
-        mmrag_batch.run.predict, find_stages=find_stages, open_bundle=lambda _: BUNDLE
+        mmrag_batch.run.predict, find_stages=find_stages, load_bundle=lambda _: BUNDLE
     ).start()
     mock.patch.object(store, "COMMIT_ROWS", script.commit_rows).start()
     spare_the_start()

@@ -34,7 +34,9 @@ def settle(changes: Mapping[str, Any]) -> None:
     if changes.get("quick"):
         documents = "mmrag_batch.retrieval.retriever.open_row_documents"
         mock.patch(documents, lambda *_: _NoDocuments()).start()
-        mock.patch("mmrag_batch.run.predict.open_bundle", _trust).start()
+        mock.patch(
+            "mmrag_batch.run.predict.load_bundle", lambda settings: _trust(settings.bundle)
+        ).start()
         mock.patch("mmrag_batch.generation.rendering.Renderer", lambda _: RENDERER).start()
     for name in ("commit_seconds", "commit_rows"):
         if name in changes:

@@ -323,7 +323,7 @@ def test_a15_a_complete_output_is_left_alone_and_no_model_is_loaded(
     assert predict(folder, "--quiet") == 0
     before = {name: identity(folder / name) for name in names(folder)}
     monkeypatch.setattr("mmrag_batch.run.predict.find_stages", refuse)
-    monkeypatch.setattr("mmrag_batch.run.predict.open_bundle", refuse)
+    monkeypatch.setattr("mmrag_batch.run.predict.load_bundle", refuse)
     started = time.process_time()
     assert predict(folder) == 0
     assert time.process_time() - started < 1

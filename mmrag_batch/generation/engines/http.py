@@ -12,6 +12,9 @@ from mmrag_batch.errors import ConfigError, DeniedError
 
 VERDICTS = frozenset({400, 413, 422})
 """Statuses by which a server that is there says that it does not take this request."""
+TOO_MANY = 429
+NOTHING_LEFT = b"insufficient_quota"
+"""What is in an answer that says it of an account, which no wait mends."""
 SILENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 """What happens before a request is sent."""
 TIMEOUT = httpx2.Timeout(None, connect=10.0)
@@ -36,11 +39,15 @@ class Refused(Exception):  # noqa: N818  # what the server says about one reques
 
 class Failed(Exception):  # noqa: N818  # whose fault it is, nobody knows yet
     """No answer. `by_request`: this request may be the reason, as it reached the server and no
-    status says that the server is busy or away. `wait`: seconds that the server asks for."""
+    status says that the server is busy or away. `busy`: the server is there, and is asked too much.
+    `wait`: seconds that it asks for."""
 
-    def __init__(self, message: str, *, by_request: bool, wait: float = 0.0) -> None:
+    def __init__(
+        self, message: str, *, by_request: bool, busy: bool = False, wait: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.by_request = by_request
+        self.busy = busy
         self.wait = wait
 
 
@@ -111,14 +118,15 @@ class Server:
         status, problem = response.status_code, _message(response, content)
         if self._key:
             problem = problem.replace(self._key, "***")
-        if status in (401, 403):
-            hint = "" if "enable-scale-out" in problem else " Set OPENAI_API_KEY to its key."
+        if status in (401, 402, 403) or (status == TOO_MANY and NOTHING_LEFT in content):
+            is_key = status in (401, 403) and "enable-scale-out" not in problem
+            hint = " Set OPENAI_API_KEY to its key." if is_key else ""
             return DeniedError(f"The server at {self.name} refuses us: {problem}{hint}")
         if status in VERDICTS:
             return Refused(problem)
         asked = response.headers.get("retry-after", "")
         wait = float(asked) if asked.isdecimal() else 0.0
-        return Failed(problem, by_request=status == 500, wait=wait)
+        return Failed(problem, by_request=status == 500, busy=status == TOO_MANY, wait=wait)
 
 
 def _message(response: httpx2.Response, content: bytes | bytearray) -> str:

@@ -3,16 +3,20 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from mmrag_batch.generation.engines.vllm_api import GENERATE, MODELS
+from mmrag_batch.generation.engines.api import MODELS
+from mmrag_batch.generation.engines.chat import COMPLETIONS
+from mmrag_batch.generation.engines.server import GENERATE
 
-Reply = int | bytes | float | None
-"""A status, a body with status 200, seconds between the bytes of an answer that has no end (a
-mebibyte at a time, where they are none), or None to drop the connection."""
+Reply = int | bytes | float | tuple[int, bytes] | None
+"""A status, a body with status 200 or another, seconds between the bytes of an answer that has no
+end (a mebibyte at a time, where they are none), or None to drop the connection."""
 WELL = 200
+TOP = (("A", -0.5), ("B", -1.5), (" A", -3.0))
+"""What a chat server answers a letter with."""
 
 
 class StandIn:
@@ -76,6 +80,8 @@ class StandIn:
                     self.close_connection = True
                 elif isinstance(reply, float):
                     self._dribble(reply)
+                elif isinstance(reply, tuple):
+                    self._send(*reply)
                 elif isinstance(reply, bytes):
                     self._send(WELL, reply)
                 elif reply == WELL:
@@ -121,6 +127,9 @@ def answer_to(path: str, body: Any) -> object:
     it writes could be nothing else."""
     if path == MODELS:
         return {"data": [{"id": "demo"}]}
+    if path == COMPLETIONS:
+        text = body.get("structured_outputs", {"choice": "A"})["choice"][0]
+        return chat_answer(text, top=TOP if "logprobs" in body else ())
     assert path == GENERATE, path
     sampling = body["sampling_params"]
     scored = sampling.get("logprob_token_ids", [])
@@ -128,3 +137,25 @@ def answer_to(path: str, body: Any) -> object:
     token = {"token_id": 100, "logprob": 0.0, "top_logprobs": top}
     logprobs = {"content": [token] * sampling["max_tokens"]}
     return {"choices": [{"token_ids": [100] * sampling["max_tokens"], "logprobs": logprobs}]}
+
+
+def chat_answer(
+    text: str | None,
+    *,
+    top: Iterable[tuple[str, object]] = (),
+    ending: str = "stop",
+    refusal: str | None = None,
+    tokens: tuple[object, object] = (10, 1),
+) -> object:
+    """What a chat server answers; `top` are the likeliest tokens and their log-probabilities, if
+    those are told."""
+    listed = [{"token": token, "logprob": logprob} for token, logprob in top]
+    steps = [{**listed[0], "top_logprobs": listed}] if listed else []
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": refusal},
+        "logprobs": {"content": steps} if steps else None,
+        "finish_reason": ending,
+    }
+    usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
+    return {"choices": [choice], "usage": usage}

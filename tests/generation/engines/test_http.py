@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import time
 import tracemalloc
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -12,18 +11,11 @@ import pytest
 
 from mmrag_batch.errors import ConfigError, DeniedError
 from mmrag_batch.generation.engines.http import MAX_BODY, Failed, Refused, Server
-from mmrag_batch.generation.engines.vllm_api import GENERATE
+from mmrag_batch.generation.engines.server import GENERATE
 from tests.generation.engines.stand_in import Reply, StandIn
 
 KEY = "secret-key"
 BODY = {"sampling_params": {"max_tokens": 1}}
-
-
-@pytest.fixture
-def stand_in() -> Iterator[StandIn]:
-    stand_in = StandIn()
-    yield stand_in
-    stand_in.stop()
 
 
 def post(stand_in: StandIn, *replies: Reply, within: float = 30.0) -> Any:
@@ -124,6 +116,21 @@ def test_k06_what_a_server_says_of_an_error_can_be_written_down(stand_in: StandI
     message = str(server._error(httpx2.Response(400), said))
     assert message.isascii()
     assert len(message) < 600
+
+
+def test_a_server_that_is_asked_too_much_is_there(stand_in: StandIn) -> None:
+    with pytest.raises(Failed) as caught:
+        post(stand_in, 429)
+    assert caught.value.busy
+
+
+@pytest.mark.parametrize(
+    "reply", [402, (429, b'{"error": {"message": "mood", "code": "insufficient_quota"}}')]
+)
+def test_an_account_with_nothing_left_ends_the_run(stand_in: StandIn, reply: Reply) -> None:
+    with pytest.raises(DeniedError, match=r"refuses us: .*mood") as caught:
+        post(stand_in, reply)
+    assert "OPENAI_API_KEY" not in str(caught.value)
 
 
 @pytest.mark.parametrize("status", [401, 403])

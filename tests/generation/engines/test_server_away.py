@@ -1,12 +1,11 @@
 """The server engine and a server that goes away, comes back, or fails at single rows."""
 
-import asyncio
 import logging
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,14 @@ import pytest
 
 from mmrag_batch.errors import DeniedError, UnavailableError
 from mmrag_batch.generation.engine import Request, Result
-from mmrag_batch.generation.engines import vllm_api
-from mmrag_batch.generation.engines.server import VllmServer
-from mmrag_batch.generation.engines.vllm_api import GENERATE, LONGEST_WAIT, PATIENCE, TRIES
+from mmrag_batch.generation.engines import api
+from mmrag_batch.generation.engines.api import LONGEST_HOLD, MODELS, PATIENCE, TRIES
+from mmrag_batch.generation.engines.chat import COMPLETIONS, ChatDialect
+from mmrag_batch.generation.engines.remote import RemoteWorker
+from mmrag_batch.generation.engines.server import GENERATE, TokenDialect
 from mmrag_batch.generation.supervisor import Supervisor
 from tests.generation.conftest import GENERATOR
+from tests.generation.engines.conftest import Clock
 from tests.generation.engines.stand_in import Reply, StandIn
 
 if TYPE_CHECKING:
@@ -31,51 +33,18 @@ NOT_ENDING = 0.0
 """An answer of 3 GiB."""
 
 
-class Clock:
-    """The time that the engine knows, which passes when it waits; what is due then is done."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.due = float("inf")
-        self.then: Callable[[], None] = lambda: None
-        self.waits: list[float] = []
-
-    async def pause(self, seconds: float) -> None:
-        self.waits.append(seconds)
-        self.now += seconds
-        if self.now >= self.due:
-            self.due = float("inf")
-            self.then()
-        await asyncio.sleep(0)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(vllm_api, "pause", clock.pause)
-    monkeypatch.setattr(vllm_api, "monotonic", lambda: clock.now)
-    return clock
-
-
-@pytest.fixture
-def stand_in() -> Iterator[StandIn]:
-    stand_in = StandIn()
-    yield stand_in
-    stand_in.stop()
-
-
-@pytest.fixture
-def open_engine(stand_in: StandIn) -> Iterator[Any]:
+@pytest.fixture(params=["server", "chat"])
+def open_engine(stand_in: StandIn, request: pytest.FixtureRequest) -> Iterator[Any]:
     opened: list[Supervisor] = []
+    chat = request.param == "chat"
 
-    def connect(row_timeout: float) -> VllmServer:
-        return VllmServer(
+    def connect(row_timeout: float) -> RemoteWorker:
+        return RemoteWorker(
             stand_in.endpoint,
-            GENERATOR,
+            ChatDialect(max_new_tokens=1) if chat else TokenDialect(GENERATOR, max_new_tokens=1),
             model=None,
             key=None,
             connections=WINDOW,
-            max_new_tokens=1,
             row_timeout=row_timeout,
         )
 
@@ -89,13 +58,20 @@ def open_engine(stand_in: StandIn) -> Iterator[Any]:
 
 
 def requests() -> Iterator[Request]:
-    """Each row is known by its second token; the small question has none."""
+    """Each row is known by its second token, or its text; the small question has none."""
     for row in range(ROWS):
-        yield Request((row, 0), (1, row))
+        yield Request((row, 0), (1, row), messages=messages_of(row))
+
+
+def messages_of(row: int) -> tuple[dict[str, Any], ...]:
+    return ({"role": "user", "content": [{"type": "text", "text": f"row {row}"}]},)
 
 
 def row_of(path: str, body: Any) -> int:
     """The row that is asked; -1 for all else."""
+    if path == COMPLETIONS:
+        word, _, row = body["messages"][0]["content"][0]["text"].partition(" ")
+        return int(row) if word == "row" else -1
     return body["token_ids"][1] if path == GENERATE and len(body["token_ids"]) == 2 else -1
 
 
@@ -183,7 +159,7 @@ def test_what_no_row_is_blamed_for_is_a_server_that_answers_none(
     stand_in: StandIn, clock: Clock, open_engine: Any
 ) -> None:
     engine = open_engine()
-    stand_in.reply = lambda path, body: 500 if path == GENERATE else 200
+    stand_in.reply = lambda path, body: 200 if path == MODELS else 500
     with pytest.raises(UnavailableError, match="did not answer for"):
         answers(engine)
 
@@ -215,7 +191,27 @@ def test_k06_a_busy_server_is_asked_again_when_it_says_so(
 
     stand_in.reply, stand_in.retry_after = reply, "1000000000"
     assert errors(answers(engine)) == {}
-    assert clock.waits == [LONGEST_WAIT] * 12
+    assert clock.now >= 1000 + 12 * LONGEST_HOLD
+    assert max(clock.waits) < LONGEST_HOLD + 1
+
+
+def test_all_requests_wait_where_one_is_told_to(stand_in: StandIn, open_engine: Any) -> None:
+    engine = open_engine()
+    told: list[float] = []
+    asked: list[float] = []
+
+    def reply(path: str, body: Any) -> Reply:
+        asked.append(time.monotonic())
+        if row_of(path, body) == 20 and not told:
+            told.append(asked[-1])
+            return 429
+        return 200
+
+    stand_in.reply, stand_in.retry_after = reply, "3"
+    assert errors(answers(engine)) == {}
+    held = [moment - told[0] for moment in asked if moment > told[0]]
+    assert len(held) > 20
+    assert not [moment for moment in held if 1 < moment < 3]
 
 
 STRANGE = [
@@ -305,9 +301,9 @@ def test_k06_a_server_that_hangs_is_away_and_no_row_to_blame(
     stand_in: StandIn, clock: Clock, open_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = open_engine(row_timeout=0.5)
-    monkeypatch.setattr(vllm_api, "LOOK_WITHIN", 0.02)
-    monkeypatch.setattr(vllm_api, "PROBE_WITHIN", 0.02)
-    monkeypatch.setattr(vllm_api, "LONGEST_LOOK", 300.0)
+    monkeypatch.setattr(api, "LOOK_WITHIN", 0.02)
+    monkeypatch.setattr(api, "PROBE_WITHIN", 0.02)
+    monkeypatch.setattr(api, "LONGEST_LOOK", 300.0)
     stand_in.reply = lambda path, body: 0.01
     with pytest.raises(UnavailableError, match="no answer within"):
         answers(engine)
