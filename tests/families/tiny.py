@@ -218,15 +218,10 @@ _IDEFICS_TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
 _QWEN_PIXELS = {**_HALVES, "patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
 _QWEN: dict[str, Any] = {
-    "image_processor": {
-        **_QWEN_PIXELS,
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "size": {"shortest_edge": 64, "longest_edge": 2**14},
-    },
     "template": CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
     "special": (*QWEN_TOKENS, VIDEO),
 }
-
+_QWEN_PROCESSOR = {**_QWEN_PIXELS, "image_processor_type": "Qwen2VLImageProcessor"}
 _GLM_PICTURES = (
     *("<|begin_of_image|>", "<|image|>", "<|end_of_image|>"),
     *("<|begin_of_video|>", "<|video|>", "<|end_of_video|>"),
@@ -252,10 +247,20 @@ FAMILIES: Mapping[str, Tiny] = {
         eos="<end_of_utterance>",
     ),
     "qwen2_5_vl": Tiny(
-        config=_qwen2_5, processor={"processor_class": "Qwen2_5_VLProcessor"}, **_QWEN
+        config=_qwen2_5,
+        image_processor={**_QWEN_PROCESSOR, "min_pixels": 64, "max_pixels": 2**14},
+        processor={"processor_class": "Qwen2_5_VLProcessor"},
+        **_QWEN,
     ),
     "qwen3_vl": Tiny(
-        config=_qwen3, processor={"processor_class": "Qwen3VLProcessor"}, plain=THINK, **_QWEN
+        config=_qwen3,
+        image_processor={
+            **_QWEN_PROCESSOR,
+            "size": {"shortest_edge": 64, "longest_edge": 2**14},
+        },
+        processor={"processor_class": "Qwen3VLProcessor"},
+        plain=THINK,
+        **_QWEN,
     ),
     "internvl": Tiny(
         config=_internvl,

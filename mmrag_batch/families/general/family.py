@@ -84,18 +84,21 @@ class General:
 
     def shape(self, dtype: str) -> Shape:
         """What a row takes; its images are among its tokens."""
-        text = self._config.get("text_config", self._config)
-        heads = text["num_attention_heads"]
-        head = text.get("head_dim") or text["hidden_size"] // heads
-        kv = 2 * text.get("num_key_value_heads", heads) * head * BYTES[dtype]  # a key and a value
+        from transformers import AutoConfig  # what a file leaves out has a default there
+
+        config = AutoConfig.from_pretrained(self._directory, local_files_only=True)
+        text: Any = config.get_text_config()
+        heads = text.num_attention_heads
+        head = getattr(text, "head_dim", None) or text.hidden_size // heads
+        kv_heads = getattr(text, "num_key_value_heads", None) or heads
         stored = sum(weights.stat().st_size for weights in self._directory.glob("*.safetensors"))
-        saved_as = text.get("dtype") or self._config.get("dtype") or dtype
+        saved_as = str(text.dtype or config.dtype or dtype).removeprefix("torch.")
         return Shape(
             weights=stored * BYTES[dtype] // BYTES.get(saved_as, 2),
-            self_attention_bytes=kv * text["num_hidden_layers"],
+            self_attention_bytes=2 * kv_heads * head * BYTES[dtype] * text.num_hidden_layers,
             cross_attention_bytes=0,
             encoder_tokens=0,
-            longest=text["max_position_embeddings"],
+            longest=text.max_position_embeddings,
         )
 
     def vllm_arguments(self, max_images: int) -> Mapping[str, Any]:
