@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
+import transformers
 from transformers.utils import logging
 
 from mmrag_batch.errors import MissingError
@@ -27,11 +27,12 @@ def load_model(
     """
     if not any(generator_dir.glob("*.safetensors")):
         raise MissingError(f"{generator_dir} holds no *.safetensors; export the generator again.")
-    read_config(generator_dir)
+    (architecture,) = read_config(generator_dir)["architectures"]
     _check_generation_config(generator_dir / "generation_config.json")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a batch job has its own
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # of its configs' own defaults
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+    # By its own name: vLLM puts other configs where the automatic classes look.
+    loaded: Any = getattr(transformers, architecture).from_pretrained(
         generator_dir,
         dtype=dtype,
         local_files_only=True,

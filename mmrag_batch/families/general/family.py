@@ -60,7 +60,7 @@ class General:
         quantization: Any = None,
         device: "torch.device | None" = None,
     ) -> Any:
-        """The model, by the automatic class."""
+        """The model; see `families/loading.py`."""
         from mmrag_batch.families.loading import load_model
 
         return load_model(self._directory, dtype=dtype, quantization=quantization, device=device)
