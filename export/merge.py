@@ -9,6 +9,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,7 @@ def merge_adapter(
     where what was written is not W + B A scale, or answers other than adapter + base.
     """
     plan = plan_merge(base, adapter_dir)
+    _tell_others(base, adapter_dir)
     out.mkdir(parents=True, exist_ok=True)
     _copy_companions(base, out)
     with Progress("Merging", plan.size, "B") as progress:
@@ -158,6 +160,26 @@ def merge_adapter(
     )
     write_card(out, base, plan.adapter, report, licence)
     return report
+
+
+def _tell_others(base: Path, adapter_dir: Path) -> None:
+    """Warn of a tokenizer or a chat template beside an adapter that is not its base's: tools save
+    them there, whether they were changed or not."""
+    for what, read in (("tokenizer", _vocabulary), ("chat template", chat_template)):
+        with suppress(MissingError):
+            if read(adapter_dir) != read(base):
+                log.warning(
+                    "%s comes with a %s that is not that of %s, whose own is used. If it was tuned "
+                    "with another, merge into a copy of the base that has it.",
+                    adapter_dir,
+                    what,
+                    base,
+                )
+
+
+def _vocabulary(directory: Path) -> object:
+    tokenizer = read_json(directory / "tokenizer.json")
+    return tokenizer.get("model"), tokenizer.get("added_tokens")
 
 
 def _copy_companions(base: Path, out: Path) -> None:

@@ -138,6 +138,25 @@ def test_scales_and_ranks_that_differ_by_layer_are_followed(
     torch.testing.assert_close(found, expected)
 
 
+def test_a_tokenizer_and_a_template_of_an_adapters_own_are_told(
+    tiny_generator_dir: Path, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        shutil.copy(tiny_generator_dir / name, adapter / name)
+    merge_adapter(tiny_generator_dir, adapter, tmp_path / "same")
+    assert "comes with" not in caplog.text
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    values = json.loads((adapter / "tokenizer.json").read_text())
+    values["added_tokens"].pop()
+    (adapter / "tokenizer.json").write_text(json.dumps(values))
+    merge_adapter(tiny_generator_dir, adapter, tmp_path / "other")
+    for what in ("tokenizer", "chat template"):
+        assert f"comes with a {what} that is not that of {tiny_generator_dir}" in caplog.text
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        merged = (tmp_path / "other" / name).read_bytes()
+        assert merged == (tiny_generator_dir / name).read_bytes()
+
+
 def test_an_adapter_with_the_names_of_older_transformers_is_taken(
     tiny_generator_dir: Path, adapter: Path, tmp_path: Path
 ) -> None:

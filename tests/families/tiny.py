@@ -3,7 +3,7 @@ processors, tokens, templates and file layout that the published ones have."""
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,24 +227,22 @@ _GLM_PICTURES = (
     *("<|begin_of_video|>", "<|video|>", "<|end_of_video|>"),
 )
 
+_IDEFICS3 = Tiny(
+    config=_idefics3,
+    image_processor={**_TILES, "image_processor_type": "Idefics3ImageProcessor"},
+    processor={"processor_class": "Idefics3Processor", "image_seq_len": 4},
+    template=_IDEFICS_TEMPLATE,
+    special=("<|im_start|>", *_IDEFICS_TOKENS),
+    plain=_ROWS,
+    eos="<end_of_utterance>",
+)
+
 FAMILIES: Mapping[str, Tiny] = {
-    "idefics3": Tiny(
-        config=_idefics3,
-        image_processor={**_TILES, "image_processor_type": "Idefics3ImageProcessor"},
-        processor={"processor_class": "Idefics3Processor", "image_seq_len": 4},
-        template=_IDEFICS_TEMPLATE,
-        special=("<|im_start|>", *_IDEFICS_TOKENS),
-        plain=_ROWS,
-        eos="<end_of_utterance>",
-    ),
-    "smolvlm": Tiny(
-        config=_idefics3,
+    "idefics3": _IDEFICS3,
+    "smolvlm": replace(
+        _IDEFICS3,
         image_processor={**_TILES, "image_processor_type": "SmolVLMImageProcessor"},
         processor={"processor_class": "SmolVLMProcessor", "image_seq_len": 4},
-        template=_IDEFICS_TEMPLATE,
-        special=("<|im_start|>", *_IDEFICS_TOKENS),
-        plain=_ROWS,
-        eos="<end_of_utterance>",
     ),
     "qwen2_5_vl": Tiny(
         config=_qwen2_5,
