@@ -1,6 +1,6 @@
 """Whether the engines that run a bundle's generator agree: a few questions, asked of each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -36,7 +36,7 @@ class Parity:
 
 
 def compare_engines(
-    bundle: Bundle, settings: PredictSettings, engines: tuple[str, str] = ("transformers", "vllm")
+    bundle: Bundle, settings: PredictSettings, engines: tuple[str, str] = ("vllm", "transformers")
 ) -> Parity:
     """Ask both engines the built-in questions, one engine after the other.
 
@@ -45,9 +45,9 @@ def compare_engines(
     """
     said = bundle.manifest.generator
     spec = PromptSpec(said.max_images, said.max_prompt_tokens, said.scoring)
-    requests = list(_requests(Renderer(bundle.generator_dir), spec))
-    first, second = (_answers(name, bundle, settings, spec, requests) for name in engines)
-    pairs = [(first[request.key], second[request.key]) for request in requests]
+    renderer = Renderer(bundle.generator_dir)
+    first, second = (_answers(name, bundle, settings, spec, renderer) for name in engines)
+    pairs = [(first[key], second[key]) for key in first]
     return Parity(
         rows=len(pairs),
         same=sum(_choice(one) == _choice(other) for one, other in pairs),
@@ -85,10 +85,11 @@ def _answers(
     bundle: Bundle,
     settings: PredictSettings,
     spec: PromptSpec,
-    requests: Sequence[AnswerRequest],
+    renderer: Renderer,
 ) -> dict[int, AnswerResult]:
     with open_engine(name, replace(settings, engine=name), bundle, spec) as engine:
-        results = {result.key: result for result in ask(engine, requests)}
+        # Not before the engine is there: vLLM sets up how libraries log as they are loaded.
+        results = {result.key: result for result in ask(engine, _requests(renderer, spec))}
     for result in results.values():
         if result.error is not None:
             raise InternalError(f"The engine {name} did not answer: {result.error.message}")
