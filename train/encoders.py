@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmrag_batch.errors import InputError
 from mmrag_batch.retrieval.preprocess import preprocess_image, tokenize
+from mmrag_batch.table.names import parse_names
 from mmrag_batch.train.imagebind import ImageBind, ImageBindConfig, save_encoders
 from mmrag_batch.train.inputs import hash_table
 from mmrag_batch.train.losses import contrastive_loss
@@ -44,8 +45,9 @@ def train_encoders(config: EncodersConfig) -> Path:
 
     Raises InputError for a table without a picture of which something is known.
     """
-    run = Run(config.out, config, seed=config.seed, inputs=hash_table(config.table))
-    kinds, texts = picture_truths(config.table), text_truths(config.table)
+    names = parse_names(config.columns)
+    run = Run(config.out, config, seed=config.seed, inputs=hash_table(config.table, names))
+    kinds, texts = picture_truths(config.table, names), text_truths(config.table, names)
     known = (*kinds.values(), texts)
     words = [text for truths in known for left in truths for text in truths[left]]
     tokenizer = train_tokenizer([*words, *texts], config.context_length, config.vocabulary)

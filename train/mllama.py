@@ -24,6 +24,7 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import with_pages
 from mmrag_batch.prompt import build_prompt
 from mmrag_batch.records import Evidence
+from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.rows import read_rows
 
 BOS = "<|begin_of_text|>"
@@ -213,10 +214,10 @@ def _write_json(file: Path, values: dict[str, object]) -> None:
     file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def prompt_texts(table: Path) -> Iterator[str]:
+def prompt_texts(table: Path, names: Names = AS_THEY_ARE) -> Iterator[str]:
     """The text of each question of a table, with all its documents as evidence."""
     images = ImageLoader(table.parent)
-    for row in read_rows(table):
+    for row in read_rows(table, names=names):
         if row.question is not None:
             question = with_pages(row.question, images)
             evidence = [Evidence(document, 0.0) for document in question.documents]

@@ -122,6 +122,7 @@ class EncodersConfig(EncoderSizes):
     """Settings of one training run of small encoders on a table."""
 
     table: Path
+    columns: str = columns_setting()
     vocabulary: int = 800
     """Most tokens of the BPE, the 256 bytes included."""
     held_out: float = 0.1
@@ -147,6 +148,7 @@ class VisionConfig:
     steps: int
     batch_size: int
     learning_rate: float
+    columns: str = columns_setting()
     held_out: float = 0.1
     """Share of the pictures that say how well it went."""
     seed: int = 0

@@ -19,18 +19,19 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import with_pages
 from mmrag_batch.progress import Progress
 from mmrag_batch.records import Question
+from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.truth import read_labelled_rows, right_answer
 
 Truths = dict[str, list[str]]
 """The source of a picture, or a question -> the texts that are true of it."""
 
 
-def picture_truths(table: Path) -> dict[str, Truths]:
+def picture_truths(table: Path, names: Names = AS_THEY_ARE) -> dict[str, Truths]:
     """What is known of the pictures of a table, by their source and by how it is known: `caption`,
     in a document; `shown`, the answer to a question that shows it; `named`, to a question that it
     helps with."""
     kinds: dict[str, Truths] = {"caption": {}, "shown": {}, "named": {}}
-    for question in _questions(table):
+    for question in _questions(table, names):
         for document in question.documents:
             if document.image is not None and document.text is not None:
                 _add(kinds["caption"], document.image, document.text)
@@ -41,10 +42,10 @@ def picture_truths(table: Path) -> dict[str, Truths]:
     return kinds
 
 
-def text_truths(table: Path) -> Truths:
+def text_truths(table: Path, names: Names = AS_THEY_ARE) -> Truths:
     """The texts of the documents that help each question."""
     truths: Truths = {}
-    for question in _questions(table):
+    for question in _questions(table, names):
         for document in question.documents:
             if document.text is not None and document.id in (question.relevant or ()):
                 _add(truths, question.text, document.text)
@@ -99,9 +100,9 @@ class Sampler:
         return texts, [[text in self._sets[left] for text in texts] for left in lefts]
 
 
-def _questions(table: Path) -> Iterator[Question]:
+def _questions(table: Path, names: Names) -> Iterator[Question]:
     """The questions of a table, with the pages of their PDFs."""
     images = ImageLoader(table.parent)
-    for row in read_labelled_rows(table):
+    for row in read_labelled_rows(table, names=names):
         if row.question is not None:
             yield with_pages(row.question, images)

@@ -27,6 +27,7 @@ from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.parts import find_part, hash_model
 from mmrag_batch.progress import Progress
+from mmrag_batch.table.names import AS_THEY_ARE, Names, parse_names
 from mmrag_batch.table.truth import read_labelled_rows, right_answer
 from mmrag_batch.train.inputs import hash_table, inside
 from mmrag_batch.train.mllama import GeneratorSizes, build_generator, prompt_texts
@@ -90,9 +91,9 @@ def process(processor: MllamaImageProcessorPil, pictures: Sequence[Image]) -> In
 class Asked:
     """The pictures of a table with the questions on each and their right answers."""
 
-    def __init__(self, table: Path, tokenizer: Tokenizer) -> None:
+    def __init__(self, table: Path, tokenizer: Tokenizer, names: Names = AS_THEY_ARE) -> None:
         self.by_picture: dict[str, list[tuple[str, str]]] = {}
-        for row in read_labelled_rows(table):
+        for row in read_labelled_rows(table, names=names):
             question = row.question
             if question is None or (answer := right_answer(question)) is None:
                 continue
@@ -135,17 +136,18 @@ def train_vision(config: VisionConfig) -> Path:
         raise ConfigError(
             f"{', '.join(sizes)}: `base` has sizes of its own; leave them out, or leave out `base`."
         )
-    inputs = hash_table(config.table)
+    names = parse_names(config.columns)
+    inputs = hash_table(config.table, names)
     if config.base is not None:
         base = find_part(config.base, "generator")
         inputs |= inside(base, hash_model(base))
     run = Run(config.out, config, seed=config.seed, inputs=inputs)
     if config.base is None:
         base = config.out / "untrained"
-        texts = prompt_texts(config.table)
+        texts = prompt_texts(config.table, names)
         build_generator(base, texts, sizes=GeneratorSizes(**sizes), seed=config.seed)
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    asked = Asked(config.table, tokenizer)
+    asked = Asked(config.table, tokenizer, names)
     questions = asked.truths()
     generator = load_model(base, dtype=torch.float32)
     recogniser = Recogniser(generator, tokenizer.get_vocab_size(), len(asked.answers)).train()

@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 from mmrag_batch.cli.app import app
 from mmrag_batch.errors import InputError
 from mmrag_batch.export.encoders import open_encoders
+from mmrag_batch.table.names import parse_names
 from mmrag_batch.train.demo_pictures import COLOURS, draw
 from mmrag_batch.train.encoders import train_encoders, train_tokenizer
+from mmrag_batch.train.mllama import prompt_texts
 from mmrag_batch.train.settings import EncodersConfig
 from mmrag_batch.train.table_pairs import Sampler, hold_out, picture_truths, text_truths
 from mmrag_batch.train.vision import Asked
@@ -61,6 +63,19 @@ def test_a_table_without_choices_says_the_same(table: Path) -> None:
     assert picture_truths(free) == picture_truths(table)
     tokenizer = train_tokenizer(["What colour is it?"], 40)
     assert Asked(free, tokenizer).by_picture == Asked(table, tokenizer).by_picture
+
+
+def test_a_table_with_names_of_its_own_says_the_same(table: Path) -> None:
+    """As `columns` of a config has them."""
+    named = table.with_name("named.csv")
+    theirs = {"question_text": "frage", "question_image": "bild", "label": "richtig"}
+    pd.read_csv(table, dtype=str).rename(columns=theirs).to_csv(named, index=False)
+    names = parse_names(",".join(f"{ours}={name}" for ours, name in theirs.items()))
+    assert picture_truths(named, names) == picture_truths(table)
+    assert text_truths(named, names) == text_truths(table)
+    assert [*prompt_texts(named, names)] == [*prompt_texts(table)]
+    tokenizer = train_tokenizer(["What colour is it?"], 40)
+    assert Asked(named, tokenizer, names).by_picture == Asked(table, tokenizer).by_picture
 
 
 def test_what_is_true_of_few_is_drawn_more_often_and_all_that_is_true_is_marked() -> None:
