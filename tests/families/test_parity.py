@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from typer.testing import CliRunner
 
-from mmrag_batch.cli.app import app
 from mmrag_batch.export.merge import merge_adapter
 from mmrag_batch.families.family import open_family
 from mmrag_batch.train.tuning import decoder_layers
@@ -58,20 +56,27 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-@pytest.mark.vllm
-def test_both_engines_give_the_same_answers_with_a_merged_adapter(
-    merged: dict[str, Path],
-) -> None:
-    folders = [str(folder) for name, folder in merged.items() if name != WHOLE]
+def run(*words: object, doubles: bool = False) -> str:
+    """What a command in a process of its own says; it must succeed."""
+    paths = [*([str(DOUBLES)] if doubles else []), *sys.path]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.families.parity", *folders],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(DOUBLES), *sys.path])},
+        [sys.executable, "-m", *map(str, words)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=900,
     )
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"family"')]
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.vllm
+def test_both_engines_give_the_same_answers_with_a_merged_adapter(
+    merged: dict[str, Path],
+) -> None:
+    folders = [folder for name, folder in merged.items() if name != WHOLE]
+    said = run("tests.families.parity", *folders, doubles=True)
+    found = [json.loads(line) for line in said.splitlines() if line.startswith('{"family"')]
     assert {one["family"] for one in found} == set(PROMISED) - {WHOLE}
     for one in found:
         assert (one["rows"], one["same"]) == (ANSWERS, ANSWERS), one
@@ -80,9 +85,6 @@ def test_both_engines_give_the_same_answers_with_a_merged_adapter(
 
 @pytest.mark.vllm
 def test_doctor_says_how_far_the_engines_are_apart(merged: dict[str, Path]) -> None:
-    bundle = as_bundle(merged[WHOLE])
-    done = CliRunner().invoke(app, ["doctor", "--bundle", str(bundle)])
-    assert done.exit_code == 0, done.output
-    assert f"give {ANSWERS} of {ANSWERS} answers alike" in done.output
-    apart = float(done.output.split("differ by ")[1].split()[0])
-    assert apart < 1e-5
+    said = run("mmrag_batch", "doctor", "--bundle", as_bundle(merged[WHOLE]))
+    assert f"give {ANSWERS} of {ANSWERS} answers alike" in said
+    assert float(said.split("differ by ")[1].split()[0]) < 1e-5
