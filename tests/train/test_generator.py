@@ -37,6 +37,7 @@ from mmrag_batch.train.generator import (
 from mmrag_batch.train.held_out import Score
 from mmrag_batch.train.run import Run
 from mmrag_batch.train.settings import GeneratorConfig
+from mmrag_batch.train.tuning import save_model
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -78,6 +79,20 @@ def test_full_training_writes_a_whole_checkpoint(full: GeneratorConfig) -> None:
     changed = {n for n, tensor in after.state_dict().items() if not torch.equal(tensor, weights[n])}
     assert any("language_model" in name for name in changed)
     assert any("vision_model" in name for name in changed)
+
+
+def test_weights_that_a_bundle_is_linked_to_are_left_as_they_are(
+    full: GeneratorConfig, tmp_path: Path
+) -> None:
+    model = load_model(full.base, dtype=torch.float32)
+    weights = save_model(model, full.base, tmp_path / "model") / "model.safetensors"
+    linked = tmp_path / "linked.safetensors"
+    linked.hardlink_to(weights)
+    before = linked.read_bytes()
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    save_model(model, full.base, tmp_path / "model")
+    assert linked.read_bytes() == before != weights.read_bytes()
 
 
 def test_a_run_leaves_its_record_and_no_checkpoints(full: GeneratorConfig) -> None:
