@@ -32,8 +32,8 @@ NO_GAIN = (
     "No row was committed in the last starts, so another one would do no better: give it more time."
 )
 ECHO = 1.0
-"""Seconds after the first signal in which another one is the same one, told twice: Slurm, `timeout`
-and whatever hands signals on tell a process and its group."""
+"""Seconds after the first signal in which another one is the same one, told twice: by Slurm 2 ms
+apart, or by whatever hands signals on to a process that its group has told."""
 LEAVE_WITHIN = 10.0
 """Seconds to save what can be saved, when a process leaves with rows in work."""
 LOOK_EVERY = 0.2

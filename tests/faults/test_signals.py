@@ -156,7 +156,7 @@ def test_b04_a_second_signal_ends_the_run_at_once(
 def test_b04_a_signal_and_its_echo_are_one(
     commands: Commands, folder: Path, expected: dict[int, bytes]
 ) -> None:
-    """As Slurm preempts a job to which it gives no time, and as `timeout` ends a command."""
+    """As Slurm preempts a job to which it gives no time."""
     running = begin(commands, folder, script=SLOW)
     wait_for(lambda: committed(folder) >= COMMIT_ROWS)
     running.send_signal(signal.SIGCONT)
