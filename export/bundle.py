@@ -72,8 +72,9 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleMani
     `out` is there only when it is whole. Raises OutputError if `out` exists and is not to be, or
     cannot be, overwritten, and what the exports raise for parts out of tolerance.
     """
+    check_out(config.out, overwrite=overwrite, marker=MANIFEST, kind="bundle")
+    config = with_parts(config)  # once: what the hub has may change between two looks
     plan_bundle(config, overwrite=overwrite)
-    config = with_parts(config)
     said = describe(config)
     with staged(config.out) as staging:
         spec, parity = put_retriever(config, staging / "retriever")

@@ -114,6 +114,12 @@ BYTES = {"float32": 4, "bfloat16": 2}
 """Of one number, by dtype."""
 
 
+def weight_bytes(generator_dir: Path, dtype: str, saved_as: str) -> int:
+    """Bytes of all weights of a checkpoint in `dtype`, given the one that they are saved in."""
+    stored = sum(weights.stat().st_size for weights in generator_dir.glob("*.safetensors"))
+    return stored * BYTES[dtype] // BYTES.get(saved_as, 2)
+
+
 def pad_left(
     token_ids: Sequence[Sequence[int]], pad_id: int
 ) -> tuple[list[list[int]], list[list[int]]]:

@@ -32,7 +32,7 @@ def test_what_begins_as_a_name_and_is_none_is_refused(text: str) -> None:
 
 
 def test_a_folder_of_the_cache_is_shown_by_its_name_and_commit() -> None:
-    snapshot = Path(f"/home/cache/hub/models--my-team--a--model.v2/snapshots/{COMMIT}")
+    snapshot = Path(f"cache/hub/models--my-team--a--model.v2/snapshots/{COMMIT}")
     name = f"hf:my-team/a--model.v2@{COMMIT}"
     assert shown(snapshot) == shown(snapshot / "generator") == name
     assert parse_name(Path(name)) == Name("my-team/a--model.v2", COMMIT)

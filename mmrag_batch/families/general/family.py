@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrag_batch.errors import ConfigError
-from mmrag_batch.families.family import BYTES, Shape, read_config
+from mmrag_batch.families.family import BYTES, Shape, read_config, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -91,10 +91,9 @@ class General:
         heads = text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // heads
         kv_heads = getattr(text, "num_key_value_heads", None) or heads
-        stored = sum(weights.stat().st_size for weights in self._directory.glob("*.safetensors"))
         saved_as = str(text.dtype or config.dtype or dtype).removeprefix("torch.")
         return Shape(
-            weights=stored * BYTES[dtype] // BYTES.get(saved_as, 2),
+            weights=weight_bytes(self._directory, dtype, saved_as),
             self_attention_bytes=2 * kv_heads * head * BYTES[dtype] * text.num_hidden_layers,
             cross_attention_bytes=0,
             encoder_tokens=0,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrag_batch.errors import ConfigError
-from mmrag_batch.families.family import BYTES, Shape, read_config
+from mmrag_batch.families.family import BYTES, Shape, read_config, weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -101,10 +101,9 @@ class Mllama:
         head = text["hidden_size"] // text["num_attention_heads"]
         kv = 2 * text["num_key_value_heads"] * head * BYTES[dtype]  # a key and a value
         cross = len(text["cross_attention_layers"])
-        stored = sum(weights.stat().st_size for weights in self._directory.glob("*.safetensors"))
         patches = (vision["image_size"] // vision["patch_size"]) ** 2
         return Shape(
-            weights=stored * BYTES[dtype] // BYTES.get(text.get("dtype", dtype), 2),
+            weights=weight_bytes(self._directory, dtype, text.get("dtype", dtype)),
             self_attention_bytes=kv * (text["num_hidden_layers"] - cross),
             cross_attention_bytes=kv * cross,
             encoder_tokens=vision["max_num_tiles"] * (patches + 1),
