@@ -70,11 +70,12 @@ class RemoteWorker:
         self._api = Api(self._server, dialect)
         self._row_timeout = row_timeout
         self._is_away = False
+        self._asked: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="server", daemon=True)
         self._thread.start()
         try:
-            self.model: str = self._submit(self._api.wait_for_model(model)).result()
+            self.model: str = self._submit(self._wait_for_model(model)).result()
         except BaseException:
             self.close()
             raise
@@ -94,17 +95,22 @@ class RemoteWorker:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _close(self) -> None:
-        await asyncio.gather(*_cancel_others(), return_exceptions=True)
+        await asyncio.gather(*self._cancel_others(), return_exceptions=True)
         await self._server.close()
         await self._loop.shutdown_default_executor()
 
+    async def _wait_for_model(self, name: str | None) -> str:
+        self._register()
+        return await self._api.wait_for_model(name)
+
     async def _answer(self, request: Request) -> Result:
         """A result; EngineDied where the server is away."""
+        self._register()
         try:
             return await self._answer_or_blame(request)
         except EngineDied:
             self._is_away = True
-            _cancel_others()  # they may wait for ever for a machine that is gone
+            self._cancel_others()  # they may wait for ever for a machine that is gone
             raise
         except asyncio.CancelledError:
             if self._is_away:
@@ -129,13 +135,19 @@ class RemoteWorker:
     async def _ask(self, body: Mapping[str, object], read: Callable[[Any], T], /) -> T:
         return await self._api.ask(body, read, within=self._row_timeout)
 
+    def _register(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._asked.add(task)
+        task.add_done_callback(self._asked.discard)
 
-def _cancel_others() -> list["asyncio.Task[Any]"]:
-    """All tasks of this loop but the one that asks, on their way out."""
-    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in others:
-        task.cancel()
-    return others
+    def _cancel_others(self) -> list["asyncio.Task[Any]"]:
+        """Our tasks but the one that asks, on their way out. Those of the client's own are left to
+        it: one that is cancelled before its first step leaves a coroutine that nobody awaits."""
+        others = [task for task in self._asked if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        return others
 
 
 async def data_uris(images: Iterable["Image"]) -> list[str]:
