@@ -31,7 +31,7 @@ from mmrag_batch.generation.engines.vllm_process import VllmProcess, prepare_env
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.generation.supervisor import Supervisor
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.prompt import build_prompt
+from mmrag_batch.prompt import PromptSpec, build_prompt
 from mmrag_batch.records import Evidence
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.rows import read_rows
@@ -87,7 +87,7 @@ def questions_of(folder: Path, count: int) -> list[Question]:
         assert row.question is not None
         usable = [d for d in row.question.documents if not d.image or "lost" not in d.image]
         evidence = [Evidence(document, 1.0) for document in usable[:3]]
-        prompt = build_prompt(row.question, evidence, max_images=1, scoring="text")
+        prompt = build_prompt(row.question, evidence, PromptSpec(1, 0, "text"))
         loaded = [images.load(source) for source in prompt.images]
         token_ids = tuple(renderer.render(prompt.messages))
         request = Request((row.number, 0), token_ids, tuple(loaded))

@@ -25,6 +25,7 @@ from mmrag_batch.export.parity import PARITY
 from mmrag_batch.export.sample import read_sample
 from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.export.staging import check_out, staged
+from mmrag_batch.families.family import check_tested
 from mmrag_batch.hub.fetch import fetch_part
 from mmrag_batch.hub.names import shown
 from mmrag_batch.parts import check_base, check_encoders, find_manifest, find_part, read_spec
@@ -55,11 +56,13 @@ def plan_bundle(config: ExportConfig, *, overwrite: bool = False) -> list[Step]:
 
 def with_parts(config: ExportConfig) -> ExportConfig:
     """The config with the folders of the parts that it names of a bundle."""
+    generator = find_part(config.generator, "generator")
+    check_tested(generator, untested=config.untested)
     return replace(
         config,
         encoders=config.encoders and find_part(config.encoders, "retriever"),
         towers=config.towers and fetch_part(config.towers, "towers"),
-        generator=find_part(config.generator, "generator"),
+        generator=generator,
         adapter=config.adapter and fetch_part(config.adapter, "adapter"),
     )
 
@@ -86,6 +89,7 @@ def write_bundle(config: ExportConfig, *, overwrite: bool = False) -> BundleMani
             parity=parity,
             trained_on=said.trained_on,
             notice=said.notice,
+            template_version=said.template_version,
             sources=sources_of(config),
         )
         write_manifest(staging, manifest)

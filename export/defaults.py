@@ -10,7 +10,7 @@ from mmrag_batch.bundle import PROMPT_FIELDS, GeneratorSpec, read_prompt_setting
 from mmrag_batch.errors import ConfigError
 from mmrag_batch.export.card import licence_of
 from mmrag_batch.export.settings import ExportConfig
-from mmrag_batch.families.family import open_family
+from mmrag_batch.families.family import is_tested, open_family, template_version
 from mmrag_batch.generation.engines.vllm_limits import ANSWER_TOKENS
 from mmrag_batch.parts import find_manifest
 
@@ -20,6 +20,10 @@ MAX_PROMPT_TOKENS = 8192
 """Where a model has positions for more: what a prompt may take is memory that a GPU sets aside."""
 NOTHING, NOT_SAID = "nothing here", "not said"
 """What a bundle was trained on, where that is known, and where it is not."""
+UNTESTED = (
+    "Nobody has tested a generator of this architecture; `mmrag-batch doctor --bundle` compares "
+    "the engines."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class Description:
     """What a manifest says beside its files. `defaults` are the values that nobody has said."""
 
     generator: GeneratorSpec
+    template_version: int
     trained_on: str
     notice: str
     defaults: Mapping[str, object]
@@ -58,8 +63,11 @@ def describe(config: ExportConfig) -> Description:
         trained_on = "; ".join(said) or (NOT_SAID if is_trained else NOTHING)
         defaults["trained_on"] = trained_on
     notices = dict.fromkeys(bundle.notice for bundle in bundles if bundle.notice)
+    if not is_tested(config.generator):
+        notices[UNTESTED] = None
     notice = config.notice or " ".join(notices)
-    return Description(GeneratorSpec(**values), trained_on, notice, defaults)
+    template = template_version(config.generator, config.adapter)
+    return Description(GeneratorSpec(**values), template, trained_on, notice, defaults)
 
 
 def _check_tuned(config: ExportConfig, tuned: Mapping[str, object]) -> None:

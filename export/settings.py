@@ -35,6 +35,8 @@ class ExportConfig:
     top_k: int | None = None
     max_images: int | None = None
     max_prompt_tokens: int | None = None
+    untested: bool = False
+    """Take a generator of an architecture that nobody has tested."""
     notice: str = ""
     """Shown at the start of every run."""
     precision: Precision = "fp32"

@@ -18,7 +18,7 @@ from mmrag_batch.export.checkpoint import BLOCK, Tensor, read_shard, shard_files
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.progress import Progress
-from mmrag_batch.prompt import build_prompt
+from mmrag_batch.prompt import PromptSpec, build_prompt
 from mmrag_batch.records import Question
 
 SAMPLED = 256
@@ -202,7 +202,7 @@ def _sample_logits(model: torch.nn.Module, generator_dir: Path) -> torch.Tensor:
     )
     picture = Image.radial_gradient("L").resize((96, 64)).convert("RGB")
     token_ids = Renderer(generator_dir).render(
-        build_prompt(question, (), max_images=1, scoring="letter").messages
+        build_prompt(question, (), PromptSpec(1, 0, "letter")).messages
     )
     # One row is not padded.
     inputs = open_family(generator_dir).collate([token_ids], [[picture]], pad_id=0)

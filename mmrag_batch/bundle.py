@@ -18,7 +18,7 @@ from typing import Any, Literal
 from mmrag_batch import __version__
 from mmrag_batch.errors import ConfigError, DeniedError, MissingError
 from mmrag_batch.progress import Progress
-from mmrag_batch.prompt import TEMPLATE_VERSION, Scoring
+from mmrag_batch.prompt import IMAGES_FIRST, TEMPLATE_VERSIONS, Scoring
 from mmrag_batch.specs import parse_spec
 
 FORMAT = 1
@@ -105,7 +105,7 @@ class BundleManifest:
     """Shown at the start of every run, for a bundle with limits its users must know."""
     sources: dict[str, str] = field(default_factory=dict)
     """The parts that were taken from the hub, each by its name there with the commit."""
-    template_version: int = TEMPLATE_VERSION
+    template_version: int = IMAGES_FIRST
     format: int = FORMAT
     created_by: str = field(default=f"mmrag-batch {__version__}")
 
@@ -190,10 +190,10 @@ def read_manifest(path: Path) -> BundleManifest:
         raise ConfigError(
             f"{file} has format {manifest_format!r}; this version reads format {FORMAT}."
         )
-    if values.get("template_version") != TEMPLATE_VERSION:
+    if (template := values.get("template_version")) not in TEMPLATE_VERSIONS:
         raise ConfigError(
-            f"{file} was trained with prompt template {values.get('template_version')}; this "
-            f"version writes template {TEMPLATE_VERSION}. Export it again."
+            f"{file} was trained with prompt template {template}; this version writes "
+            f"{TEMPLATE_VERSIONS}. Export it again."
         )
     try:
         said = values.get("retriever", {})
@@ -246,10 +246,10 @@ def write_retriever_spec(directory: Path, spec: RetrieverSpec) -> None:
     _write_json(directory / RETRIEVER_SPEC, asdict(spec))
 
 
-def write_prompt_settings(directory: Path, settings: Any) -> None:
+def write_prompt_settings(directory: Path, settings: Any, template_version: int) -> None:
     """Write how prompts were made when a generator was tuned: the PROMPT_FIELDS of `settings`."""
     values = {name: getattr(settings, name) for name in PROMPT_FIELDS}
-    _write_json(directory / PROMPT_SETTINGS, {"template_version": TEMPLATE_VERSION, **values})
+    _write_json(directory / PROMPT_SETTINGS, {"template_version": template_version, **values})
 
 
 def read_prompt_settings(directory: Path) -> dict[str, Any]:
@@ -259,10 +259,10 @@ def read_prompt_settings(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if (version := values.pop("template_version", None)) != TEMPLATE_VERSION:
+    if (version := values.get("template_version")) not in TEMPLATE_VERSIONS:
         raise ConfigError(
-            f"{directory} was tuned with prompt template {version}; this version writes template "
-            f"{TEMPLATE_VERSION}. Tune it again."
+            f"{directory} was tuned with prompt template {version}; this version writes "
+            f"{TEMPLATE_VERSIONS}. Tune it again."
         )
     return values
 

@@ -79,6 +79,7 @@ def open_generation(
         said.max_images if settings.max_images is None else settings.max_images,
         said.max_prompt_tokens,
         "letter" if by_messages else said.scoring,
+        bundle.manifest.template_version,
     )
     with ExitStack() as stack:
         with _blaming(bundle.generator_dir):

@@ -43,8 +43,8 @@ def compare_engines(
     Raises UnavailableError for an engine that is not installed, InternalError with an engine's own
     words where it does not answer.
     """
-    said = bundle.manifest.generator
-    spec = PromptSpec(said.max_images, said.max_prompt_tokens, said.scoring)
+    said, template = bundle.manifest.generator, bundle.manifest.template_version
+    spec = PromptSpec(said.max_images, said.max_prompt_tokens, said.scoring, template)
     renderer = Renderer(bundle.generator_dir)
     first, second = (_answers(name, bundle, settings, spec, renderer) for name in engines)
     pairs = [(first[key], second[key]) for key in first]

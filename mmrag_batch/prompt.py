@@ -1,8 +1,9 @@
 """Question + evidence -> chat messages: the one prompt, for training and for predicting.
 
-The question's own image and the evidence images come first, then the evidence texts, the question
-and its lettered choices. Everything a table can contain stands in text parts, which are tokenised
-as plain text (see `generation/rendering.py`), so no input can become a special token.
+Images come first, that of the question before those of the evidence, then the evidence texts, the
+question and its lettered choices; or the evidence, images and texts, before all that is the row's
+own. Everything a table can contain stands in text parts, which are tokenised as plain text (see
+`generation/rendering.py`), so no input can become a special token.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,10 @@ from typing import Any, Literal
 
 from mmrag_batch.records import Evidence, Question
 
-TEMPLATE_VERSION = 1
+IMAGES_FIRST, EVIDENCE_FIRST = 1, 2
+"""Prompt templates, by the number that a bundle carries. What many rows share, an engine that
+caches prefixes computes once; a generator is asked in the order that it was tuned with."""
+TEMPLATE_VERSIONS = (IMAGES_FIRST, EVIDENCE_FIRST)
 LETTERS = ascii_uppercase
 """One letter a choice, so a question has at most 26."""
 
@@ -24,11 +28,13 @@ is scored as its answer."""
 
 @dataclass(frozen=True, slots=True)
 class PromptSpec:
-    """How prompts are made: at most so many images and tokens, and how choices are put."""
+    """How prompts are made: at most so many images and tokens, how choices are put, and in which
+    order all is."""
 
     max_images: int
     max_prompt_tokens: int
     scoring: Scoring
+    template_version: int = IMAGES_FIRST
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +57,17 @@ def answer_texts(question: Question, scoring: Scoring) -> tuple[str, ...]:
     return question.choices
 
 
-def build_prompt(
-    question: Question, evidence: Sequence[Evidence], *, max_images: int, scoring: Scoring
-) -> Prompt:
+def build_prompt(question: Question, evidence: Sequence[Evidence], spec: PromptSpec) -> Prompt:
     """The prompt of a question with its evidence, best first.
 
     At most `max_images` images are shown: the question's own, then those of the evidence by rank.
     """
-    images = [question.image] if question.image is not None else []
+    own = [question.image] if question.image is not None else []
+    images: list[str] = []
     notes = []
     for rank, item in enumerate(evidence, start=1):
         words = [f"[{rank}]"]
-        if item.document.image is not None and len(images) < max_images:
+        if item.document.image is not None and len(own) + len(images) < spec.max_images:
             images.append(item.document.image)
             words.append("(picture)")
         if item.document.text is not None:
@@ -70,17 +75,28 @@ def build_prompt(
         if len(words) > 1:
             notes.append(" ".join(words))
 
-    blocks = []
-    if notes:
-        blocks.append("Evidence:\n" + "\n".join(notes))
-    blocks.append("Question: " + question.text)
-    if question.choices and scoring == "letter":
+    shared = "Evidence:\n" + "\n".join(notes) + "\n\n" if notes else ""
+    blocks = ["Question: " + question.text]
+    if question.choices and spec.scoring == "letter":
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices)]
         blocks.append("\n".join(lines))
         blocks.append("Answer with the letter.")
     else:
         blocks.append("Answer in a few words.")
 
-    content: list[dict[str, str]] = [{"type": "image"} for _ in images]
-    content.append({"type": "text", "text": "\n\n".join(blocks)})
+    asked = "\n\n".join(blocks)
+    if own and notes and spec.template_version == EVIDENCE_FIRST:
+        content = [*_shown(images), _said(shared), *_shown(own), _said(asked)]
+        images = images + own
+    else:
+        images = own + images
+        content = [*_shown(images), _said(shared + asked)]
     return Prompt(messages=({"role": "user", "content": content},), images=tuple(images))
+
+
+def _shown(images: Sequence[str]) -> list[dict[str, str]]:
+    return [{"type": "image"} for _ in images]
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}

@@ -166,9 +166,7 @@ class Examples(Dataset[Example]):
         return len(self._prompt(_question(row), row).images)
 
     def _prompt(self, question: Question, row: Row) -> Prompt:
-        return build_prompt(
-            question, row.evidence, max_images=self._spec.max_images, scoring=self._spec.scoring
-        )
+        return build_prompt(question, row.evidence, self._spec)
 
 
 class SameImageCount(Sampler[int]):

@@ -25,7 +25,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from mmrag_batch.bundle import hash_files, write_prompt_settings
 from mmrag_batch.errors import ConfigError, InputError, UnavailableError
-from mmrag_batch.families.family import open_family
+from mmrag_batch.families.family import check_tested, open_family, template_version
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.hub.names import shown
 from mmrag_batch.images.loader import ImageLoader
@@ -109,9 +109,11 @@ def train_generator(config: GeneratorConfig) -> Path:
 
 def with_parts(config: GeneratorConfig) -> GeneratorConfig:
     """The config with the folders of the parts that it names of a bundle."""
+    base = find_part(config.base, "generator")
+    check_tested(base, untested=config.untested)
     return replace(
         config,
-        base=find_part(config.base, "generator"),
+        base=base,
         retriever=config.retriever and find_part(config.retriever, "retriever"),
     )
 
@@ -121,7 +123,6 @@ def plan_generator(config: GeneratorConfig) -> str:
     loaded or written."""
     _check(config)
     config = with_parts(config)
-    open_family(config.base)
     total = len(_labelled(config))
     if config.held_out >= total:
         raise _too_many_held_out(config, total)
@@ -141,7 +142,8 @@ def _labelled(config: GeneratorConfig) -> list[Row]:
 def build_trainer(config: GeneratorConfig, checkpoints: Path, run: Run) -> AnswerTrainer:
     """The trainer of a run, with its rows, their evidence, and the model."""
     images, renderer = ImageLoader(config.table.parent), Renderer(config.base)
-    spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
+    template = template_version(config.base)
+    spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring, template)
     evidence_rows = with_evidence(_labelled(config), images, config)
     rows, held_out = split_rows(fitting_rows(evidence_rows, renderer, images, spec), images, config)
     examples = Examples(rows, renderer, images, spec, seed=config.seed)
@@ -238,7 +240,7 @@ def save(model: Any, config: GeneratorConfig, out: Path) -> None:
         model.save_pretrained(out)
     else:
         save_model(model, config.base, out)
-    write_prompt_settings(out, config)
+    write_prompt_settings(out, config, template_version(config.base))
 
 
 def _check(config: GeneratorConfig) -> None:

@@ -87,10 +87,7 @@ def measure_likelihoods(
 
 def _is_shown(question: Question, evidence: tuple[Evidence], spec: PromptSpec) -> bool:
     """Whether a prompt with the evidence is another one than without."""
-    shown, bare = (
-        build_prompt(question, items, max_images=spec.max_images, scoring=spec.scoring)
-        for items in (evidence, ())
-    )
+    shown, bare = (build_prompt(question, items, spec) for items in (evidence, ()))
     return shown != bare
 
 

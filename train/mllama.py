@@ -22,7 +22,7 @@ from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.families.mllama.loading import pass_by_position
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import with_pages
-from mmrag_batch.prompt import build_prompt
+from mmrag_batch.prompt import PromptSpec, build_prompt
 from mmrag_batch.records import Evidence
 from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.rows import read_rows
@@ -216,10 +216,10 @@ def _write_json(file: Path, values: dict[str, object]) -> None:
 
 def prompt_texts(table: Path, names: Names = AS_THEY_ARE) -> Iterator[str]:
     """The text of each question of a table, with all its documents as evidence."""
-    images = ImageLoader(table.parent)
+    images, spec = ImageLoader(table.parent), PromptSpec(1, 0, "letter")
     for row in read_rows(table, names=names):
         if row.question is not None:
             question = with_pages(row.question, images)
             evidence = [Evidence(document, 0.0) for document in question.documents]
-            prompt = build_prompt(question, evidence, max_images=1, scoring="letter")
+            prompt = build_prompt(question, evidence, spec)
             yield from (part["text"] for part in prompt.messages[0]["content"] if "text" in part)

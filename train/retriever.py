@@ -23,6 +23,7 @@ import torch
 
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import ConfigError, InputError, MissingError
+from mmrag_batch.families.family import template_version
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
@@ -188,7 +189,8 @@ def _supervision(
     engine = TransformersEngine(
         config.generator, batch_size=config.generator_batch, max_new_tokens=1
     )
-    spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring)
+    template = template_version(config.generator)
+    spec = PromptSpec(config.max_images, config.max_prompt_tokens, config.scoring, template)
     with closing(engine):
         likelihoods = measure_likelihoods(
             read_rows(config, images),
@@ -198,16 +200,15 @@ def _supervision(
             ),
             spec,
             config.out / LIKELIHOODS,
-            _subject(config, asked),
+            _subject(spec, asked),
             total=total,
         )
     return partial(by_likelihood, likelihoods)
 
 
-def _subject(config: RetrieverConfig, asked: Mapping[str, str]) -> str:
+def _subject(spec: PromptSpec, asked: Mapping[str, str]) -> str:
     """The table, the generator by its files, and how it is asked."""
-    prompt_settings = (config.scoring, config.max_images, config.max_prompt_tokens)
-    description = repr((sorted(asked.items()), prompt_settings))
+    description = repr((sorted(asked.items()), spec))
     return hashlib.sha256(description.encode()).hexdigest()
 
 

@@ -81,6 +81,8 @@ class GeneratorConfig:
     """Leave the vision tower as it is; LoRA always does."""
     prompt_loss: float = 0.0
     """Weight of the loss on prompt tokens, beside 1 on the answer."""
+    untested: bool = False
+    """Take a base of an architecture that nobody has tested."""
     held_out: int = 0
     """Rows of the table, about, at random, that are scored as `predict` would at each checkpoint;
     the checkpoint that is best at them is the result. Groups that share contents are whole."""

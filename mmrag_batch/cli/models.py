@@ -118,9 +118,7 @@ def _export_bundle(
         Path | None,
         typer.Option(help="Trained towers.  [default: those beside the graphs, or untrained ones]"),
     ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option(help="A LoRA adapter to merge into the generator.")
-    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="LoRA, merged into the generator.")] = None,
     scoring: Annotated[
         Scoring | None,
         typer.Option(
@@ -129,9 +127,7 @@ def _export_bundle(
         ),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Documents kept a question.  [else: 3]")] = None,
-    max_images: Annotated[
-        int | None, typer.Option(help="Images shown a question.  [else: 4]")
-    ] = None,
+    max_images: Annotated[int | None, typer.Option(help="Images a question.  [else: 4]")] = None,
     max_prompt_tokens: Annotated[
         int | None, typer.Option(help="Longest prompt.  [else: 8192, or what the model has]")
     ] = None,
@@ -139,6 +135,9 @@ def _export_bundle(
         str | None, typer.Option(help="The generator's.  [default: as its model card says]")
     ] = None,
     trained_on: Annotated[str | None, typer.Option(help="For the manifest.")] = None,
+    untested: Annotated[
+        bool | None, typer.Option("--untested", help="Take an architecture nobody has tested.")
+    ] = None,
     notice: Annotated[str | None, typer.Option(help="Shown at the start of every run.")] = None,
     precision: Annotated[Precision | None, typer.Option(help=PRECISION)] = None,
     sample: Annotated[Path | None, typer.Option(help=SAMPLE)] = None,

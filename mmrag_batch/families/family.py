@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mmrag_batch.bundle import read_prompt_settings
 from mmrag_batch.errors import MissingError, UnavailableError
+from mmrag_batch.parts import find_manifest
 from mmrag_batch.plugs import load
+from mmrag_batch.prompt import EVIDENCE_FIRST, IMAGES_FIRST
 
 if TYPE_CHECKING:
     import torch
@@ -164,28 +167,61 @@ def add_family(architecture: str, family: Callable[[Path], Family]) -> None:
 def open_family(generator_dir: Path) -> Family:
     """The family of a generator directory. Raises what `read_config` does."""
     (architecture,) = read_config(generator_dir)["architectures"]
-    return load(FAMILIES[architecture])(generator_dir)
+    return load(FAMILIES.get(architecture, _GENERAL))(generator_dir)
+
+
+def is_tested(generator_dir: Path) -> bool:
+    """Whether a generator is of an architecture in `FAMILIES`; others are run as what their
+    processor describes."""
+    return read_config(generator_dir)["architectures"][0] in FAMILIES
+
+
+def check_tested(generator_dir: Path, *, untested: bool) -> None:
+    """Raise UnavailableError for an architecture that nobody has tested, unless `untested` allows
+    it, and for one that is no vision-language model."""
+    if is_tested(generator_dir):
+        return
+    (architecture,) = read_config(generator_dir)["architectures"]
+    where = f"{generator_dir / 'config.json'} names the architecture {architecture}"
+    if not untested:
+        raise UnavailableError(
+            f"{where}, which nobody has tested here. {_known()} To try it all the same, set "
+            "`untested`; `mmrag-batch doctor --bundle` then tells whether the engines agree."
+        )
+    from transformers.models.auto import modeling_auto
+
+    if architecture not in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values():
+        raise UnavailableError(f"{where}; transformers has no such one for images and texts.")
+
+
+def template_version(generator_dir: Path, adapter: Path | None = None) -> int:
+    """The prompt template that a generator is to be asked with: the one that it, or its adapter,
+    was tuned with, that of the bundle it is a part of, or else the one of its kind. Only where
+    images are tokens of the prompt do engines cache prefixes."""
+    for directory in (adapter, generator_dir):
+        if directory and (tuned := read_prompt_settings(directory)):
+            return int(tuned["template_version"])
+    if (manifest := find_manifest(generator_dir)) is not None:
+        return manifest.template_version
+    return EVIDENCE_FIRST if open_family(generator_dir).has_image_tokens else IMAGES_FIRST
 
 
 def read_config(generator_dir: Path) -> dict[str, Any]:
     """config.json of a generator directory.
 
-    Raises MissingError where there is none, UnavailableError for a model of no family here and for
-    one that brings code of its own.
+    Raises MissingError where there is none, UnavailableError for a model that is refused, for one
+    of no single architecture, and for one that brings code of its own.
     """
     file = generator_dir / "config.json"
     if not file.is_file():
         raise MissingError(f"{file} is missing; export the generator again.")
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     named = config.get("architectures") or ["none"]
-    if len(named) != 1 or named[0] not in FAMILIES:
-        why = REFUSED.get(named[0])
-        known = ", ".join(name.removesuffix("ForConditionalGeneration") for name in FAMILIES)
+    if len(named) != 1 or named[0] in {"none", *REFUSED}:
+        why = REFUSED.get(named[0], "it is not known what it is")
         raise UnavailableError(
-            f"{file} names the architecture {', '.join(named)}; "
-            + (f"{why}. " if why else "")
-            + f"The engines here run {known} (Llama 3.2 Vision and others, see docs/models.md). "
-            "Export a generator of one of these."
+            f"{file} names the architecture {', '.join(named)}; {why}. {_known()} Export a "
+            "generator of one of these."
         )
     if "auto_map" in config:
         raise UnavailableError(
@@ -193,3 +229,8 @@ def read_config(generator_dir: Path) -> dict[str, Any]:
             "the format of transformers, often named `...-hf`."
         )
     return config
+
+
+def _known() -> str:
+    names = ", ".join(name.removesuffix("ForConditionalGeneration") for name in FAMILIES)
+    return f"The engines here run {names} (Llama 3.2 Vision and others, see docs/models.md)."

@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers.utils import logging
 
-from mmrag_batch.errors import MissingError
+from mmrag_batch.errors import MissingError, UnavailableError
 from mmrag_batch.families.family import read_config
 
 
@@ -31,6 +31,8 @@ def load_model(
     _check_generation_config(generator_dir / "generation_config.json")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a batch job has its own
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # of its configs' own defaults
+    if not hasattr(transformers, architecture):
+        raise UnavailableError(f"transformers {transformers.__version__} has no {architecture}.")
     # By its own name: vLLM puts other configs where the automatic classes look.
     loaded: Any = getattr(transformers, architecture).from_pretrained(
         generator_dir,

@@ -203,7 +203,7 @@ def fit_prompt(
     Raises RowError where not even the question fits.
     """
     while True:
-        prompt = build_prompt(question, evidence, max_images=spec.max_images, scoring=spec.scoring)
+        prompt = build_prompt(question, evidence, spec)
         token_ids = renderer.render(prompt.messages)
         shown = [images[source] for source in prompt.images if source in images]
         length = len(token_ids) + sum(map(renderer.added_tokens, shown))

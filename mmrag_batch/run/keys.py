@@ -13,7 +13,6 @@ from mmrag_batch.bundle import BundleManifest
 from mmrag_batch.errors import RowError
 from mmrag_batch.generation.engine import find_engine
 from mmrag_batch.images.pixels import PIXELS_VERSION
-from mmrag_batch.prompt import TEMPLATE_VERSION
 from mmrag_batch.records import Question
 from mmrag_batch.sources import image_files
 from mmrag_batch.stages import ImageStore
@@ -39,7 +38,7 @@ def answer_settings(bundle: BundleManifest, asked: Mapping[str, object]) -> dict
         settings.pop("model", None)
     return {
         "bundle": hashlib.sha256(text.encode()).hexdigest(),
-        "prompt": TEMPLATE_VERSION,
+        "prompt": bundle.template_version,
         "image_preprocessing": PIXELS_VERSION,
         **settings,
     }

@@ -28,6 +28,7 @@ from mmrag_batch.export.onnx_retriever import export_towers
 from mmrag_batch.export.parity import PARITY
 from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.parts import DEMO, encoders_identity, hash_model, read_spec, write_origin
+from mmrag_batch.prompt import IMAGES_FIRST
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train.settings import GeneratorConfig
 from mmrag_batch.train.towers import Towers, TowersConfig, save_towers
@@ -209,7 +210,7 @@ def test_what_training_showed_is_what_the_bundle_shows(
     tuning: str, export: str, tmp_path: Path
 ) -> None:
     tuned = load_config(ROOT / "train" / "configs" / f"{tuning}.yaml", GeneratorConfig)
-    write_prompt_settings(tmp_path, tuned)
+    write_prompt_settings(tmp_path, tuned, IMAGES_FIRST)
     config = load_config(ROOT / "export" / "configs" / f"{export}.yaml", ExportConfig)
     spec = describe(replace(config, adapter=tmp_path)).generator
     for name in PROMPT_FIELDS:
@@ -221,7 +222,7 @@ def test_other_prompts_than_an_adapter_was_tuned_with_are_refused(
 ) -> None:
     config = replace(configure(tmp_path / "out"), top_k=None)
     assert config.adapter is not None
-    write_prompt_settings(config.adapter, replace(SPEC, top_k=5, scoring="text"))
+    write_prompt_settings(config.adapter, replace(SPEC, top_k=5, scoring="text"), IMAGES_FIRST)
     with pytest.raises(ConfigError, match=r"scoring is letter, and .* tuned with text\. Leave"):
         plan_bundle(config)
     tuned = describe(replace(config, scoring=None)).generator
@@ -229,7 +230,7 @@ def test_other_prompts_than_an_adapter_was_tuned_with_are_refused(
 
 
 def test_an_adapter_of_another_template_is_refused(tmp_path: Path) -> None:
-    write_prompt_settings(tmp_path, SPEC)
+    write_prompt_settings(tmp_path, SPEC, IMAGES_FIRST)
     file = tmp_path / PROMPT_SETTINGS
     file.write_text(file.read_text().replace('"template_version": 1', '"template_version": 0'))
     with pytest.raises(ConfigError, match="tuned with prompt template 0"):

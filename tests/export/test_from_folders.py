@@ -36,6 +36,7 @@ from mmrag_batch.export.onnx_retriever import export_towers
 from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.parts import DEMO, read_spec
+from mmrag_batch.prompt import EVIDENCE_FIRST
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.settings import DEMO_BUNDLE
@@ -235,7 +236,7 @@ def test_towers_are_of_no_use_without_their_encoders(
 def test_a_model_that_was_tuned_whole_is_linked(tiny_generator_dir: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_generator_dir, tmp_path / "model")
     spec = GeneratorSpec("x", "text", top_k=2, max_images=1, max_prompt_tokens=300)
-    write_prompt_settings(model, spec)
+    write_prompt_settings(model, spec, EVIDENCE_FIRST)
     out = tmp_path / "bundle"
     options = ("--generator", model, "--encoders", "demo", "--out", out, "--licence", "x")
     done = call("export", *options, "--dry-run")
@@ -244,7 +245,8 @@ def test_a_model_that_was_tuned_whole_is_linked(tiny_generator_dir: Path, tmp_pa
     done = call("export", *options)
     assert done.exit_code == 0, done.output
     assert "Weights: 1 of 1 files are linked" in done.stderr
-    assert open_bundle(out).manifest.generator == spec
+    manifest = open_bundle(out).manifest
+    assert (manifest.generator, manifest.template_version) == (spec, EVIDENCE_FIRST)
     assert (out / WEIGHTS).samefile(model / WEIGHTS.name)
     small = [file for file in out.rglob("*") if file.is_file() and file.name != WEIGHTS.name]
     assert {file.stat().st_nlink for file in small} == {1}

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from mmrag_batch.bundle import hash_files, open_bundle, read_manifest, write_manifest
+from mmrag_batch.families.family import template_version
 from mmrag_batch.parity import compare_engines
 from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
 
@@ -17,8 +18,13 @@ from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
 def as_bundle(folder: Path) -> Path:
     """Make a bundle of a folder with a `generator`; its retriever is never opened."""
     manifest = read_manifest(DEMO_BUNDLE)
-    generator = replace(manifest.generator, max_images=3, max_prompt_tokens=2048)
-    write_manifest(folder, replace(manifest, generator=generator, files=hash_files(folder)))
+    manifest = replace(
+        manifest,
+        generator=replace(manifest.generator, max_images=3, max_prompt_tokens=2048),
+        template_version=template_version(folder / "generator"),
+        files=hash_files(folder),
+    )
+    write_manifest(folder, manifest)
     return folder
 
 

@@ -10,18 +10,22 @@ import pytest
 import torch
 from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from typer.testing import CliRunner
 
+from mmrag_batch.bundle import read_manifest
+from mmrag_batch.cli.app import app
 from mmrag_batch.errors import UnavailableError
-from mmrag_batch.families.family import FAMILIES, MLLAMA, open_family
+from mmrag_batch.families.family import FAMILIES, MLLAMA, check_tested, open_family
 from mmrag_batch.families.general.processor import MAX_PIXELS, load_processor
 from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.prompt import EVIDENCE_FIRST
 from tests.families.test_parity import PROMISED
 from tests.families.tiny import FAMILIES as TINY
-from tests.families.tiny import build, write
+from tests.families.tiny import UNTESTED, build, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # GLM's processor
 DOCS = Path(__file__).parents[2] / "docs"
-WITHOUT_TORCHVISION = sorted(TINY.keys() - {"mistral3"})
+WITHOUT_TORCHVISION = [*sorted(TINY.keys() - {"mistral3"}), *UNTESTED]
 SIZES = [(50, 40), (20, 60), (64, 64), (9, 100)]
 PICTURES = [Image.effect_noise(size, 90).convert("RGB") for size in SIZES]
 
@@ -141,13 +145,35 @@ def test_an_image_has_no_more_pixels_than_ours_allow(
     [
         ("Gemma3ForConditionalGeneration", "attends causally"),
         ("LlavaForConditionalGeneration", "images first"),
-        ("SomethingElse", "run Mllama, Qwen2_5_VL"),
     ],
 )
 def test_what_is_refused_says_why(tmp_path: Path, architecture: str, why: str) -> None:
     write(tmp_path / "config.json", {"architectures": [architecture]})
-    with pytest.raises(UnavailableError, match=why):
-        open_family(tmp_path)
+    for untested in (False, True):
+        with pytest.raises(UnavailableError, match=why):
+            check_tested(tmp_path, untested=untested)
+
+
+def test_what_nobody_has_tested_is_taken_when_it_is_asked_for(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    generator, out = str(checkpoint("idefics2")), tmp_path / "bundle"
+    parts = ["export", "--generator", generator, "--out", str(out)]
+    done = CliRunner().invoke(app, parts)
+    assert done.exit_code == 69
+    assert "Idefics2ForConditionalGeneration, which nobody has tested" in done.stderr
+    assert "run Mllama, Qwen2_5_VL" in done.stderr
+    done = CliRunner().invoke(app, [*parts, "--untested"])
+    assert done.exit_code == 0, done.output
+    manifest = read_manifest(out)
+    assert "Nobody has tested" in manifest.notice
+    assert manifest.template_version == EVIDENCE_FIRST
+
+
+def test_what_is_no_model_for_images_and_texts_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "config.json", {"architectures": ["LlamaForCausalLM"]})
+    with pytest.raises(UnavailableError, match="no such one for images and texts"):
+        check_tested(tmp_path, untested=True)
 
 
 def test_code_of_its_own_is_not_run(tmp_path: Path) -> None:

@@ -75,12 +75,16 @@ class Tiny:
     """What transformers 5 calls the vision tower when it saves one, and what is published."""
 
 
-def build(name: str, directory: Path, *, seed: int = 0) -> Path:
-    """Write a checkpoint of a family."""
-    tiny = FAMILIES[name]
+def build(
+    name: str, directory: Path, *, seed: int = 0, sizes: Mapping[str, Mapping[str, Any]] = {}
+) -> Path:
+    """Write a checkpoint of a family, with other `sizes` in a part of its config."""
+    tiny = FAMILIES[name] if name in FAMILIES else UNTESTED[name]
     tokenizer = _tokenizer(tiny)
     ids = tokenizer.get_vocab(with_added_tokens=True)
     settings = tiny.config(ids)
+    for half, values in sizes.items():
+        settings[half] |= values
     for part in (settings, settings["text_config"]):
         part["vocab_size"] = len(ids)
         part["eos_token_id"], part["pad_token_id"], part["bos_token_id"] = ids[tiny.eos], 0, None
@@ -132,6 +136,23 @@ def _idefics3(ids: Mapping[str, int]) -> dict[str, Any]:
         "image_token_id": ids["<image>"],
         "scale_factor": 2,
         "text_config": {"model_type": "llama", **TEXT},
+        "vision_config": {**EYE, "image_size": 32, "patch_size": 8},
+    }
+
+
+def _idefics2(ids: Mapping[str, int]) -> dict[str, Any]:
+    resampler = {
+        "hidden_size": 64,
+        "resampler_n_latents": 4,
+        "resampler_depth": 1,
+        "resampler_n_heads": 2,
+        "resampler_head_dim": 32,
+        "num_key_value_heads": 1,
+    }
+    return {
+        "image_token_id": ids["<image>"],
+        "perceiver_config": resampler,
+        "text_config": {"model_type": "mistral", **TEXT},
         "vision_config": {**EYE, "image_size": 32, "patch_size": 8},
     }
 
@@ -338,3 +359,19 @@ FAMILIES: Mapping[str, Tiny] = {
         plain=THINK,
     ),
 }
+
+UNTESTED: Mapping[str, Tiny] = {
+    "idefics2": replace(
+        _IDEFICS3,
+        config=_idefics2,
+        image_processor={
+            **_HALVES,
+            "image_processor_type": "Idefics2ImageProcessor",
+            "do_image_splitting": False,
+            "size": {"longest_edge": 64, "shortest_edge": 32},
+        },
+        processor={"processor_class": "Idefics2Processor", "image_seq_len": 4},
+        plain=(),
+    ),
+}
+"""Of an architecture that is run when it is asked for."""

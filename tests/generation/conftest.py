@@ -8,7 +8,7 @@ import pytest
 from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.prompt import Scoring, answer_texts, build_prompt
+from mmrag_batch.prompt import PromptSpec, Scoring, answer_texts, build_prompt
 from mmrag_batch.records import Evidence
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.rows import read_rows
@@ -33,7 +33,7 @@ def demo_requests(tmp_path_factory: pytest.TempPathFactory) -> list[AnswerReques
         usable = [d for d in row.question.documents if not (d.image and "lost" in d.image)]
         evidence = [Evidence(document, 1.0) for document in usable[:3]]
         scoring: Scoring = "letter" if row.number % 4 == 1 else "text"
-        prompt = build_prompt(row.question, evidence, max_images=1, scoring=scoring)
+        prompt = build_prompt(row.question, evidence, PromptSpec(1, 0, scoring))
         answers = [] if row.number % 8 == 0 else answer_texts(row.question, scoring)
         requests.append(
             AnswerRequest(

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from mmrag_batch.errors import ConfigError, MissingError
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.prompt import build_prompt
+from mmrag_batch.prompt import PromptSpec, build_prompt
 from mmrag_batch.records import Document, Evidence, Question
 
 SPECIALS = [
@@ -61,7 +61,7 @@ def test_f09_a_special_token_in_any_cell_is_plain_text(
         )
         evidence = [Evidence(document, 1.0)]
         return renderer.render(
-            build_prompt(question, evidence, max_images=1, scoring="letter").messages
+            build_prompt(question, evidence, PromptSpec(1, 0, "letter")).messages
         )
 
     attacked, harmless = prompt(special), prompt("-")

@@ -66,7 +66,7 @@ def test_prompts_are_those_of_predict(
 ) -> None:
     found = examples(rows, renderer, demo_table, "text")
     for index, row in enumerate(rows[:10]):
-        prompt = build_prompt(question_of(row), row.evidence, max_images=2, scoring="text")
+        prompt = build_prompt(question_of(row), row.evidence, PromptSpec(2, 0, "text"))
         assert found[index].prompt == renderer.render(prompt.messages)
         assert len(found[index].images) == len(prompt.images) == found.image_count(index)
         *answer, end = found[index].answer

@@ -69,7 +69,7 @@ def test_the_loss_of_a_text_is_that_of_its_tokens_and_of_the_end(
     scorer = Scorer(tiny_generator_dir, images, SPEC, batch_size=4)
     plain = next(replace(row, evidence=()) for row in texts if not question_of(row).image)
     question = question_of(plain)
-    prompt = build_prompt(question, (), max_images=1, scoring="text")
+    prompt = build_prompt(question, (), PromptSpec(1, 0, "text"))
     ids = renderer.render(prompt.messages)
     answer = renderer.answer_ids(question.answers[0])
     logits = model(input_ids=torch.tensor([[*ids, *answer]])).logits[0, len(ids) - 1 : -1]

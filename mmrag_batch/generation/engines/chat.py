@@ -36,8 +36,7 @@ LETTER = re.compile(
 SMALL = build_prompt(
     Question("Which of these is a colour?", None, ("red", "seven"), ()),
     (),
-    max_images=0,
-    scoring="letter",
+    PromptSpec(0, 0, "letter"),
 ).messages
 NO_ANSWER = "Q"
 """What nobody would answer to that, unless nothing else is allowed."""

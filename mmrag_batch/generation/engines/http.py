@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import re
 import socket
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx2
@@ -28,6 +31,8 @@ KEEPALIVE = (
 """A machine that went away without a word is noticed within two minutes."""
 PLAIN = {"Accept-Encoding": "identity"}
 """Few bytes could unpack to many."""
+VERSIONED = re.compile(r"/v\d")
+"""In an endpoint that is whole, as https://host/v1beta/openai is: no /v1 comes behind it."""
 MAX_BODY = 4 << 20
 """Bytes of an answer. A row's are some kilobytes, 200 or so for each token that is written; what
 JSON makes of them may take 20 times as much memory."""
@@ -72,6 +77,7 @@ class Server:
             raise ConfigError(f"--endpoint {endpoint}: {error}.") from None
         url = self._client.base_url
         self.name = f"{url.scheme}://{url.netloc.decode()}"
+        self._prefix = "/v1" if VERSIONED.search(url.path) else ""
 
     async def get(self, path: str, *, within: float) -> Any:
         """The JSON at a path. Raises what `post` does."""
@@ -95,7 +101,7 @@ class Server:
         try:
             async with (
                 asyncio.timeout(within),
-                self._client.stream(method, path, json=body) as response,
+                self._client.stream(method, path.removeprefix(self._prefix), json=body) as response,
             ):
                 content = bytearray()
                 async for chunk in response.aiter_raw():
@@ -124,9 +130,18 @@ class Server:
             return DeniedError(f"The server at {self.name} refuses us: {problem}{hint}")
         if status in VERDICTS:
             return Refused(problem)
-        asked = response.headers.get("retry-after", "")
-        wait = float(asked) if asked.isdecimal() else 0.0
+        wait = _seconds(response.headers.get("retry-after", ""))
         return Failed(problem, by_request=status == 500, busy=status == TOO_MANY, wait=wait)
+
+
+def _seconds(asked: str) -> float:
+    """What a Retry-After asks for, as a number or a date."""
+    if asked.isdecimal():
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _message(response: httpx2.Response, content: bytes | bytearray) -> str:

@@ -30,7 +30,7 @@ from mmrag_batch.generation.engines.http import Refused
 from mmrag_batch.generation.engines.remote import RemoteWorker
 from mmrag_batch.generation.rendering import Unrendered
 from mmrag_batch.generation.supervisor import Supervisor
-from mmrag_batch.prompt import build_prompt
+from mmrag_batch.prompt import PromptSpec, build_prompt
 from mmrag_batch.records import Question, Usage
 from mmrag_batch.report.metrics import evaluate
 from mmrag_batch.settings import DEMO_BUNDLE
@@ -65,7 +65,7 @@ def request(
     key: int = 0, *, choices: tuple[str, ...] = ("red", "blue", "green"), image: bool = False
 ) -> AnswerRequest:
     question = Question(f"What is {key}?", "q.png" if image else None, choices, ())
-    prompt, unrendered = build_prompt(question, (), max_images=1, scoring="letter"), Unrendered()
+    prompt, unrendered = build_prompt(question, (), PromptSpec(1, 0, "letter")), Unrendered()
     return AnswerRequest(
         key,
         tuple(unrendered.render(prompt.messages)),

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from mmrag_batch.errors import ConfigError, DeniedError
+from mmrag_batch.generation.engines.api import MODELS
 from mmrag_batch.generation.engines.http import MAX_BODY, Failed, Refused, Server
 from mmrag_batch.generation.engines.server import GENERATE
 from tests.generation.engines.stand_in import Reply, StandIn
@@ -108,6 +109,45 @@ def test_k06_the_server_says_how_long_to_wait(stand_in: StandIn, asked: str, wai
     with pytest.raises(Failed) as caught:
         post(stand_in, 503)
     assert caught.value.wait == wait
+
+
+def test_a_server_may_say_until_when_to_wait(stand_in: StandIn) -> None:
+    waits = []
+    for year in (2000, 2150):
+        stand_in.retry_after = f"Fri, 01 Jan {year} 00:00:00 GMT"
+        with pytest.raises(Failed) as caught:
+            post(stand_in, 503)
+        waits.append(caught.value.wait)
+    assert waits[0] == 0
+    assert waits[1] > 10**9
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "asked"),
+    [
+        ("", "/v1/models"),
+        ("/", "/v1/models"),
+        ("/v1", "/v1/models"),
+        ("/v1/", "/v1/models"),
+        ("/proxy", "/proxy/v1/models"),
+        ("/api/v3", "/api/v3/models"),
+        ("/v1beta/openai/", "/v1beta/openai/models"),
+    ],
+)
+def test_an_endpoint_is_a_host_or_what_a_service_calls_its_base(
+    stand_in: StandIn, endpoint: str, asked: str
+) -> None:
+    stand_in.reply = lambda path, body: b"{}"
+
+    async def ask() -> None:
+        server = Server(stand_in.endpoint + endpoint, key=None, connections=1)
+        try:
+            await server.get(MODELS, within=30)
+        finally:
+            await server.close()
+
+    asyncio.run(ask())
+    assert stand_in.asked == [(asked, None)]
 
 
 def test_k06_what_a_server_says_of_an_error_can_be_written_down(stand_in: StandIn) -> None:

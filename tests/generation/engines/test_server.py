@@ -25,7 +25,7 @@ from mmrag_batch.generation.engines.server import TokenDialect
 from mmrag_batch.generation.rendering import Renderer, Rendering, Unrendered
 from mmrag_batch.generation.supervisor import Supervisor
 from mmrag_batch.images.loader import ImageLoader
-from mmrag_batch.prompt import answer_texts, build_prompt
+from mmrag_batch.prompt import PromptSpec, answer_texts, build_prompt
 from mmrag_batch.records import Evidence
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.rows import read_rows
@@ -158,7 +158,7 @@ def letter_requests(
         question = replace(row.question, choices=()) if row.number % 8 == 0 else row.question
         usable = [d for d in question.documents if not (d.image and "lost" in d.image)]
         evidence = [Evidence(document, 1.0) for document in usable[:3]]
-        prompt = build_prompt(question, evidence, max_images=1, scoring="letter")
+        prompt = build_prompt(question, evidence, PromptSpec(1, 0, "letter"))
         pictures = tuple(images.load(source) for source in prompt.images)
         renderers: tuple[Rendering, Rendering] = (by_tokens, Unrendered())
         for renderer, requests in zip(renderers, both):

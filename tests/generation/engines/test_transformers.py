@@ -17,7 +17,7 @@ from mmrag_batch.generation.asking import AnswerRequest, AnswerResult, ask
 from mmrag_batch.generation.engine import Request, Result
 from mmrag_batch.generation.engines.transformers import LOOKAHEAD, TransformersEngine, batched
 from mmrag_batch.generation.rendering import Renderer
-from mmrag_batch.prompt import answer_texts, build_prompt
+from mmrag_batch.prompt import PromptSpec, answer_texts, build_prompt
 from mmrag_batch.records import Question
 from tests.generation.conftest import text_probabilities
 
@@ -59,7 +59,7 @@ def request(
     source = None if image is None else f"{image}.png"
     options = tuple(str(number) for number in range(choices))
     question = Question(text, source, options, (), None, None)
-    prompt = build_prompt(question, [], max_images=1, scoring="letter")
+    prompt = build_prompt(question, [], PromptSpec(1, 0, "letter"))
     answers = tuple(renderer.answer_ids(letter) for letter in answer_texts(question, "letter"))
     return AnswerRequest(key, tuple(renderer.render(prompt.messages)), picture, answers)
 
