@@ -74,6 +74,11 @@ class GeneratorSizes:
     """Most tiles of an image: 4, as in the original, or 1, which every picture fills whatever its
     size. One of 64 pixels would fill less than half of the four tiles of 48 that it takes."""
     context_length: int = 4096
+    initializer_range: float = 0.02
+    """Standard deviation of the text weights at first. This is the original's, which is 32 times
+    as wide: what a small one makes of a word and of an image is too faint then to be compared, and
+    it learns to name what it sees, but not to say whether that is what was asked about. For that
+    give it about 1/sqrt(hidden_size)."""
     gate: float = 0.5
     """Where every gate starts. The original starts at 0 on top of a trained Llama; a model trained
     from nothing must see its images from the first step."""
@@ -131,6 +136,7 @@ def model_config(tokenizer: Tokenizer, sizes: GeneratorSizes) -> MllamaConfig:
         intermediate_size=sizes.intermediate_size,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         max_position_embeddings=sizes.context_length,
+        initializer_range=sizes.initializer_range,
         cross_attention_layers=list(range(3, sizes.layers, 5)),
         bos_token_id=_id(tokenizer, BOS),
         eos_token_id=_id(tokenizer, EOS),

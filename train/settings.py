@@ -170,6 +170,7 @@ class VisionConfig:
     patch_size: int | None = None
     tiles: int | None = None
     context_length: int | None = None
+    initializer_range: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
