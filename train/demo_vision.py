@@ -21,11 +21,12 @@ from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.train.demo_pictures import COLOURS, SHAPES, draw
 from mmrag_batch.train.demo_world import THINGS
+from mmrag_batch.train.looking import Inputs
 from mmrag_batch.train.optimise import optimise
 from mmrag_batch.train.run import Run
 from mmrag_batch.train.settings import DemoVisionConfig
 from mmrag_batch.train.tuning import save_model
-from mmrag_batch.train.vision import Inputs, mean_of_patches, process
+from mmrag_batch.train.vision import mean_of_patches, process
 
 
 class Recogniser(nn.Module):

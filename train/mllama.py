@@ -98,9 +98,9 @@ def build_generator(
 
     model = initial_model(model_config(tokenizer, sizes), gate=sizes.gate, seed=seed)
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=_id(tokenizer, BOS),
-        eos_token_id=_id(tokenizer, EOS),
-        pad_token_id=_id(tokenizer, PAD),
+        bos_token_id=token_id(tokenizer, BOS),
+        eos_token_id=token_id(tokenizer, EOS),
+        pad_token_id=token_id(tokenizer, PAD),
     )
     model.save_pretrained(directory)
 
@@ -126,7 +126,7 @@ def model_config(tokenizer: Tokenizer, sizes: GeneratorSizes) -> MllamaConfig:
     Mllama's head leaves out the image token, which is never generated: the token is the last one
     and its id equals the head's size (the embedding has eight rows more).
     """
-    image_id = _id(tokenizer, Mllama.placeholder)
+    image_id = token_id(tokenizer, Mllama.placeholder)
     text = MllamaTextConfig(
         vocab_size=image_id,
         hidden_size=sizes.hidden_size,
@@ -138,9 +138,9 @@ def model_config(tokenizer: Tokenizer, sizes: GeneratorSizes) -> MllamaConfig:
         max_position_embeddings=sizes.context_length,
         initializer_range=sizes.initializer_range,
         cross_attention_layers=list(range(3, sizes.layers, 5)),
-        bos_token_id=_id(tokenizer, BOS),
-        eos_token_id=_id(tokenizer, EOS),
-        pad_token_id=_id(tokenizer, PAD),
+        bos_token_id=token_id(tokenizer, BOS),
+        eos_token_id=token_id(tokenizer, EOS),
+        pad_token_id=token_id(tokenizer, PAD),
     )
     features = list(range(sizes.vision_layers))
     vision = MllamaVisionConfig(
@@ -179,7 +179,7 @@ def initial_model(
     return model
 
 
-def _id(tokenizer: Tokenizer, token: str) -> int:
+def token_id(tokenizer: Tokenizer, token: str) -> int:
     token_id = tokenizer.token_to_id(token)
     assert token_id is not None  # every token asked for was added in train_tokenizer
     return token_id

@@ -151,6 +151,8 @@ class VisionConfig:
     batch_size: int
     learning_rate: float
     columns: str = columns_setting()
+    language_steps: int = 0
+    """Steps, after those, in which the language model learns to answer the same questions."""
     held_out: float = 0.1
     """Share of the pictures that say how well it went."""
     seed: int = 0

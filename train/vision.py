@@ -1,17 +1,18 @@
-"""Teach the vision tower of a small generator to see what a table asks about.
+"""Teach a small generator to see what a table asks about.
 
     mmrag-batch train vision train/configs/small_vision.yaml --table my-data/train.csv
 
 Llama 3.2's vision tower was trained on images before it was joined to the language model. So is
 this one: from its patches and the words of a question, a head that is thrown away afterwards has to
-give the right answer. Without a `base`, a new generator is made first, of the sizes that the config
-says, with a tokenizer for the table's prompts. Writes `model/`, the generator with its new tower,
-and the files of `run.py`.
+give the right answer. Then the language model may learn to do so (`looking.py`). Without a `base`,
+a new generator is made first, of the sizes that the config says, with a tokenizer for the table's
+prompts. Writes `model/`, the generator with what it has learnt, and the files of `run.py`.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -30,14 +31,20 @@ from mmrag_batch.progress import Progress
 from mmrag_batch.table.names import AS_THEY_ARE, Names, parse_names
 from mmrag_batch.table.truth import read_labelled_rows, right_answer
 from mmrag_batch.train.inputs import hash_table, inside
-from mmrag_batch.train.mllama import GeneratorSizes, build_generator, prompt_texts
+from mmrag_batch.train.looking import Inputs, Looking, Pair
+from mmrag_batch.train.mllama import (
+    EOS,
+    GeneratorSizes,
+    build_generator,
+    prompt_texts,
+    token_id,
+)
 from mmrag_batch.train.optimise import optimise
 from mmrag_batch.train.run import Run
 from mmrag_batch.train.settings import VisionConfig
 from mmrag_batch.train.table_pairs import Truths, asked_picture, hold_out, load_pictures
 from mmrag_batch.train.tuning import save_model
 
-Inputs = dict[str, Tensor]
 LEAST_ROWS = 2
 """How often something must be the answer to be one of those that are learnt."""
 QUESTIONS = 16
@@ -108,7 +115,7 @@ class Asked:
                 f"{table}: no two answers to questions about pictures come up {LEAST_ROWS} times; "
                 "a vision tower learns from rows with a picture and a `label`."
             )
-        texts = {text for text, _ in pairs}
+        texts = {text for pair in pairs for text in pair}
         self.ids = {text: tokenizer.encode(text, add_special_tokens=False).ids for text in texts}
         self.ids = {text: ids for text, ids in self.ids.items() if ids}
 
@@ -123,6 +130,11 @@ class Asked:
     def answer(self, source: str, text: str) -> int:
         """The index of the right answer."""
         return self.answers[dict(self.by_picture[source])[text]]
+
+    def pairs(self, source: str, texts: Sequence[str], end: int) -> list[Pair]:
+        """Those questions on a picture with their right answers, as tokens, `end` behind each."""
+        answers = dict(self.by_picture[source])
+        return [((*self.ids[text], end), (*self.ids[answers[text]], end)) for text in texts]
 
 
 def train_vision(config: VisionConfig) -> Path:
@@ -180,9 +192,25 @@ def train_vision(config: VisionConfig) -> Path:
         learning_rate=config.learning_rate,
         report=run.report,
     )
+    known = {source: questions[source] for source in held_out}
     if held_out:
-        known = {source: questions[source] for source in held_out}
         run.report(answer_accuracy=accuracy(recogniser.eval(), asked, pictures, known))
+    if config.language_steps:
+        end = token_id(tokenizer, EOS)
+        looking = Looking(
+            generator,
+            inputs_of=partial(_stack, pictures),
+            pairs={one: asked.pairs(one, own, end) for one, own in questions.items()},
+        )
+        optimise(
+            looking.parameters(),
+            lambda: looking.losses(next(batches), random),
+            steps=config.language_steps,
+            learning_rate=config.learning_rate,
+            report=run.report,
+        )
+        if held_out:
+            run.report(language_accuracy=looking.accuracy(held_out))
     return save_model(generator, base, config.out / "model")
 
 

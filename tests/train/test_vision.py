@@ -13,9 +13,12 @@ from mmrag_batch.families.family import open_family
 from mmrag_batch.families.mllama.inputs import load_image_processor
 from mmrag_batch.families.mllama.loading import load_model
 from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.train.looking import ask
 from mmrag_batch.train.settings import VisionConfig
 from mmrag_batch.train.vision import Asked, Recogniser, process, train_vision
 from tests.train.test_encoders import table as table  # a fixture
+
+WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
@@ -56,6 +59,37 @@ def test_a_new_tower_learns_what_a_table_asks(
     assert changed
     assert all("vision_model" in name for name in changed)
     assert Renderer(out).answer_ids("red")
+
+
+def test_the_language_model_learns_to_look_and_the_tower_stays(config: VisionConfig) -> None:
+    short = replace(config, steps=2, initializer_range=0.18)
+    before = load_file(train_vision(replace(short, out=config.out / "tower")) / WEIGHTS)
+    after = load_file(train_vision(replace(short, language_steps=40)) / WEIGHTS)
+    lines = (config.out / "metrics.jsonl").read_text().splitlines()
+    *_, last, score = map(json.loads, lines)
+    assert last["language_loss"] < 2  # of two tokens, one of them always the same; at first it is 6
+    assert 0 <= score["language_accuracy"] <= 1
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any("vision_model" in name for name in changed)
+    assert any("projector" in name for name in changed)
+
+
+def test_questions_are_answered_alike_alone_and_among_others_of_other_lengths(
+    tiny_generator_dir: Path,
+) -> None:
+    """On pictures of four tiles and of three."""
+    generator = load_model(tiny_generator_dir, dtype=torch.float32)
+    pictures = [Image.new("RGB", size, "red") for size in ((40, 40), (90, 30))]
+    inputs = process(load_image_processor(tiny_generator_dir), pictures)
+    assert inputs["aspect_ratio_mask"].sum(dim=-1).flatten().tolist() == [4, 3]
+    asked = [[([5, 6, 7], [8, 9]), ([5], [8, 9])], [([5, 6], [7, 8, 9])]]
+    with torch.inference_mode():
+        logits, labels = ask(generator, inputs, asked)
+        second = {name: tensor[1:] for name, tensor in inputs.items()}
+        alone, alone_labels = ask(generator, second, asked[1:])
+    assert labels.tolist()[1:] == [[8, 9, -100, -100], [-100, 7, 8, 9]]
+    assert torch.equal(labels[2:], alone_labels)
+    torch.testing.assert_close(logits[2:], alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(28, 28), (64, 64), (90, 30)])
