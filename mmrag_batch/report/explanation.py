@@ -146,7 +146,7 @@ def _question(row: Explanation) -> list[str]:
 def _documents(row: Explanation) -> list[str]:
     documents = row.documents
     if not documents:
-        return ["Documents: none"]
+        return ["Documents: not read" if row.question is None else "Documents: none"]
     in_prompt = sum(one.fate in ("kept", "shortened") for one in documents)
     count = f"{len(documents)} candidate{'s' if len(documents) > 1 else ''}"
     if row.unranked is not None:

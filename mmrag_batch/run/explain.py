@@ -173,8 +173,8 @@ def _tell_output(output: Output, settings: PredictSettings) -> Iterator[str]:
             yield f"{what}: {'; '.join(changes)}."
     if output.job is None and settings.image_root is None:
         yield (
-            f"No store says where pictures are: they are looked for in {settings.input.parent}. "
-            "Else name the folder with `--image-root`."
+            f"No store says where pictures are: they are looked for beside {settings.input}. If "
+            "they are elsewhere, name the folder with `--image-root`."
         )
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,13 +15,19 @@ import pytest
 from typer.testing import Result
 
 from mmrag_batch.bundle import hash_files, read_manifest, write_manifest
+from mmrag_batch.generation.engine import Request
+from mmrag_batch.generation.engine import Result as EngineResult
+from mmrag_batch.generation.engines import scripted
+from mmrag_batch.generation.engines.scripted_worker import VARIABLE
+from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.settings import DEMO_BUNDLE
 from tests.run.parts import call
 
 ROOT = Path(__file__).parents[2]
 DEMO, PAGE = ROOT / "examples" / "demo", ROOT / "docs" / "evaluation.md"
 RIGHT, WRONG, LOST, PAINTED = "45-1", "45-35", "45-20", "45-2"
-LONG, NO_PICTURE, FREE = "long", "no picture", "free"
+LONG, NO_PICTURE, FREE, FAILED = "long", "no picture", "free", "failed"
+NAMES = (RIGHT, WRONG, LOST, PAINTED, LONG, NO_PICTURE, FREE, FAILED)
 SPECIAL = "What does <|eot_id|> mean?"
 TEXTS = [f"The {word} moon is made of wax. " * 300 for word in ("red", "purple", "blue")]
 
@@ -38,32 +44,51 @@ def write(table: Path, rows: Mapping[str, Mapping[str, str]]) -> None:
         writer.writerows(rows.values())
 
 
-def predict(folder: Path, *options: object) -> Result:
+def predict(folder: Path, *options: object, environ: Mapping[str, str] = {}) -> Result:
     arguments = (folder / "in.csv", folder / "out.csv", "--engine", "scripted", *options)
-    return call("predict", *arguments)
+    return call("predict", *arguments, environ=environ)
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of seven rows; the labels of two are what it answered, and something
-    else."""
+def asked() -> Iterator[dict[str, Request]]:
+    """What the engine of that run was asked, the first of each row."""
+    requests: dict[str, Request] = {}
+    by_hash = scripted.answer
+
+    def answer(request: Request, digest: bytes | None = None) -> EngineResult:
+        requests.setdefault(NAMES[request.key[0]], request)
+        return by_hash(request, digest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scripted, "answer", answer)
+        yield requests
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Request]) -> Path:
+    """A folder with a run of NAMES; the labels of two are what it answered, and something else."""
     folder = tmp_path_factory.mktemp("ran")
     shutil.copytree(DEMO / "images", folder / "images")
     demo = read(DEMO / "questions.csv")
     rows = {name: demo[name] for name in (RIGHT, WRONG, LOST, PAINTED)}
-    asked = demo["45-3"]
-    rows[LONG] = asked | {"id": LONG, "documents": json.dumps(TEXTS), "relevant": "[1]"}
-    rows[NO_PICTURE] = asked | {"id": NO_PICTURE, "question_image": "images/gone.jpg"}
-    nothing = dict.fromkeys(asked, "")
+    moon = demo["45-3"]
+    rows[LONG] = moon | {"id": LONG, "documents": json.dumps(TEXTS), "relevant": "[1]"}
+    rows[NO_PICTURE] = moon | {"id": NO_PICTURE, "question_image": "images/gone.jpg"}
+    nothing = dict.fromkeys(moon, "")
     rows[FREE] = nothing | {"id": FREE, "question_text": SPECIAL, "label": "an end"}
+    rows[FAILED] = moon | {"id": FAILED, "question_text": "What is a purple moon?"}
+    assert tuple(rows) == NAMES
     write(folder / "in.csv", rows)
-    assert predict(folder).exit_code == 3
+    too_large = json.dumps({"oom": [NAMES.index(FAILED)]})
+    assert predict(folder, environ={VARIABLE: too_large}).exit_code == 3
+    recorded = dict(asked)
     told = read(folder / "out.csv")
     choices = json.loads(rows[WRONG]["answer_choices"])
     rows[RIGHT]["label"] = told[RIGHT]["prediction"]
     rows[WRONG]["label"] = next(one for one in choices if one != told[WRONG]["prediction"])
     write(folder / "in.csv", rows)
     assert predict(folder).exit_code == 3
+    assert asked == recorded  # a label changes no answer
     return folder
 
 
@@ -162,6 +187,22 @@ def test_a_row_that_failed_is_shown_with_the_error_and_the_next_command(ran: Pat
     assert others == [str(ran / "out.csv"), "--engine", "scripted", "--retry-errors"]
 
 
+def test_a_row_that_the_engine_failed_at_is_shown_with_what_it_was_sent(ran: Path) -> None:
+    values = explain(ran, FAILED)
+    assert values["notes"] == []
+    assert values["prompt"]["tokens"] > 0
+    assert values["answer"]["error"].startswith("engine_oom: line 9: ")
+    assert values["next"].endswith("--retry-errors")
+
+
+def test_the_prompt_is_the_one_that_the_engine_got(ran: Path, asked: dict[str, Request]) -> None:
+    renderer = Renderer(DEMO_BUNDLE / "generator")
+    for name in (RIGHT, LONG, FREE):
+        prompt, tokens = whole(ran, name)["prompt"], asked[name].token_ids
+        assert "".join(renderer.show(tokens[: prompt["tokens"]])) == prompt["text"]
+        assert len(tokens) - prompt["tokens"] <= 1  # up to the first fork of its choices
+
+
 def test_what_is_typed_is_told_from_the_special_tokens_of_the_template(ran: Path) -> None:
     values = whole(ran, FREE)
     assert values["notes"] == [
@@ -208,7 +249,7 @@ def test_another_bundle_or_none_is_told(ran: Path, tmp_path: Path) -> None:
 def test_a_row_that_is_not_there_is_told_with_what_there_is(ran: Path, tmp_path: Path) -> None:
     done = call("explain", ran / "out.csv", "45-99")
     assert done.exit_code == 66
-    assert "has no row 45-99: its rows are 0 to 6, with ids such as '45-1', '45-35'" in done.stderr
+    assert "has no row 45-99: its rows are 0 to 7, with ids such as '45-1', '45-35'" in done.stderr
     done = call("explain", tmp_path / "out.csv", "0")
     assert done.exit_code == 66
     assert "Run `mmrag-batch predict INPUT" in done.stderr
