@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,6 @@ PROMPT_FIELDS = ("scoring", "top_k", "max_images", "max_prompt_tokens")
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pt2", ".pkl", ".pickle", ".ckpt"})
 BLOCK = 2**22
 """Bytes of a file that are read at once to be hashed."""
-
 EMBEDDING_VERSION = 1
 """Raised when the same encoders are fed something else than before."""
 Precision = Literal["fp32", "fp16", "int8"]
@@ -126,9 +126,9 @@ class Bundle:
         return self.path / "generator"
 
 
-def open_bundle(path: Path, *, generator: bool = True) -> Bundle:
-    """Read the manifest of a bundle and verify each file's hash; refuse what could run code.
-    Without `generator`, its files need not be there, and are not read.
+def open_bundle(path: Path, *, without: str = "") -> Bundle:
+    """Read the manifest of a bundle and verify each file's hash; refuse what could run code. Files
+    whose names match the pattern `without` need not be there, and are not read.
 
     Raises MissingError (no bundle, or a file of it is missing or damaged), ConfigError (a format or
     prompt template this version does not speak), DeniedError (a path that leaves the bundle, a
@@ -136,7 +136,7 @@ def open_bundle(path: Path, *, generator: bool = True) -> Bundle:
     """
     manifest = read_manifest(path)
     _refuse_strangers(path, manifest)
-    names = [name for name in manifest.files if generator or not name.startswith("generator/")]
+    names = [name for name in manifest.files if not fnmatch(name, without)]
     files = [path / name for name in names]
     for name, file in zip(names, files):
         if "\0" in name or not file.resolve().is_relative_to(path.resolve()):

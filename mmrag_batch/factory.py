@@ -16,6 +16,7 @@ from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import ImageStore, OpenStage, Stage
 
 if TYPE_CHECKING:
+    from mmrag_batch.generation.rendering import Rendering
     from mmrag_batch.images.loader import ImageLoader
 
 
@@ -32,12 +33,14 @@ def open_images(settings: PredictSettings) -> "ImageLoader":
     return ImageLoader(root, hosts=split_hosts(settings.allow_media_domain))
 
 
-def load_bundle(settings: PredictSettings) -> Bundle:
+def load_bundle(settings: PredictSettings, *, weights: bool = True) -> Bundle:
     """The bundle of a run. Raises what `open_bundle` does; nothing is wrong with a generator that
-    the engine does not need."""
+    the engine does not need, nor without `weights` with those of any."""
     from mmrag_batch.generation.engine import takes_messages
 
-    return open_bundle(settings.bundle, generator=not takes_messages(settings.engine))
+    if takes_messages(settings.engine):
+        return open_bundle(settings.bundle, without="generator/*")
+    return open_bundle(settings.bundle, without="" if weights else "generator/*.safetensors")
 
 
 def find_stages(settings: PredictSettings, bundle: Bundle) -> list[OpenStage]:
@@ -70,22 +73,30 @@ def open_generation(
 ) -> Iterator[Stage]:
     """The stage that answers; its engine is closed in the end."""
     from mmrag_batch.generation.answerer import Answerer
-    from mmrag_batch.generation.engine import open_engine, takes_messages
-    from mmrag_batch.generation.rendering import Renderer, Rendering, Unrendered
+    from mmrag_batch.generation.engine import open_engine
 
-    said, name = bundle.manifest.generator, _engine_name(settings)
-    by_messages = takes_messages(name)
+    renderer, spec = open_rendering(settings, bundle)
+    with ExitStack() as stack:
+        with _blaming(bundle.generator_dir):
+            name = _engine_name(settings)
+            engine = stack.enter_context(open_engine(name, settings, bundle, spec))
+        yield Answerer(renderer, engine, images, spec)
+
+
+def open_rendering(settings: PredictSettings, bundle: Bundle) -> "tuple[Rendering, PromptSpec]":
+    """How prompts become tokens, and how they are made. Raises as opening a stage does."""
+    from mmrag_batch.generation.engine import takes_messages
+    from mmrag_batch.generation.rendering import Renderer, Unrendered
+
+    said, by_messages = bundle.manifest.generator, takes_messages(settings.engine)
     spec = PromptSpec(
         said.max_images if settings.max_images is None else settings.max_images,
         said.max_prompt_tokens,
         "letter" if by_messages else said.scoring,
         bundle.manifest.template_version,
     )
-    with ExitStack() as stack:
-        with _blaming(bundle.generator_dir):
-            renderer: Rendering = Unrendered() if by_messages else Renderer(bundle.generator_dir)
-            engine = stack.enter_context(open_engine(name, settings, bundle, spec))
-        yield Answerer(renderer, engine, images, spec)
+    with _blaming(bundle.generator_dir):
+        return Unrendered() if by_messages else Renderer(bundle.generator_dir), spec
 
 
 @contextmanager

@@ -39,6 +39,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md")))
 COMMAND = re.compile(r"^    ((?:mmrag-batch|python) .*)$|`((?:mmrag-batch|python) [^`]+)`", re.M)
 GROUPS = {"train": train, "demo": demo}
+TABLES_OF = {"predict", "merge", "validate", "evaluate", "explain"}
 PACKAGES = ("mmrag_batch", "train", "export")
 ALL_AT_ONCE = (ROOT / "docs" / "your-data.md").read_text().partition("## All of it at once")[2]
 CONFIGS = {
@@ -63,7 +64,7 @@ def on_tables(*, engine: str | None = None) -> list[list[str]]:
     return [
         words
         for words in named_commands()
-        if words[0] == "mmrag-batch" and words[1] in {"predict", "merge", "validate", "evaluate"}
+        if words[0] == "mmrag-batch" and words[1] in TABLES_OF
         if len(words) > 2
         if (words[words.index("--engine") + 1] if "--engine" in words else None) == engine
     ]

@@ -49,6 +49,7 @@ COMMANDS = [
     ["merge"],
     ["validate"],
     ["evaluate"],
+    ["explain"],
     ["doctor"],
     ["import"],
     ["train"],
@@ -169,6 +170,7 @@ def test_configuration_stops_at_the_factory() -> None:
     users = {module for module, other in ARROWS if other == "mmrag_batch.settings"}
     known = {"cli.app", "cli.checks", "factory", "run.plan", "run.predict", "testing"}
     known |= {"doctor", "parity"}  # which open engines as a run does
+    known |= {"run.explain", "run.again"}  # which open all of a run but its engine
     known |= {"train.settings"}  # what a table calls our columns is declared once
     known |= {"parts"}  # which knows where the demo bundle is
     openers = {"generation.engine", "retrieval.candidates", "retrieval.retriever"}

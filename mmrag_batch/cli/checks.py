@@ -134,6 +134,40 @@ def status(
 
 
 @checks.command()
+def explain(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")],
+    row: Annotated[str, typer.Argument(metavar="ROW", help="The `id` of a row, or its number.")],
+    bundle: Annotated[Path | None, typer.Option(help="The models.  [default: the run's]")] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Where image paths start.  [default: as in the run]")
+    ] = None,
+    allow_media_domain: MediaDomain = None,
+    labels: LabelReading = None,
+    columns: ColumnNames = None,
+    store: Annotated[
+        Path | None, typer.Option(help="What `predict` was given.  [default: OUTPUT.store]")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show what became of one row: asked, ranked, cut, rendered, answered; and why it failed.
+
+    Rows are counted from 0. Documents are ranked and the prompt is made once more, by the run's own
+    settings; the generator is not loaded. Exits with 66 if there is no such row.
+    """
+    from mmrag_batch.report.explanation import as_json, as_text
+    from mmrag_batch.run.explain import explain as look
+
+    given = {
+        "bundle": bundle,
+        "image_root": image_root,
+        "allow_media_domain": allow_media_domain,
+        "columns": columns,
+    }
+    explanation = look(output, row, given, store=store, reading=labels)
+    typer.echo(as_json(explanation) if json_ else as_text(explanation))
+
+
+@checks.command()
 def doctor(
     bundle: Annotated[
         Path | None,

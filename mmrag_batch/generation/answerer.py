@@ -106,14 +106,7 @@ class Answerer:
         return row, request
 
     def _request(self, row: Row, question: Question) -> AnswerRequest:
-        images: dict[str, Image] = {}
-        is_complete = False
-        while not is_complete:
-            evidence, prompt, token_ids = fit_prompt(
-                self._renderer, question, row.evidence, self._spec, images
-            )
-            is_complete = self._load_images(prompt.images, images, row, question)
-        row.evidence = evidence
+        prompt, token_ids, images = fit_row(row, question, self._renderer, self._images, self._spec)
         return AnswerRequest(
             key=row.number,
             token_ids=tuple(token_ids),
@@ -124,24 +117,6 @@ class Answerer:
             ),
             messages=prompt.messages,
         )
-
-    def _load_images(
-        self, sources: Iterable[str], images: dict[str, "Image"], row: Row, question: Question
-    ) -> bool:
-        """Whether the prompt can stay as it is; documents with a broken image leave
-        `row.evidence`, and one that takes more than its placeholder must be counted."""
-        is_complete = True
-        for source in sources:
-            try:
-                if source not in images:
-                    images[source] = self._images.load(source)
-                    is_complete &= not self._renderer.added_tokens(images[source])
-            except RowError as error:
-                if source == question.image:
-                    raise RowError(error.code, f"question_image: {error}") from None
-                _leave_out(row, source, error)
-                is_complete = False
-        return is_complete
 
 
 _Prepared = tuple[Row, AnswerRequest | None]
@@ -180,6 +155,34 @@ class _ImagesInEngine:
             if not self._shown[id(image)]:
                 del self._shown[id(image)]
                 self._bytes -= pixel_bytes(image)
+
+
+def fit_row(
+    row: Row, question: Question, renderer: Rendering, store: ImageStore, spec: PromptSpec
+) -> tuple[Prompt, Sequence[int], "dict[str, Image]"]:
+    """The prompt of a row, its tokens as `fit_prompt` gives them, and its images by source. What
+    was in the way leaves `row.evidence`: documents whose image cannot be loaded, which are noted in
+    `row.problems`, and the lowest-ranked of a prompt that would be too long.
+
+    Raises RowError where the question's own image is broken, or not even the question fits.
+    """
+    images: dict[str, Image] = {}
+    is_complete = False
+    while not is_complete:
+        evidence, prompt, token_ids = fit_prompt(renderer, question, row.evidence, spec, images)
+        is_complete = True  # unless a document leaves, or an image takes more than its placeholder
+        for source in prompt.images:
+            try:
+                if source not in images:
+                    images[source] = store.load(source)
+                    is_complete &= not renderer.added_tokens(images[source])
+            except RowError as error:
+                if source == question.image:
+                    raise RowError(error.code, f"question_image: {error}") from None
+                _leave_out(row, source, error)
+                is_complete = False
+    row.evidence = evidence
+    return prompt, token_ids, images
 
 
 def _leave_out(row: Row, source: str, error: RowError) -> None:

@@ -162,6 +162,22 @@ class Renderer:
         """The text of generated token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def show(self, ids: Sequence[int]) -> list[str]:
+        """The text of a prompt with its special tokens, cut behind each image's placeholder."""
+        pieces: list[list[int]] = [[]]
+        for token_id in ids:
+            pieces[-1].append(token_id)
+            if token_id == self._image_id:
+                pieces.append([])
+        return [self._tokenizer.decode(piece, skip_special_tokens=False) for piece in pieces]
+
+    def typed(self, ids: Sequence[int]) -> list[str]:
+        """What looks like special tokens in the text of a prompt, and is characters."""
+        text = "".join(self.show(ids))
+        tokens = self._tokenizer.get_added_tokens_decoder().items()
+        names = [(number, one.content) for number, one in tokens if not one.content.isspace()]
+        return [name for number, name in names if text.count(name) > list(ids).count(number)]
+
     def _encode_template(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 

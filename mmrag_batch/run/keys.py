@@ -18,6 +18,8 @@ from mmrag_batch.sources import image_files
 from mmrag_batch.stages import ImageStore
 
 KEY_BYTES = 16
+OWN = "the bundle's"
+"""In place of an engine that runs the bundle's own generator, whichever it is."""
 FREE_FORM_VERSION = 2
 """What is kept of an answer in free form: since 2, how probable it was. It is asked again where it
 was kept without."""
@@ -34,7 +36,7 @@ def answer_settings(bundle: BundleManifest, asked: Mapping[str, object]) -> dict
     said = asdict(bundle.generator)
     settings = {name: said.get(name) if value is None else value for name, value in asked.items()}
     if settings["engine"] == "auto" or find_engine(str(settings["engine"])).runs_bundle:
-        settings["engine"] = "the bundle's"
+        settings["engine"] = OWN
         settings.pop("model", None)
     return {
         "bundle": hashlib.sha256(text.encode()).hexdigest(),

@@ -3,12 +3,12 @@
 import logging
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mmrag_batch.bundle import read_manifest, sha256
-from mmrag_batch.declare import settings_of
+from mmrag_batch.declare import SWITCH, settings_of
 from mmrag_batch.errors import ConfigError, InternalError, MmragError, OutputError
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.masking import mask
@@ -17,14 +17,19 @@ from mmrag_batch.retrieval.candidates import find_source
 from mmrag_batch.run.answers import STATUSES, Kept
 from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.job import NOTE, Job
-from mmrag_batch.run.keys import answer_settings, differences, digest_images
+from mmrag_batch.run.keys import OWN, answer_settings, differences, digest_images
 from mmrag_batch.run.lock import Lock, is_held, read_holder
 from mmrag_batch.run.manifest import FORMAT, Manifest, check_replaceable, find_published, settle
 from mmrag_batch.run.mending import move_aside
 from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import Accepts, Survey
-from mmrag_batch.settings import PredictSettings, flag_of
+from mmrag_batch.settings import (
+    PREFIX,
+    PredictSettings,
+    flag_of,
+    load_predict_settings,
+)
 from mmrag_batch.table.names import parse_names
 
 log = logging.getLogger(__name__)
@@ -50,6 +55,43 @@ def options_of(settings: PredictSettings) -> tuple[str, ...]:
             text = str(value.absolute()) if isinstance(value, Path) else mask(str(value))
             words += [flag_of(name), text]
     return tuple(words)
+
+
+def settings_of_run(
+    paths: Paths, job: Job | None, manifest: Manifest | None, given: Mapping[str, object]
+) -> PredictSettings:
+    """The settings of a run as its store knows them or, without that, its manifest; what is `given`
+    stands in for them. Raises ConfigError for what cannot be a setting."""
+    table = paths.output if job is None else job.table
+    answers = (manifest.settings if manifest else {}) if job is None else job.settings
+    names = (manifest.input.get("names", {}) if manifest else {}) if job is None else job.names
+    declared = settings_of(PredictSettings)
+    known = {
+        name: str(value)
+        for name, value in answers.items()
+        if name in declared and declared[name].changes_answers and value not in (None, OWN)
+    }
+    if names:
+        known["columns"] = ",".join(f"{ours}={theirs}" for ours, theirs in names.items())
+    if job is not None:
+        known |= _read_options(job.options)
+    variables = {PREFIX + name.upper(): text for name, text in known.items()}
+    environ = variables if job or manifest else os.environ
+    return load_predict_settings(table, paths.output, given, environ=environ)
+
+
+def _read_options(options: Sequence[str]) -> dict[str, str]:
+    """The settings that `options_of` has written, each as a text."""
+    declared = settings_of(PredictSettings)
+    values: dict[str, str] = {}
+    words = iter(options)
+    for word in words:
+        name = word.removeprefix("--no-").removeprefix("--").replace("-", "_")
+        if name in declared and declared[name].rule is SWITCH:
+            values[name] = "false" if word.startswith("--no-") else "true"
+        else:
+            values[name] = next(words, "")
+    return {name: text for name, text in values.items() if name in declared}
 
 
 def make_job(settings: PredictSettings) -> Job:

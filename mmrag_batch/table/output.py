@@ -65,18 +65,18 @@ class RowFormat:
 
     def row(self, cells: Mapping[str, object], line: int, answer: Answer) -> bytes:
         """One row, with its line end; `line` is where it starts in the input."""
-        return self._writer.row({**cells, **dict(zip(OUTPUT_COLUMNS, _values(line, answer)))})
+        return self._writer.row({**cells, **answer_cells(line, answer)})
 
 
-def _values(line: int, answer: Answer) -> tuple[object, ...]:
-    """The values of OUTPUT_COLUMNS; None where there is nothing to say."""
+def answer_cells(line: int, answer: Answer) -> dict[str, object]:
+    """What stands in OUTPUT_COLUMNS; None where there is nothing to say."""
     index, written = answer.index, answer.text_probability
     confidence = None if written is None else written.whole
     if index is not None and answer.probabilities:
         confidence = answer.probabilities[index]
     prefix = f"line {line}: " if answer.status == "error" else ""
     error = "; ".join(f"{problem.code}: {prefix}{problem.message}" for problem in answer.problems)
-    return (
+    values = (
         answer.prediction,
         index,
         confidence,
@@ -86,3 +86,4 @@ def _values(line: int, answer: Answer) -> tuple[object, ...]:
         answer.status,
         error or None,
     )
+    return dict(zip(OUTPUT_COLUMNS, values, strict=True))

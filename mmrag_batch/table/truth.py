@@ -62,17 +62,20 @@ class Labels:
     def rows(self) -> Iterator[Row]:
         """The rows of the table; their questions know their label and their relevant documents.
         Where a `relevant` cell cannot be read, nothing is known."""
-        for row in read_rows(self.path, names=self.names):
-            if row.question is not None:
-                cell = row.cells.get("label")
-                relevant, _ = find_relevant(row.cells.get("relevant"), row.question.documents)
-                row.question = replace(
-                    row.question,
-                    label=self.find(cell, row.question.choices),
-                    relevant=relevant,
-                    answers=() if row.question.choices else read_answers(cell),
-                )
-            yield row
+        return map(self.tell, read_rows(self.path, names=self.names))
+
+    def tell(self, row: Row) -> Row:
+        """The row of the table, told what is true."""
+        if row.question is not None:
+            cell = row.cells.get("label")
+            relevant, _ = find_relevant(row.cells.get("relevant"), row.question.documents)
+            row.question = replace(
+                row.question,
+                label=self.find(cell, row.question.choices),
+                relevant=relevant,
+                answers=() if row.question.choices else read_answers(cell),
+            )
+        return row
 
     def by_reading(self) -> Counter[Reading]:
         """How many labels are read in which way."""

@@ -92,6 +92,19 @@ def test_the_image_token_is_the_first_that_the_head_leaves_out(tiny_generator_di
     assert config["image_token_index"] == config["text_config"]["vocab_size"]
 
 
+def test_a_prompt_is_shown_with_its_special_tokens_and_cut_behind_its_images(
+    renderer: Renderer,
+) -> None:
+    image = {"type": "image"}
+    token_ids = renderer.render(user(image, image, text("Is <|eot_id|> 42 %\nof <|image|>?")))
+    first, second, rest = renderer.show(token_ids)
+    assert first.startswith("<|begin_of_text|>") and first.endswith("<|image|>")
+    assert second == "<|image|>"
+    assert rest.startswith("Is <|eot_id|> 42 %\nof <|image|>?<|eot_id|>")
+    assert sorted(renderer.typed(token_ids)) == ["<|eot_id|>", "<|image|>"]
+    assert renderer.typed(renderer.render(user(image, text("Is it?")))) == []
+
+
 def test_text_survives_the_round_trip(renderer: Renderer) -> None:
     words = "größer \ue0001\ue001 {{ bos_token }} 🦙\n"
     rendered = renderer.decode(renderer.render(user(text(words))))
