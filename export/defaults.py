@@ -63,7 +63,7 @@ def describe(config: ExportConfig) -> Description:
         trained_on = "; ".join(said) or (NOT_SAID if is_trained else NOTHING)
         defaults["trained_on"] = trained_on
     notices = dict.fromkeys(bundle.notice for bundle in bundles if bundle.notice)
-    if not is_tested(config.generator):
+    if config.untested and not is_tested(config.generator):
         notices[UNTESTED] = None
     notice = config.notice or " ".join(notices)
     template = template_version(config.generator, config.adapter)
