@@ -216,12 +216,12 @@ def read_config(generator_dir: Path) -> dict[str, Any]:
     if not file.is_file():
         raise MissingError(f"{file} is missing; export the generator again.")
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    named = config.get("architectures") or ["none"]
-    if len(named) != 1 or named[0] in {"none", *REFUSED}:
-        why = REFUSED.get(named[0], "it is not known what it is")
+    named = ", ".join(config.get("architectures") or ["none"])
+    if ", " in named or named in {"none", *REFUSED}:
+        why = REFUSED.get(named, "it is not known what it is")
         raise UnavailableError(
-            f"{file} names the architecture {', '.join(named)}; {why}. {_known()} Export a "
-            "generator of one of these."
+            f"{file} names the architecture {named}; {why}. {_known()} Export a generator of one "
+            "of these."
         )
     if "auto_map" in config:
         raise UnavailableError(
