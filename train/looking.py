@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import MllamaForConditionalGeneration
 
 from mmrag_batch.progress import Progress
+from mmrag_batch.train.examples import IGNORED
+from mmrag_batch.train.tuning import freeze
 
 Inputs = dict[str, Tensor]
 QUESTIONS = 2
 """Most questions on a picture, a step. Each costs as much as a picture does."""
-IGNORED = -100
-"""A label that no loss counts."""
 BATCH = 64
 """Pictures at a time, without gradients."""
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -28,8 +28,8 @@ Pair = tuple[Sequence[int], Sequence[int]]
 
 
 class Looking:
-    """A generator, the pictures that `inputs_of` gives by their sources, and what is asked about
-    each. All but the tower learns."""
+    """A generator whose tower stays as it is from now on, the pictures that `inputs_of` gives by
+    their sources, and what is asked about each."""
 
     def __init__(
         self,
@@ -38,14 +38,14 @@ class Looking:
         inputs_of: Callable[[Sequence[str]], Inputs],
         pairs: Mapping[str, Sequence[Pair]],
     ) -> None:
+        freeze(generator.model.vision_model)
         self._generator = generator
         self._inputs_of = inputs_of
         self._pairs = pairs
 
     def parameters(self) -> list[nn.Parameter]:
         """Those of the language model and of the projector before it."""
-        tower = set(self._generator.model.vision_model.parameters())
-        return [one for one in self._generator.parameters() if one not in tower]
+        return [one for one in self._generator.parameters() if one.requires_grad]
 
     def losses(self, sources: Sequence[str], random: Random) -> dict[str, Tensor]:
         """The mean loss of the answers to some questions on each picture, over their tokens."""
@@ -76,15 +76,13 @@ class Looking:
 
 def ask(
     generator: MllamaForConditionalGeneration,
-    inputs: dict[str, Tensor],
+    inputs: Inputs,
     asked_of: Sequence[Sequence[Pair]],
 ) -> tuple[Tensor, Tensor]:
     """Inputs of B images and pairs on each, Q in all -> logits (Q, L, vocabulary), each of the next
-    token, and those tokens (Q, L), IGNORED where they are no answer's. No gradient reaches the
-    tower."""
+    token, and those tokens (Q, L), IGNORED where they are no answer's."""
     counts = torch.tensor([len(own) for own in asked_of])
-    with torch.no_grad():
-        patches: Tensor = generator.model.vision_model(**inputs).last_hidden_state
+    patches: Tensor = generator.model.vision_model(**inputs).last_hidden_state
     seen = generator.model.multi_modal_projector(patches.flatten(1, 3))  # (B, tiles x patches, D)
     pairs = [pair for own in asked_of for pair in own]
     length = max(len(question) + len(answer) for question, answer in pairs)
