@@ -10,7 +10,12 @@ from mmrag_batch.bundle import PROMPT_FIELDS, GeneratorSpec, read_prompt_setting
 from mmrag_batch.errors import ConfigError
 from mmrag_batch.export.card import licence_of
 from mmrag_batch.export.settings import ExportConfig
-from mmrag_batch.families.family import is_tested, open_family, template_version
+from mmrag_batch.families.family import (
+    FAMILIES,
+    open_family,
+    read_architecture,
+    template_version,
+)
 from mmrag_batch.generation.engines.vllm_limits import ANSWER_TOKENS
 from mmrag_batch.parts import find_manifest
 
@@ -63,9 +68,9 @@ def describe(config: ExportConfig) -> Description:
         trained_on = "; ".join(said) or (NOT_SAID if is_trained else NOTHING)
         defaults["trained_on"] = trained_on
     notices = dict.fromkeys(bundle.notice for bundle in bundles if bundle.notice)
-    if config.untested and not is_tested(config.generator):
-        notices[UNTESTED] = None
     notice = config.notice or " ".join(notices)
+    if config.untested and read_architecture(config.generator) not in FAMILIES:
+        notice = f"{notice.removesuffix(UNTESTED)} {UNTESTED}".strip()
     template = template_version(config.generator, config.adapter)
     return Description(GeneratorSpec(**values), template, trained_on, notice, defaults)
 

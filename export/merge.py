@@ -36,7 +36,7 @@ from mmrag_batch.export.verify import (
     check_logits,
     check_samples,
 )
-from mmrag_batch.families.family import open_family
+from mmrag_batch.families.family import check_tested, open_family
 from mmrag_batch.generation.rendering import Renderer, chat_template
 from mmrag_batch.generation.template import TEMPLATE
 from mmrag_batch.parts import check_base
@@ -77,8 +77,9 @@ def write_generator(
     """Merge into `out`, which is there only when it is whole and checked.
 
     Raises OutputError where `out` exists and is not to be, or cannot be, overwritten, or its disk
-    is too small, and what `check_base` and `merge_adapter` raise.
+    is too small, and what `check_tested`, `check_base` and `merge_adapter` raise.
     """
+    check_tested(base)
     check_out(out, overwrite=overwrite, marker="config.json", kind="checkpoint")
     check_space(out, plan_merge(base, adapter_dir).size)
     check_base(adapter_dir, base)

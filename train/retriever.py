@@ -23,7 +23,7 @@ import torch
 
 from mmrag_batch.bundle import RetrieverSpec
 from mmrag_batch.errors import ConfigError, InputError, MissingError
-from mmrag_batch.families.family import template_version
+from mmrag_batch.families.family import check_tested, template_version
 from mmrag_batch.generation.answerer import Answerer
 from mmrag_batch.generation.engines.transformers import TransformersEngine
 from mmrag_batch.generation.rendering import Renderer
@@ -153,11 +153,10 @@ def _check(config: RetrieverConfig) -> None:
 
 def _with_parts(config: RetrieverConfig) -> RetrieverConfig:
     """The config with the folders of the parts that it names of a bundle."""
-    return replace(
-        config,
-        encoders=find_part(config.encoders, "retriever"),
-        generator=config.generator and find_part(config.generator, "generator"),
-    )
+    generator = config.generator and find_part(config.generator, "generator")
+    if generator is not None and config.supervision == "likelihood":
+        check_tested(generator)
+    return replace(config, encoders=find_part(config.encoders, "retriever"), generator=generator)
 
 
 def read_table(

@@ -118,7 +118,9 @@ def _export_bundle(
         Path | None,
         typer.Option(help="Trained towers.  [default: those beside the graphs, or untrained ones]"),
     ] = None,
-    adapter: Annotated[Path | None, typer.Option(help="LoRA, merged into the generator.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="A LoRA adapter to merge into the generator.")
+    ] = None,
     scoring: Annotated[
         Scoring | None,
         typer.Option(

@@ -166,27 +166,27 @@ def add_family(architecture: str, family: Callable[[Path], Family]) -> None:
 
 def open_family(generator_dir: Path) -> Family:
     """The family of a generator directory. Raises what `read_config` does."""
-    (architecture,) = read_config(generator_dir)["architectures"]
+    architecture = read_architecture(generator_dir)
     return load(FAMILIES.get(architecture, _GENERAL))(generator_dir)
 
 
-def is_tested(generator_dir: Path) -> bool:
-    """Whether a generator is of an architecture in `FAMILIES`; others are run as what their
-    processor describes."""
-    return read_config(generator_dir)["architectures"][0] in FAMILIES
+def read_architecture(generator_dir: Path) -> str:
+    """The architecture of a generator; one that is not in `FAMILIES` nobody has tested, and it is
+    run as what its processor describes. Raises what `read_config` does."""
+    return str(read_config(generator_dir)["architectures"][0])
 
 
-def check_tested(generator_dir: Path, *, untested: bool) -> None:
+def check_tested(generator_dir: Path, *, untested: bool = False) -> None:
     """Raise UnavailableError for an architecture that nobody has tested, unless `untested` allows
     it, and for one that is no vision-language model."""
-    if is_tested(generator_dir):
+    if (architecture := read_architecture(generator_dir)) in FAMILIES:
         return
-    (architecture,) = read_config(generator_dir)["architectures"]
     where = f"{generator_dir / 'config.json'} names the architecture {architecture}"
     if not untested:
         raise UnavailableError(
-            f"{where}, which nobody has tested here. {_known()} To try it all the same, set "
-            "`untested`; `mmrag-batch doctor --bundle` then tells whether the engines agree."
+            f"{where}, which nobody has tested here. {_known()} With `untested`, `export` and "
+            "`train generator` take it all the same; `mmrag-batch doctor --bundle` then tells "
+            "whether the engines agree."
         )
     from transformers.models.auto import modeling_auto
 

@@ -9,7 +9,7 @@ import transformers
 from transformers.utils import logging
 
 from mmrag_batch.errors import MissingError, UnavailableError
-from mmrag_batch.families.family import read_config
+from mmrag_batch.families.family import read_architecture
 
 
 def load_model(
@@ -27,7 +27,7 @@ def load_model(
     """
     if not any(generator_dir.glob("*.safetensors")):
         raise MissingError(f"{generator_dir} holds no *.safetensors; export the generator again.")
-    (architecture,) = read_config(generator_dir)["architectures"]
+    architecture = read_architecture(generator_dir)
     _check_generation_config(generator_dir / "generation_config.json")
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a batch job has its own
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # of its configs' own defaults

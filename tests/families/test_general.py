@@ -1,6 +1,7 @@
 """The families that are run by their own processors, on small checkpoints of each architecture."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -15,10 +16,14 @@ from typer.testing import CliRunner
 from mmrag_batch.bundle import read_manifest
 from mmrag_batch.cli.app import app
 from mmrag_batch.errors import UnavailableError
+from mmrag_batch.export.merge import write_generator
 from mmrag_batch.families.family import FAMILIES, MLLAMA, check_tested, open_family
 from mmrag_batch.families.general.processor import MAX_PIXELS, load_processor
 from mmrag_batch.generation.rendering import Renderer
+from mmrag_batch.parts import DEMO
 from mmrag_batch.prompt import EVIDENCE_FIRST
+from mmrag_batch.train.retriever import train_retriever
+from mmrag_batch.train.settings import RetrieverConfig
 from tests.families.test_parity import PROMISED
 from tests.families.tiny import FAMILIES as TINY
 from tests.families.tiny import UNTESTED, build, write
@@ -163,11 +168,31 @@ def test_what_nobody_has_tested_is_taken_when_it_is_asked_for(
     assert done.exit_code == 69
     assert "Idefics2ForConditionalGeneration, which nobody has tested" in done.stderr
     assert "run Mllama, Qwen2_5_VL" in done.stderr
-    done = CliRunner().invoke(app, [*parts, "--untested"])
+    done = CliRunner().invoke(app, [*parts, "--untested", "--notice", "Ours."])
     assert done.exit_code == 0, done.output
     manifest = read_manifest(out)
-    assert "Nobody has tested" in manifest.notice
+    assert re.fullmatch(r"Ours\. Nobody has tested .* compares the engines\.", manifest.notice)
     assert manifest.template_version == EVIDENCE_FIRST
+
+
+def test_no_other_door_takes_what_nobody_has_tested(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UnavailableError, match="nobody has tested"):
+        write_generator(checkpoint("idefics2"), tmp_path / "adapter", tmp_path / "out")
+    config = RetrieverConfig(
+        table=tmp_path / "in.csv",
+        encoders=DEMO,
+        out=tmp_path / "run",
+        epochs=1,
+        batch_size=8,
+        learning_rate=1e-3,
+        hidden_size=8,
+        supervision="likelihood",
+        generator=checkpoint("idefics2"),
+    )
+    with pytest.raises(UnavailableError, match="nobody has tested"):
+        train_retriever(config)
 
 
 def test_what_is_no_model_for_images_and_texts_is_refused(tmp_path: Path) -> None:
