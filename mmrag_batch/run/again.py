@@ -85,7 +85,10 @@ def _render(
         return
     of_images = sum(renderer.added_tokens(loaded[source]) for source in prompt.images)
     is_rendered = isinstance(renderer, Renderer)
-    pieces = renderer.show(ids) if isinstance(renderer, Renderer) else _pieces(prompt)
+    if isinstance(renderer, Renderer):
+        pieces, typed = renderer.show(ids), renderer.typed(ids)
+    else:
+        pieces, typed = _pieces(prompt), []
     again.prompt = prompt
     again.sent = Sent(
         tuple(pieces),
@@ -98,11 +101,10 @@ def _render(
     )
     if len(row.question.choices) == 1:
         again.unsent = "It was not sent: there is one choice, and nothing to choose."
-    if isinstance(renderer, Renderer):
-        again.notes += [
-            f"{name} stands in a text of the row: to the generator these are characters."
-            for name in renderer.typed(ids)
-        ]
+    again.notes += [
+        f"{name} stands in a text of the row: to the generator these are characters."
+        for name in typed
+    ]
 
 
 def _pieces(prompt: Prompt) -> list[str]:

@@ -165,10 +165,9 @@ def _tell_output(output: Output, settings: PredictSettings) -> Iterator[str]:
         yield f"No manifest says what {output.paths.output} is, so nothing can be compared."
     elif was_changed(output):
         yield f"{output.paths.output} was changed since it was written."
-    before = output.job.settings if output.job is not None else None
-    before = before if output.manifest is None else output.manifest.settings
+    said = output.manifest or output.job
     with suppress(MmragError):  # of a bundle that is not there, which is told where it matters
-        if before and (changes := differences(before, find_answer_settings(settings))):
+        if said and (changes := differences(said.settings, find_answer_settings(settings))):
             what = "Ranking and prompt are made with something else than the answer"
             yield f"{what}: {'; '.join(changes)}."
     if output.job is None and settings.image_root is None:

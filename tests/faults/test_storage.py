@@ -247,9 +247,9 @@ def small_disk() -> Iterator[Path]:
     """A file system of its own, with a dozen files at most."""
     folder = Path(tempfile.mkdtemp())
     mount = ["mount", "-t", "tmpfs", "-o", "size=100k,nr_inodes=12", "tmpfs", str(folder)]
-    done = subprocess.run(mount, capture_output=True)
+    done = subprocess.run(mount, capture_output=True, text=True)
     if done.returncode:
-        pytest.skip("only root may mount a small disk")
+        pytest.skip(f"only root may mount a small disk: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
     folder.rmdir()
