@@ -19,7 +19,7 @@ from transformers import GenerationConfig, MllamaConfig, MllamaForConditionalGen
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from mmrag_batch.families.mllama.family import Mllama
-from mmrag_batch.families.mllama.loading import pass_by_position
+from mmrag_batch.families.mllama.vision import prepare_vision
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import with_pages
 from mmrag_batch.prompt import PromptSpec, build_prompt
@@ -170,7 +170,7 @@ def initial_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MllamaForConditionalGeneration(config)
-    pass_by_position(model.model.vision_model)
+    prepare_vision(model.model.vision_model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             leaf = name.rpartition(".")[2]

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-FIGURES = ("PARITY", "DEMO", "SERVING", "TRAINING", "ENCODER")
+FIGURES = ("PARITY", "VISION", "DEMO", "SERVING", "TRAINING", "ENCODER", '{"family"')
 SAID_OF_A_FAILURE = 12
 
 
@@ -35,8 +35,9 @@ class Step:
 
 
 def parity(*options: str, **environment: str) -> Step:
-    threads = {"OMP_NUM_THREADS": "2"}  # several run beside each other
-    return Step("parity", 120, ("benchmarks.gpu.parity", *options), threads | environment)
+    # Several run beside each other: few threads, and one process each.
+    few = {"OMP_NUM_THREADS": "2", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    return Step("parity", 160, ("benchmarks.gpu.parity", *options), few | environment)
 
 
 def steps(directory: Path, graph: Path | None) -> list[list[Step]]:
@@ -44,16 +45,14 @@ def steps(directory: Path, graph: Path | None) -> list[list[Step]]:
     world = str(directory)
     groups = [
         [
-            parity("--eager"),
             parity(),
-            parity("--dtype", "bfloat16"),
-            parity("--dtype", "bfloat16", "--backend", "TRITON_ATTN"),
             parity("--eager", "--blocks", "200", "--repeat", "8"),
+            parity("--dtype", "bfloat16"),
             parity(VLLM_USE_V2_MODEL_RUNNER="0"),
         ],
-        [Step("serving", 300, ("benchmarks.gpu.serving", world))],
-        [Step("training", 150, ("benchmarks.gpu.training", world))],
-        [Step("demo", 130, ("benchmarks.gpu.demo",))],
+        [Step("vision", 60, ("benchmarks.gpu.vision",))],
+        [Step("serving", 200, ("benchmarks.gpu.serving", world))],
+        [Step("training", 100, ("benchmarks.gpu.training", world))],
         [
             Step(
                 "transformers",
@@ -64,10 +63,12 @@ def steps(directory: Path, graph: Path | None) -> list[list[Step]]:
         [
             Step(
                 "qlora",
-                120,
+                150,
                 ("benchmarks.gpu.training", world, "--preset", "llama_11b_24gb", "--steps", "3"),
             )
         ],
+        [Step("demo", 130, ("benchmarks.gpu.demo",))],
+        [Step("families", 200, ("benchmarks.gpu.families",))],
     ]
     if graph is not None:
         encoders = Step("encoders", 60, ("benchmarks.gpu.encoders", "measure", str(graph)))

@@ -30,7 +30,7 @@ def as_bundle(folder: Path) -> Path:
 
 def main(folders: list[str]) -> None:
     for folder in map(Path, folders):
-        settings = PredictSettings(folder, folder, engine_rows=4, kv_cache_gib=1)
+        settings = PredictSettings(folder, folder, dtype="float32", engine_rows=4, kv_cache_gib=1)
         parity = compare_engines(open_bundle(as_bundle(folder)), settings)
         sys.stdout.write(json.dumps({"family": folder.name, **asdict(parity)}) + "\n")
 

@@ -34,6 +34,8 @@ def prepare_environment(cores: int) -> None:
         "VLLM_NO_USAGE_STATS": "1",  # it would call home
         "VLLM_PLUGINS": "mllama",
         "VLLM_USE_FLASHINFER_SAMPLER": "0",  # answers are greedy; it would be compiled at the start
+        "TRITON_F32_DEFAULT": "ieee",  # on a GPU, float32 would be multiplied in fewer bits,
+        "NVIDIA_TF32_OVERRIDE": "0",  # by Triton and by NVIDIA's own libraries
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would copy our threads' locks
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # it binds each run of a machine to the same cores
         "OMP_NUM_THREADS": str(cores),

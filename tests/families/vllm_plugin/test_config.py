@@ -45,6 +45,7 @@ def settings(limit: int, budget: int, tokens: int = 20) -> SimpleNamespace:
             hf_config=SimpleNamespace(tokens_per_image=tokens),
         ),
         cache_config=SimpleNamespace(enable_prefix_caching=False),
+        compilation_config=SimpleNamespace(mode=None),
         scheduler_config=SimpleNamespace(
             max_num_encoder_input_tokens=budget,
             encoder_cache_size=budget,

@@ -19,6 +19,11 @@ REQUESTS_AT_ONCE = 4
 """Requests beyond which a step gets no faster by encoding more of them."""
 
 
+def step_tokens(request: int) -> int:
+    """Most encoder tokens of a step, where a request has as many as `request`."""
+    return max(request, min(REQUESTS_AT_ONCE * request, TOKENS_AT_ONCE))
+
+
 class EncoderBudget:
     """vLLM calls this for each configuration of an engine before anything is built from it."""
 
@@ -27,6 +32,8 @@ class EncoderBudget:
         """Raise the encoder's budget, and the length for which CUDA graphs are captured, to what
         requests may hold; switch off what the model cannot do. ValueError where no image is allowed
         at all."""
+        from mmrag_batch.families.mllama.vllm_plugin.versions import compile_nothing
+
         model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
         limit = model.multimodal_config.get_limit_per_prompt("image")
         if limit < 1:
@@ -37,8 +44,9 @@ class EncoderBudget:
         if vllm_config.cache_config.enable_prefix_caching:
             logger.warning("Prefix caching is off: what a text attends to depends on its images.")
             vllm_config.cache_config.enable_prefix_caching = False
+        compile_nothing(vllm_config)
         scheduler.disable_chunked_mm_input = False  # an item begins at place 0, so none is cut
-        tokens = max(request, min(REQUESTS_AT_ONCE * request, TOKENS_AT_ONCE))
+        tokens = step_tokens(request)
         if scheduler.max_num_encoder_input_tokens < tokens:
             scheduler.max_num_encoder_input_tokens = scheduler.encoder_cache_size = tokens
 

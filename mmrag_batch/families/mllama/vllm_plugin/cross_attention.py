@@ -3,9 +3,8 @@
 A step without a row that has images skips them. Other rows of a step are left as they are: their
 attention is set to zero before the output projection, which has no bias.
 
-To torch.compile a layer is one opaque operation, so that the choice is made anew at each step. The
-CUDA graphs of decoding capture the layer as it runs with images, and read which rows have some from
-the runner's own buffers.
+The CUDA graphs of decoding capture the layer as it runs with images, and read which rows have some
+from the runner's own buffers.
 """
 
 import torch
@@ -14,7 +13,6 @@ from torch.nn import functional as F
 from transformers import MllamaTextConfig
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
-from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import CrossAttention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import (
@@ -23,13 +21,9 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 from vllm.model_executor.models.llama import LlamaMLP
-from vllm.utils.torch_utils import direct_register_custom_op
 
 from mmrag_batch.families.mllama.vllm_plugin.prefill import Prefill
-from mmrag_batch.families.mllama.vllm_plugin.versions import (
-    cross_attention_metadata,
-    split_graphs_at,
-)
+from mmrag_batch.families.mllama.vllm_plugin.versions import cross_attention_metadata
 
 
 class MllamaCrossAttention(nn.Module):
@@ -114,7 +108,6 @@ class MllamaCrossAttentionLayer(nn.Module):
 
     def __init__(self, vllm_config: VllmConfig, config: MllamaTextConfig, prefix: str) -> None:
         super().__init__()
-        self.name = prefix
         self.cross_attn = MllamaCrossAttention(vllm_config, config, f"{prefix}.cross_attn")
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.cross_attn_attn_gate = nn.Parameter(torch.zeros(1))
@@ -127,8 +120,6 @@ class MllamaCrossAttentionLayer(nn.Module):
         )
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
-        vllm_config.compilation_config.static_forward_context[prefix] = self
-        split_graphs_at(vllm_config, "vllm::mllama_cross_attention_layer")
 
     def forward(self, hidden_states: Tensor, prefill: Prefill | None = None) -> None:
         """hidden_states: (rows, hidden)."""
@@ -159,19 +150,3 @@ def rows_with_images(query_start_loc: Tensor, encoder_lens: Tensor, num_rows: in
     row = torch.arange(num_rows, dtype=ends.dtype, device=ends.device)
     request = torch.searchsorted(ends, row, right=True).clamp(max=len(ends) - 1)  # padding rows
     return (encoder_lens[request] > 0)[:, None]
-
-
-def _cross_attention_layer(hidden_states: Tensor, layer_name: str) -> None:
-    get_forward_context().no_compile_layers[layer_name](hidden_states)
-
-
-def _cross_attention_layer_fake(hidden_states: Tensor, layer_name: str) -> None:  # noqa: ARG001
-    return None
-
-
-direct_register_custom_op(
-    "mllama_cross_attention_layer",
-    _cross_attention_layer,
-    mutates_args=["hidden_states"],
-    fake_impl=_cross_attention_layer_fake,
-)

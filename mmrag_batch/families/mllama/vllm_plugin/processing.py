@@ -26,7 +26,7 @@ from vllm.multimodal.processing import (
     PromptUpdate,
 )
 
-from mmrag_batch.families.mllama.vllm_plugin.budget import MAX_IMAGES
+from mmrag_batch.families.mllama.vllm_plugin.budget import MAX_IMAGES, step_tokens
 from mmrag_batch.families.mllama.vllm_plugin.config import EncoderDecoderMllamaConfig
 from mmrag_batch.families.mllama.vllm_plugin.validation import (
     check_images,
@@ -112,7 +112,11 @@ class MllamaProcessingInfo(BaseProcessingInfo):
 
 
 class MllamaDummyInputsBuilder(BaseDummyInputsBuilder[MllamaProcessingInfo]):
-    """The largest item there can be, for vLLM's measurement of memory."""
+    """An item with all images that a step may bring, for vLLM's measurement of memory.
+
+    vLLM asks for one item. Images of one tile take as much room as any and are charged for a
+    quarter, and equal ones would be encoded once.
+    """
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return "<|image|>" * self._images(mm_counts)
@@ -123,12 +127,14 @@ class MllamaDummyInputsBuilder(BaseDummyInputsBuilder[MllamaProcessingInfo]):
         mm_counts: Mapping[str, int],
         mm_options: MultiModalDummyOptions,  # noqa: ARG002
     ) -> dict[str, Any]:
-        side = 2 * self.info.get_hf_config().vision.image_size  # 2 x 2 tiles
-        return {"image": [Image.new("RGB", (side, side))] * self._images(mm_counts)}
+        side = self.info.get_hf_config().vision.image_size
+        images = range(self._images(mm_counts))
+        return {"image": [Image.new("RGB", (side, side), (number, 0, 0)) for number in images]}
 
     def _images(self, mm_counts: Mapping[str, int]) -> int:
-        """vLLM asks for one item; an item holds as many images as a request may have."""
-        return self.info.allowed_mm_limits["image"] if mm_counts.get("image") else 0
+        config, limit = self.info.get_hf_config(), self.info.allowed_mm_limits["image"]
+        tokens = step_tokens(limit * config.tokens_per_image)
+        return tokens // config.tokens_per_tile if mm_counts.get("image") else 0
 
 
 class MllamaMultiModalProcessor(EncDecMultiModalProcessor[MllamaProcessingInfo]):

@@ -2,10 +2,8 @@
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 from transformers import MllamaTextConfig
-from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -29,7 +27,6 @@ STACKED = WeightsMapper(
 """Projections that vLLM computes in one, by their part of it."""
 
 
-@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0})
 class MllamaTextModel(nn.Module):
     """Token ids and positions -> hidden states, with Hugging Face's names for the weights."""
 
@@ -65,10 +62,7 @@ class MllamaTextModel(nn.Module):
                 continue
             if residual is not None:
                 hidden_states, residual = hidden_states + residual, None
-            if prefill is None:
-                torch.ops.vllm.mllama_cross_attention_layer(hidden_states, layer.name)
-            else:
-                layer(hidden_states, prefill)
+            layer(hidden_states, prefill)
         if residual is None:
             return self.norm(hidden_states)
         return self.norm(hidden_states, residual)[0]

@@ -142,11 +142,13 @@ def cross_attention_metadata(layer_name: str) -> Any:
     return metadata[layer_name]
 
 
-def split_graphs_at(vllm_config: Any, operation: str) -> None:
-    """Keep an operation out of piecewise CUDA graphs, as vLLM does with its attention."""
-    operations = _probe(vllm_config.compilation_config, "splitting_ops")
-    if operations and operation not in operations:
-        operations.append(operation)
+def compile_nothing(vllm_config: Any) -> None:
+    """Have vLLM run the model as it is. It never compiles a step that brings images, and what it
+    leaves to a compiler is slow without one; CUDA graphs of decoding need none."""
+    config = importlib.import_module("vllm.config")
+    compilation = vllm_config.compilation_config
+    _probe(compilation, "mode")
+    compilation.mode = _probe(config, "CompilationMode").NONE
 
 
 def _probe(owner: Any, name: str) -> Any:

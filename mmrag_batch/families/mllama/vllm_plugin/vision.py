@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 
-from mmrag_batch.families.mllama.loading import pass_by_position
+from mmrag_batch.families.mllama.vision import prepare_vision
 from mmrag_batch.families.mllama.vllm_plugin.budget import MAX_IMAGES, TOKENS_AT_ONCE
 from mmrag_batch.families.mllama.vllm_plugin.config import EncoderDecoderMllamaConfig
 from mmrag_batch.families.mllama.vllm_plugin.shared_images import SharedImages
@@ -37,9 +37,8 @@ class EncodedImages:
     def packed(self) -> Tensor:
         """One tensor, as vLLM wants it: a header row with the tiles, then the states."""
         header = self.states.new_zeros(1, self.states.shape[1])
-        header[0, : len(self.tiles)] = torch.tensor(
-            self.tiles, dtype=header.dtype, device=header.device
-        )
+        tiles = self.tiles[:MAX_IMAGES]  # there are more only while vLLM measures memory
+        header[0, : len(tiles)] = torch.tensor(tiles, dtype=header.dtype, device=header.device)
         return torch.cat([header, self.states])
 
     @staticmethod
@@ -59,7 +58,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: EncoderDecoderMllamaConfig, dtype: torch.dtype) -> None:
         super().__init__()
         self.vision_model = MllamaVisionModel._from_config(config.vision, dtype=dtype)
-        pass_by_position(self.vision_model)
+        prepare_vision(self.vision_model)
         self.multi_modal_projector = nn.Linear(
             config.vision.vision_output_dim, config.text.hidden_size, dtype=dtype
         )
