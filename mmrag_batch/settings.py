@@ -8,7 +8,7 @@ problem is reported at once.
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,6 +36,7 @@ IfLocked = Literal["fail", "skip", "wait"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
 PREFIX = "MMRAG_"
+SHORT = {"quiet": ("-q",)}
 SWITCH_WORDS = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
@@ -196,7 +197,7 @@ class Flag(NamedTuple):
 
     name: str
     kind: Any
-    declaration: str
+    declarations: Sequence[str]
     help: str
 
 
@@ -215,7 +216,7 @@ def flags(kind: type[PredictSettings]) -> Iterator[Flag]:
             declaration += "/" + flag_of(name, on=False)
         otherwise = declared.otherwise or defaults[name] or ""
         text = f"{declared.help}  [default: {otherwise}]" if otherwise else declared.help
-        yield Flag(name, types[name] | None, declaration, text)
+        yield Flag(name, types[name] | None, (declaration, *SHORT.get(name, ())), text)
 
 
 def load_predict_settings(

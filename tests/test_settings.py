@@ -151,8 +151,8 @@ def test_a_number_of_errors_may_stand_in_a_file_as_one(file: Path, text: str, ke
 def test_every_setting_is_a_flag_with_its_help_and_what_its_default_stands_for() -> None:
     known = {flag.name: flag for flag in flags(PredictSettings)}
     assert known.keys() == settings_of(PredictSettings).keys()
-    assert known["top_k"].declaration == "--top-k"
-    assert known["quiet"].declaration == "--quiet/--no-quiet"
+    assert known["top_k"].declarations == ("--top-k",)
+    assert known["quiet"].declarations == ("--quiet/--no-quiet", "-q")
     assert known["top_k"].help == "Documents kept a question.  [default: the bundle's]"
     assert known["grace"].help.endswith("[default: 30]")
     assert known["limit"].help == "Answer only the first rows."
@@ -182,7 +182,10 @@ def load_toy(
 
 
 def test_one_declaration_is_a_flag_a_variable_and_a_line_of_a_file(file: Path) -> None:
-    assert [flag.declaration for flag in flags(Toy)][-2:] == ["--shout/--no-shout", "--volume"]
+    assert [flag.declarations for flag in flags(Toy)][-2:] == [
+        ("--shout/--no-shout",),
+        ("--volume",),
+    ]
     assert load_toy({"shout": True}).shout is True
     assert load_toy(environ={"MMRAG_SHOUT": "yes", "MMRAG_VOLUME": "0.25"}).volume == 0.25
     file.write_text("[predict]\nshout = true\ntop_k = 2\n")

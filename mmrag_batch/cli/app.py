@@ -58,7 +58,7 @@ app = typer.Typer(
     cls=_Commands,
     help="A batch job that answers visual questions with retrieved evidence.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of all commands
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -98,7 +98,7 @@ def _take_settings(command: Callable[..., None]) -> Callable[..., None]:
             flag.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[flag.kind, typer.Option(flag.declaration, help=flag.help)],
+            annotation=Annotated[flag.kind, typer.Option(*flag.declarations, help=flag.help)],
         )
         for flag in flags(PredictSettings)
     ]

@@ -110,8 +110,26 @@ def test_predict_says_what_it_did_and_what_to_type_next(table: Path, bundle: Pat
     assert f"Next: mmrag-batch evaluate {table.with_name('out.csv')}" in done.stderr
 
 
-def test_quiet_prints_nothing_on_success(table: Path, bundle: Path) -> None:
-    done = predict(table, bundle, "--quiet")
+@pytest.mark.parametrize("command", [(), ("predict",), ("train", "generator")])
+def test_every_command_has_help_under_its_short_name(command: tuple[str, ...]) -> None:
+    done = call(*command, "-h")
+    assert done.exit_code == 0
+    assert done.stdout == call(*command, "--help").stdout
+
+
+def test_a_shell_completes_commands_and_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, found in {"pred": "predict", "predict --quie": "--quiet"}.items():
+        line = f"mmrag-batch {words}"
+        monkeypatch.setenv("_MMRAG_BATCH_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split()) - 1))
+        done = CliRunner().invoke(app, [], prog_name="mmrag-batch")
+        assert done.stdout.split() == [found]
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "-q"])
+def test_quiet_prints_nothing_on_success(table: Path, bundle: Path, flag: str) -> None:
+    done = predict(table, bundle, flag)
     assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
 
 

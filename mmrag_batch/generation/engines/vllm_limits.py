@@ -64,4 +64,4 @@ def _cache_budget(shape: Shape, device: str, memory: int) -> int:
     """Bytes for the KV cache: what weights and the largest step leave."""
     if device == "cpu":
         return int(memory * CPU_SHARE) // 2
-    return int(memory * GPU_SHARE) - shape.weights - 4 * GIB
+    return int(memory * GPU_SHARE) - shape.weights - 5 * GIB

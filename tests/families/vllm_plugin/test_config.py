@@ -54,6 +54,7 @@ def settings(limit: int, budget: int, tokens: int = 20) -> SimpleNamespace:
     )
 
 
+@pytest.mark.vllm
 @pytest.mark.parametrize(
     ("limit", "budget", "tokens", "longest", "expected"),
     [
@@ -72,6 +73,7 @@ def test_the_encoder_has_room_for_the_images_of_requests(
     EncoderBudget.verify_and_update_config(config)
     scheduler = config.scheduler_config
     assert scheduler.max_num_encoder_input_tokens == scheduler.encoder_cache_size == expected
+    assert config.compilation_config.mode == 0
     # CUDA graphs are captured for this length: attention may leave out what comes after it.
     assert config.model_config.hf_config.max_source_positions == longest
 

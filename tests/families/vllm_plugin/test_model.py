@@ -63,6 +63,14 @@ def test_log_probabilities_of_a_prompt_with_images_are_finite(
         assert (place[token].logprob == -float("inf")) == (token == image)
 
 
+def test_memory_is_measured_with_all_images_that_a_step_may_bring(engine: Any) -> None:
+    processor = engine.llm_engine.renderer.mm_processor
+    [item] = processor.get_dummy_mm_inputs({"image": 1})["mm_kwargs"]["image"]
+    images = 4 * 3 * 4  # of one tile: four requests of three images of four tiles, as a step has
+    assert item["num_tiles"].data.tolist() == [1] * images
+    assert len(set(item["image_hashes"].data.tolist())) == images  # equal ones are encoded once
+
+
 BAD = {
     "an image token without an image": ("text only", None, "1 image tokens but 0 images"),
     "more images than tokens": ("1 tile", 2, "1 image tokens but 2 images"),

@@ -2,32 +2,16 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.families.vllm_plugin.conftest import TOKENS, write_random_generator
 
 pytestmark = pytest.mark.vllm
 log = logging.getLogger(__name__)
 CASES = ["1 tile", "two apart", "text only", "4 tiles", "two, then one", "late", "two adjacent"]
 
 
-def test_a_compiled_engine_with_a_queue_answers_as_transformers(
-    start_engine: Callable[..., Any],
-    check: Callable[..., None],
-    prompt: Callable[[str], dict[str, Any]],
-    transformers_answers: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-) -> None:
-    small = write_random_generator(tmp_path / "generator", layers=5)  # half as long to compile
-    expected = transformers_answers(small, {case: prompt(case) for case in CASES}, TOKENS)
-    engine = start_engine(model=str(small), max_num_seqs=3)
-    check(engine, CASES * 2, expected=expected)
-
-
-def test_preempted_requests_have_the_answers_of_each_alone(
+def test_requests_that_wait_and_are_preempted_have_the_answers_of_each_alone(
     start_engine: Callable[..., Any], check: Callable[..., None]
 ) -> None:
     engine = start_engine(
