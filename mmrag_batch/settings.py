@@ -8,7 +8,7 @@ problem is reported at once.
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -227,8 +227,10 @@ def load_predict_settings(
     environ: Mapping[str, str],
     config_file: Path | None = None,
     kind: type[PredictSettings] = PredictSettings,
+    called: Callable[[str], str] = flag_of,
 ) -> PredictSettings:
-    """Settings from all their sources. A flag, or a variable, that is None or empty is not given.
+    """Settings from all their sources. A flag, or a variable, that is None or empty is not given;
+    `called` is what errors call a flag.
 
     Raises ConfigError that lists every unknown name, wrong type and value out of range, even one
     that a stronger source overrides; MissingError where there is no such config file.
@@ -237,15 +239,9 @@ def load_predict_settings(
     given = [
         *_from_file(config_file),
         *_from_variables(environ, {name: rules[name] for name in settings_of(kind)}),
-        *_from_flags(flags),
+        *(Given(name, value, called(name)) for name, value in flags.items() if value is not None),
     ]
     return build(kind, given, "predict", {"input": input_path, "output": output_path})
-
-
-def _from_flags(flags: Mapping[str, object]) -> Iterator[Given]:
-    for name, value in flags.items():
-        if value is not None:
-            yield Given(name, value, flag_of(name))
 
 
 def _from_variables(environ: Mapping[str, str], rules: Mapping[str, Rule]) -> Iterator[Given]:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("mmrag_batch", "train", "export")
 LAYERS = (
     "__main__",
-    "cli",
+    "api cli",
     "datasets",
     "run doctor",
     "export",
