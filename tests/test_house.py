@@ -168,7 +168,7 @@ def test_the_pipeline_knows_stages_and_records_only(module: str) -> None:
 
 def test_configuration_stops_at_the_factory() -> None:
     users = {module for module, other in ARROWS if other == "mmrag_batch.settings"}
-    known = {"cli.app", "cli.checks", "factory", "run.plan", "run.predict", "testing"}
+    known = {"api", "cli.app", "cli.checks", "factory", "run.plan", "run.predict", "testing"}
     known |= {"doctor", "parity"}  # which open engines as a run does
     known |= {"run.explain", "run.again"}  # which open all of a run but its engine
     known |= {"train.settings"}  # what a table calls our columns is declared once
