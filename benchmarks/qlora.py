@@ -22,7 +22,7 @@ from mmrag_batch.bundle import Bundle, open_bundle, write_retriever_spec
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.export.merge import write_generator
 from mmrag_batch.parts import read_spec
-from mmrag_batch.report.metrics import Accuracy
+from mmrag_batch.report.interval import Accuracy
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train.demo_world import write_world
 from mmrag_batch.train.generator import train_generator

@@ -39,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md")))
 COMMAND = re.compile(r"^    ((?:mmrag-batch|python) .*)$|`((?:mmrag-batch|python) [^`]+)`", re.M)
 GROUPS = {"train": train, "demo": demo}
-TABLES_OF = {"predict", "merge", "validate", "evaluate", "explain"}
+TABLES_OF = {"predict", "merge", "validate", "evaluate", "explain", "report"}
 PACKAGES = ("mmrag_batch", "train", "export")
 ALL_AT_ONCE = (ROOT / "docs" / "your-data.md").read_text().partition("## All of it at once")[2]
 CONFIGS = {
@@ -153,6 +153,7 @@ def run_all(commands: list[list[str]], checkout: Path, run: Run) -> str:
             output += said
         if words[1] in {"predict", "merge"} and "out.csv" in words and "--shard" not in words:
             assert len((checkout / "out.csv").read_text().splitlines()) == 61
+            shutil.copy(checkout / "out.csv", checkout / "before.csv")  # what pages compare with
     return output
 
 

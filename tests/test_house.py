@@ -50,6 +50,7 @@ COMMANDS = [
     ["validate"],
     ["evaluate"],
     ["explain"],
+    ["report"],
     ["doctor"],
     ["import"],
     ["train"],

@@ -1,4 +1,4 @@
-"""The commands that look and change nothing: at a table, an output, a run, this machine."""
+"""The commands that look and change no answer: at a table, an output, a run, this machine."""
 
 import os
 from pathlib import Path
@@ -165,6 +165,53 @@ def explain(
     }
     explanation = look(output, row, given, store=store, reading=labels)
     typer.echo(as_json(explanation) if json_ else as_text(explanation))
+
+
+@checks.command()
+def report(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    compare: Annotated[
+        Path | None, typer.Option(help="Another output of the same rows, to set beside it.")
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Figures by this column; repeatable.  [default: those with few values]"),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many rows it shows at most.")] = 300,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is no page of ours.")
+    ] = False,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Where image paths start.  [default: as in the run]")
+    ] = None,
+    allow_media_domain: MediaDomain = None,
+    labels: LabelReading = None,
+    columns: ColumnNames = None,
+    store: Annotated[
+        Path | None, typer.Option(help="What `predict` was given.  [default: OUTPUT.store]")
+    ] = None,
+) -> None:
+    """Write ONE page of HTML on an OUTPUT: its figures, and rows to browse with their pictures.
+
+    The page asks nothing of any server, so it can be mailed. Of a run that is not finished it shows
+    the rows answered so far. Exits with 66 if there is no run, with 73 if the page would replace
+    another file.
+    """
+    from mmrag_batch.extras import requires
+
+    with requires("report"):
+        from mmrag_batch.run.report import Asked, write_report
+
+    given = {
+        "image_root": image_root,
+        "allow_media_domain": allow_media_domain,
+        "columns": columns,
+    }
+    size = write_report(
+        Asked(output, store, labels, by or None, rows, compare), out, given, overwrite=overwrite
+    )
+    typer.echo(f"{out}: {size / 2**20:.1f} MiB")
 
 
 @checks.command()

@@ -2,13 +2,12 @@
 
 import json
 import textwrap
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mmrag_batch.masking import mask
-from mmrag_batch.sources import is_inline
+from mmrag_batch.report.plain import plain, short
 
 WIDTH = 100
 Fate = Literal["kept", "shortened", "cut", "below", "unreadable", "unranked"]
@@ -120,7 +119,7 @@ def as_json(row: Explanation) -> str:
 
 def as_text(row: Explanation) -> str:
     """In the order in which it happened, in lines of at most WIDTH columns but for long words."""
-    head = [f"{row.table}: row {row.row}, line {row.line}, id {_plain(row.id)!r}"]
+    head = [f"{row.table}: row {row.row}, line {row.line}, id {plain(row.id)!r}"]
     head += [line for note in row.notes for line in _wrapped(note, "  ! ", "    ")]
     blocks = [head, _question(row), _documents(row), _prompt(row), _answer(row)]
     return "\n\n".join("\n".join(block) for block in blocks)
@@ -167,9 +166,9 @@ def _document(one: Candidate, knows_relevant: bool) -> Iterator[str]:
     score = "-" if one.score is None else f"{one.score:.4f}"
     head = f"{rank:>4}  {score:>9}  {WORDS.get(one.fate, one.fate):10}  "
     head += f"{'relevant' if one.relevant else '':8}  " if knows_relevant else ""
-    what = [f"{_plain(one.id)}:"]
+    what = [f"{plain(one.id)}:"]
     what += [] if one.picture is None else [_picture(one.picture, is_hidden=one.shown is False)]
-    what += [] if one.text is None else [_plain(one.text)]
+    what += [] if one.text is None else [plain(one.text)]
     text, indent = " ".join(" ".join(what).split()), " " * (len(head) + 2)
     yield from textwrap.wrap(
         text, WIDTH, initial_indent=head, subsequent_indent=indent, max_lines=2, placeholder=" ..."
@@ -191,9 +190,9 @@ def _prompt(row: Explanation) -> list[str]:
     lines = [title]
     if not sent.is_rendered:
         lines.append("  as messages: the server has the chat template, and counts pictures")
-    beside = [f" [{_short(source)}]" for source in sent.images]
+    beside = [f" [{short(source)}]" for source in sent.images]
     text = "".join(map("".join, zip(sent.pieces, (*beside, ""), strict=True)))
-    for line in _plain(text).split("\n"):
+    for line in plain(text).split("\n"):
         room = WIDTH - 4
         first, *others = [line[at : at + room] for at in range(0, len(line), room)] or [""]
         lines += [f"  | {first}".rstrip(), *(f"    {other}" for other in others)]
@@ -240,21 +239,14 @@ def _figure(value: float | None) -> str:
 def _picture(picture: Picture, *, is_hidden: bool = False) -> str:
     details = "cannot be read" if picture.size is None else "{} x {}".format(*picture.size)
     details += ", not shown" if is_hidden and picture.size else ""
-    return f"{_short(picture.source)} ({details})"
-
-
-def _short(source: str) -> str:
-    """A source as it can be read: pictures in the table itself have thousands of characters."""
-    text = _plain(source).replace("\n", " ")
-    cut = 32 if is_inline(source) else 120
-    return text if len(text) <= cut else f"{text[:cut]}... ({len(source):,} characters)"
+    return f"{short(picture.source)} ({details})"
 
 
 def _wrapped(text: str, first: str, others: str | None = None) -> list[str]:
     """The lines of a text, in lines that are not too long, each behind an indent."""
     indent = " " * len(first) if others is None else others
     lines: list[str] = []
-    for line in _plain(text).split("\n"):
+    for line in plain(text).split("\n"):
         before = indent if lines else first
         wrapped = textwrap.wrap(
             line,
@@ -266,16 +258,6 @@ def _wrapped(text: str, first: str, others: str | None = None) -> list[str]:
         )
         lines += wrapped or [before.rstrip()]
     return lines
-
-
-def _plain(text: str) -> str:
-    """A text without secrets, whose control characters are shown and have no effect."""
-    return "".join(map(_visible, mask(text)))
-
-
-def _visible(letter: str) -> str:
-    is_control = unicodedata.category(letter)[0] == "C" and letter not in "\n\t\u200c\u200d"
-    return letter.encode("unicode_escape").decode() if is_control else letter
 
 
 def _masked(value: Any) -> Any:

@@ -13,54 +13,22 @@
   free form counts as right where it is an exact match.
 """
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist, fmean
-from typing import Any
+from statistics import fmean
 
-import numpy as np
 import pandas as pd
 
-from mmrag_batch.errors import ConfigError, InputError, RowError
-from mmrag_batch.records import Row
-from mmrag_batch.report.free_form import FreeForm, score_answer
+from mmrag_batch.report.calibration import calibration_error
+from mmrag_batch.report.facts import Facts, read_facts
+from mmrag_batch.report.free_form import FreeForm
+from mmrag_batch.report.interval import Accuracy, wilson
 from mmrag_batch.report.ranking import Retrieval, retrieval
-from mmrag_batch.table.cells import parse_choices
 from mmrag_batch.table.names import AS_THEY_ARE, Names
-from mmrag_batch.table.rows import read_header
-from mmrag_batch.table.truth import (
-    Labels,
-    Reading,
-    find_ranks,
-    is_labelled,
-    read_answers,
-    read_labels,
-)
-from mmrag_batch.table.values import is_empty
+from mmrag_batch.table.truth import Reading
 
 MAX_DEPTH = 5
-BINS = 15
-FACTS = (
-    *("status", "truth", "correct", "free_form", "right", "confidence"),
-    *("kept", "ranks", "relevant"),
-)
-"""What is needed of a row; see `_facts`."""
-NEEDED = ("prediction_index", "confidence", "evidence", "status")
-Z = NormalDist().inv_cdf(0.975)
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """A share of rows with its Wilson 95% interval."""
-
-    rows: int
-    correct: int
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,43 +67,43 @@ def evaluate(
     names: Names = AS_THEY_ARE,
 ) -> Metrics:
     """Measure an output of `predict`, its labels read in one way alone if that is given; `names`
-    are what it calls our columns.
+    are what it calls our columns. Raises what `read_facts` raises."""
+    return measure(read_facts(path, by=by, reading=reading, names=names))
 
-    Raises InputError for a table that is no such output, ConfigError for an unknown column in `by`,
-    and what `read_header` raises.
-    """
-    columns = read_header(path, names)
-    missing = [name for name in NEEDED if name not in columns]
-    if missing:
-        raise InputError(
-            f"{path} has no column {', '.join(missing)}; give the file that `predict` wrote."
-        )
-    unknown = [name for name in by if name not in columns]
-    if unknown:
-        raise ConfigError(
-            f"--by: {path} has no column {', '.join(unknown)}; it has {', '.join(columns)}."
-        )
-    column_values: dict[str, list[str]] = {column: [] for column in by}
-    row_facts = []
-    labels = read_labels(path, reading, names=names)
-    for row in labels.rows():  # texts and documents are not kept: a file may be large
-        row_facts.append(_facts(row, labels))
-        for column, values in column_values.items():
-            values.append(str(row.cells.get(column, "")))
-    facts = pd.DataFrame(row_facts, columns=FACTS)
-    depth = min(MAX_DEPTH, int(facts["kept"].max())) if row_facts else 0
+
+def measure(facts: Facts) -> Metrics:
+    """The figures of all rows, and of each group of each column."""
+    frame = facts.frame
     groups = {
         column: {
-            str(value): score(group, depth)
-            for value, group in facts.groupby(pd.Series(values, dtype=object))
+            str(value): score(group, depth_of(frame))
+            for value, group in frame.groupby(pd.Series(values, dtype=object))
         }
-        for column, values in column_values.items()
+        for column, values in facts.columns.items()
     }
-    return Metrics(overall=score(facts, depth), by=groups, labels=labels.describe())
+    return Metrics(score(frame, depth_of(frame)), groups, facts.labels.describe())
+
+
+def depth_of(facts: pd.DataFrame) -> int:
+    """Up to which rank the relevant documents of a file are known."""
+    return min(MAX_DEPTH, int(facts["kept"].max())) if len(facts) else 0
+
+
+def by_evidence(facts: pd.DataFrame) -> dict[str, Scores]:
+    """The figures of rows to which a relevant document was given, of those to which none was, and
+    of those of which no relevant document is known; no rows, no figures."""
+    known, found = facts["relevant"] > 0, facts["ranks"].map(len) > 0
+    groups = {
+        "a relevant document was kept": facts[known & found],
+        "none of the relevant documents was kept": facts[known & ~found],
+        "no relevant document is known": facts[~known],
+    }
+    depth = depth_of(facts)
+    return {name: score(group, depth) for name, group in groups.items() if len(group)}
 
 
 def score(facts: pd.DataFrame, depth: int) -> Scores:
-    """The figures of some rows, with ranks up to `depth`; for the columns see `_facts`."""
+    """The figures of some rows, with ranks up to `depth`; for the columns see `facts.py`."""
     statuses = facts["status"].value_counts()
     labelled = facts[facts["correct"].notna()]
     scored = facts[facts["right"].notna() & facts["confidence"].notna()]
@@ -161,23 +129,6 @@ def score(facts: pd.DataFrame, depth: int) -> Scores:
     )
 
 
-def wilson(correct: int, rows: int) -> Accuracy:
-    """`correct` of `rows` with Wilson's score interval (Wilson 1927)."""
-    share = correct / rows
-    centre = (share + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
-    spread = math.sqrt(share * (1 - share) / rows + (Z / (2 * rows)) ** 2) * Z / (1 + Z**2 / rows)
-    # Rounding must not push a bound past the share itself, where that is 0 or 1.
-    return Accuracy(rows, correct, share, min(share, centre - spread), max(share, centre + spread))
-
-
-def calibration_error(confidences: Sequence[float], correct: Sequence[bool]) -> float:
-    """Expected calibration error over 15 bins of equal width, (0, 1/15] the first (Guo 2017)."""
-    values, hits = np.asarray(confidences, float), np.asarray(correct, float)
-    bins = np.clip(np.ceil(values * BINS), 1, BINS)
-    gaps = [abs((hits - values)[bins == number].sum()) for number in np.unique(bins)]
-    return float(sum(gaps) / len(values))
-
-
 def _mean(written: Sequence[FreeForm]) -> FreeForm:
     people = [one.vqa for one in written if one.vqa is not None]
     return FreeForm(
@@ -186,73 +137,4 @@ def _mean(written: Sequence[FreeForm]) -> FreeForm:
         anls=fmean(one.anls for one in written),
         relaxed=fmean(one.relaxed for one in written),
         vqa=fmean(people) if people else None,
-    )
-
-
-def _facts(row: Row, labels: Labels) -> tuple[object, ...]:
-    """What FACTS names: its status; what its label is: none, unreadable, a choice or free_form;
-    whether it is correct, None without a valid label, and how near it is in free form; whether
-    either says that it is right; its confidence; how many documents were kept, the ranks of the
-    relevant among them, and how many are relevant."""
-    evidence = _evidence(row)
-    relevant, ranks = frozenset[str](), tuple[int, ...]()
-    if row.question is not None and row.question.relevant:
-        relevant = row.question.relevant
-        ranks = find_ranks(evidence, relevant, row.question.documents)
-    truth, correct, written = _truth(row, labels)
-    right = correct if written is None else written.exact_match == 1
-    status, confidence = row.cells.get("status"), _value(row, "confidence")
-    known = (status, truth, correct, written, right, confidence)
-    return *known, len(evidence), ranks, len(relevant)
-
-
-def _truth(row: Row, labels: Labels) -> tuple[str, bool | None, FreeForm | None]:
-    """What the label is, whether the row is correct, and how near in free form; known even where
-    something else of the row is broken."""
-    cell = row.cells.get("label")
-    try:
-        choices = parse_choices(row.cells.get("answer_choices"))
-    except RowError:  # so that no answer could be given
-        return ("none", None, None) if is_empty(cell) else ("choice", False, None)
-    if not choices and (written := _free_form(row)) is not None:
-        return "free_form", None, written
-    if not choices or not is_labelled(cell, choices):
-        return "none", None, None
-    label = labels.find(cell, choices)
-    if label is None:
-        return "unreadable", None, None
-    return "choice", _value(row, "prediction_index") == label, None
-
-
-def _free_form(row: Row) -> FreeForm | None:
-    """The figures of an answer in free form; None without a right one."""
-    people = read_answers(row.cells.get("answers"))
-    references = read_answers(row.cells.get("label")) or people
-    if not references:
-        return None
-    return score_answer(str(row.cells.get("prediction") or ""), references, people)
-
-
-def _value(row: Row, column: str) -> float | None:
-    cell = row.cells.get(column)
-    try:
-        return None if is_empty(cell) else float(str(cell))
-    except ValueError:
-        raise _unreadable(row, column) from None
-
-
-def _evidence(row: Row) -> list[str]:
-    """The ids of the documents kept, best first."""
-    cell: Any = row.cells.get("evidence")
-    try:
-        items = json.loads(cell) if isinstance(cell, str) else cell
-        return [item["id"] for item in items]
-    except (ValueError, TypeError, KeyError):
-        raise _unreadable(row, "evidence") from None
-
-
-def _unreadable(row: Row, column: str) -> InputError:
-    return InputError(
-        f"Line {row.line}, {column}: {row.cells.get(column)!r} is not what `predict` writes there; "
-        "give the file as it wrote it."
     )

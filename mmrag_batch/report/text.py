@@ -1,12 +1,21 @@
 """Metrics as a table for people or as JSON for machines."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import NamedTuple
 
 from mmrag_batch.report.metrics import Metrics, Scores
 
-ALWAYS = ("", "rows", "degraded", "error", "accuracy")
+ALWAYS = ("rows", "degraded", "error", "accuracy")
 """Columns that are shown even where nothing stands in them."""
+
+
+class Table(NamedTuple):
+    """Titles of columns, and for each group of rows its name and its cells."""
+
+    titles: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[str, ...]], ...]
 
 
 def as_json(metrics: Metrics) -> str:
@@ -17,24 +26,31 @@ def as_json(metrics: Metrics) -> str:
 def as_text(metrics: Metrics) -> str:
     """One line for all rows and one for each group, each figure behind the rows it rests on; `-`
     where there are none. Then how the labels were read."""
-    group_scores = {"all": metrics.overall}
-    for column, groups in metrics.by.items():
-        group_scores |= {f"{column}={value}": scores for value, scores in groups.items()}
-    depth = metrics.overall.retrieval.depth if metrics.overall.retrieval else 1
-    lines = [{"": name} | _cells(scores, depth) for name, scores in group_scores.items()]
-    titles = [
-        title for title in lines[0] if title in ALWAYS or any(line[title] != "-" for line in lines)
-    ]
-    header = {title: title for title in titles}
-    widths = {title: max(len(line[title]) for line in [header, *lines]) for title in titles}
+    groups = {"all": metrics.overall}
+    for column, scores in metrics.by.items():
+        groups |= {f"{column}={value}": its for value, its in scores.items()}
+    titles, rows = tabulate(list(groups.items()), metrics.overall)
+    lines = [("", *titles), *((name, *cells) for name, cells in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
     table = [
-        "  ".join(
-            line[title].rjust(widths[title]) if title else line[title].ljust(widths[title])
-            for title in titles
-        )
-        for line in [header, *lines]
+        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, rest))])
+        for name, *cells in lines
+        for rest in [widths[1:]]
     ]
     return "\n".join([*table, *([""] if metrics.labels else []), *metrics.labels])
+
+
+def tabulate(groups: Sequence[tuple[str, Scores]], overall: Scores) -> Table:
+    """The figures of groups of rows; a column without any is left out."""
+    depth = overall.retrieval.depth if overall.retrieval else 1
+    lines = [(name, _cells(scores, depth)) for name, scores in groups]
+    titles = [
+        title
+        for title in _cells(overall, depth)
+        if title in ALWAYS or any(line[title] != "-" for _, line in lines)
+    ]
+    rows = tuple((name, tuple(line[title] for title in titles)) for name, line in lines)
+    return Table(tuple(titles), rows)
 
 
 def _cells(scores: Scores, depth: int) -> dict[str, str]:

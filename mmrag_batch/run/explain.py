@@ -68,7 +68,7 @@ def explain(
     images = open_images(settings)
     again = ask_again(settings, row, images)
     has_changed = kept is not None and bool(row.images) and digest_of(row.images) != kept.images
-    notes = [*_tell_output(output, settings), *again.notes]
+    notes = [*tell_output(output, settings), *again.notes]
     if has_changed:
         notes.append("A picture of the row has changed, came or went since it was answered.")
     notes += [] if answer is None else _tell_changes(row, again, answer)
@@ -157,7 +157,7 @@ def _look_at(source: str, images: ImageStore) -> Picture:
         return Picture(source, None, f"{error.code}: {error}")
 
 
-def _tell_output(output: Output, settings: PredictSettings) -> Iterator[str]:
+def tell_output(output: Output, settings: PredictSettings) -> Iterator[str]:
     """What of the run is not as it was."""
     if not output.is_there:
         yield f"{output.paths.output} is not there yet: this is what is known so far."

@@ -139,14 +139,24 @@ def write_so_far(paths: Paths, target: Path, *, overwrite: bool = False) -> Mapp
     if os.path.lexists(target) and not overwrite:
         raise OutputError(f"{target} is there. Choose another file, or add `--overwrite`.")
     RowFormat(target, read_header(job.table, job.names))
+    folder_of_its_own = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    with folder_of_its_own as folder, files.storing(target):
+        rows, _ = gather(job, stores, Path(folder, "rows"), target.name)
+        files.replace(Path(folder, "rows"), target)
+    return rows
+
+
+def gather(
+    job: Job, stores: Sequence[Path], target: Path, name: str
+) -> tuple[Mapping[Status, int], list[int]]:
+    """Write what stores have answered of a job to a new file `target`, as an output called `name`
+    has it: how many rows, by status, and their numbers in the table. A store is made beside it."""
     tally = Tally()
     with (
-        tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder,
-        AnswerStore(Path(folder, "store"), lambda: None) as store,
-        files.storing(target),
+        AnswerStore(target.with_name("store"), lambda: None) as store,
+        closing(survey_all(job, store)) as survey,
     ):
-        with closing(survey_all(job, store)) as survey:
-            adopt(store, stores, survey, frozenset())
-            write_answers(Path(folder, "rows"), target.name, survey, store, tally)
-        files.replace(Path(folder, "rows"), target)
-    return tally.rows
+        adopt(store, stores, survey, frozenset())
+        write_answers(target, name, survey, store, tally)
+        numbers = [mark.number for mark in survey if mark.status != MISSING]
+    return tally.rows, numbers

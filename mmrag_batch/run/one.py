@@ -115,22 +115,23 @@ def read_answer(output: Output, row: Row, kept: Kept | None) -> Answered | None:
     """The answer of the output to a row or, before it is there, that of a store; None where there
     is none. Raises InputError for a table that `predict` did not write."""
     if output.is_there:
-        if missing := [name for name in OUTPUT_COLUMNS if name not in row.cells]:
-            raise InputError(
-                f"{output.paths.output} has no column {', '.join(missing)}; give the file that "
-                "`predict` wrote."
-            )
-        cells = {name: row.cells.get(name) for name in OUTPUT_COLUMNS}
-    elif kept is not None:
-        cells = answer_cells(row.line, to_answer(kept))
-    else:
-        return None
+        return read_written(output.paths.output, row)
+    return None if kept is None else _read_cells(answer_cells(row.line, to_answer(kept)), row)
+
+
+def read_written(path: Path, row: Row) -> Answered:
+    """The answer that an output has to one of its rows. Raises InputError for a table that
+    `predict` did not write."""
+    if missing := [name for name in OUTPUT_COLUMNS if name not in row.cells]:
+        raise InputError(
+            f"{path} has no column {', '.join(missing)}; give the file that `predict` wrote."
+        )
     try:
-        return _read_cells(cells, row)
+        return _read_cells({name: row.cells.get(name) for name in OUTPUT_COLUMNS}, row)
     except (ValueError, TypeError, KeyError, RowError):
         raise InputError(
-            f"{output.paths.output}, line {row.line}: its answer is not what `predict` writes; "
-            "give the file as it wrote it."
+            f"{path}, line {row.line}: its answer is not what `predict` writes; give the file as "
+            "it wrote it."
         ) from None
 
 

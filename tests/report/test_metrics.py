@@ -11,7 +11,9 @@ import pytrec_eval
 from pytest import approx
 
 from mmrag_batch.errors import ConfigError, InputError
-from mmrag_batch.report.metrics import MAX_DEPTH, calibration_error, evaluate, wilson
+from mmrag_batch.report.calibration import calibration_error
+from mmrag_batch.report.interval import wilson
+from mmrag_batch.report.metrics import MAX_DEPTH, evaluate
 from mmrag_batch.report.ranking import ndcg, retrieval
 from mmrag_batch.report.text import as_json, as_text
 from mmrag_batch.table.output import OUTPUT_COLUMNS
