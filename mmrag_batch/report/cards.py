@@ -1,7 +1,7 @@
 """One row as a page shows it: cut to a size that bounds that of the page."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmrag_batch.records import Document, Row
 from mmrag_batch.report.explanation import Answered
@@ -14,7 +14,8 @@ QUESTION_SIDE, DOCUMENT_SIDE = 256, 144
 """Pixels of a picture's longer side."""
 LONGEST_QUESTION, LONGEST_TEXT, LONGEST_WORD = 2000, 400, 200
 """Characters of a question; of a document or an answer; of a choice or a name."""
-MOST_CHOICES, MOST_DOCUMENTS = 20, 6
+MOST_DOCUMENTS, MOST_MISSED = 6, 3
+"""Documents that were kept; relevant ones that were not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Other:
 class Card:
     """A row. `outcome` is right, wrong, no answer or no label; `evidence` says whether a relevant
     document was kept; `groups` are the values of columns that make groups; `command` explains it;
-    `hidden` counts choices and documents that are left out."""
+    `hidden_items` counts documents that are left out."""
 
     number: int
     id: str
@@ -64,7 +65,6 @@ class Card:
     question: str
     picture: Thumbnail | None
     choices: tuple[Choice, ...]
-    hidden_choices: int
     right_answers: tuple[str, ...]
     prediction: str | None
     confidence: float | None
@@ -102,7 +102,10 @@ def make_card(
     relevant = (question.relevant if question else None) or frozenset()
     kept = [name for name, _ in answer.evidence]
     ranks = find_ranks(kept, relevant, documents)
-    items = list(_items(answer, documents, relevant, ranks, thumbnails))
+    items = list(_items(answer, documents, relevant, ranks))
+    shown = [one for one in items if one.rank is not None][:MOST_DOCUMENTS]
+    shown += [one for one in items if one.rank is None][:MOST_MISSED]
+    by_id = {document.id: document for document in documents}
     choices = list(_choices(row, answer))
     picture = question.image if question else None
     return Card(
@@ -114,18 +117,15 @@ def make_card(
         evidence="" if not relevant else "kept" if ranks else "not kept",
         question=cut(str(row.cells.get("question_text") or ""), LONGEST_QUESTION),
         picture=None if picture is None else thumbnails.make(picture, QUESTION_SIDE),
-        choices=tuple(sorted(choices, key=_is_telling, reverse=True)[:MOST_CHOICES])
-        if len(choices) > MOST_CHOICES
-        else tuple(choices),
-        hidden_choices=max(0, len(choices) - MOST_CHOICES),
+        choices=tuple(choices),
         right_answers=tuple(cut(text, LONGEST_TEXT) for text in (question.answers[:5]))
         if question and not choices
         else (),
         prediction=None if answer.prediction is None else cut(answer.prediction, LONGEST_TEXT),
         confidence=answer.confidence,
         confidence_per_token=answer.confidence_per_token,
-        items=tuple(items[:MOST_DOCUMENTS]),
-        hidden_items=max(0, len(items) - MOST_DOCUMENTS),
+        items=tuple(_fill(one, by_id, thumbnails) for one in shown),
+        hidden_items=len(items) - len(shown),
         error=None if answer.error is None else cut(answer.error, LONGEST_TEXT),
         groups=groups,
         command=command,
@@ -147,49 +147,34 @@ def _choices(row: Row, answer: Answered) -> Iterator[Choice]:
         yield Choice(cut(text, LONGEST_WORD), probability, is_label, index == answer.index)
 
 
-def _is_telling(choice: Choice) -> tuple[bool, float]:
-    return choice.is_label or choice.is_predicted, choice.probability or 0.0
-
-
 def _items(
     answer: Answered,
     documents: Sequence[Document],
     relevant: frozenset[str],
     ranks: Sequence[int],
-    thumbnails: Thumbnails,
 ) -> Iterator[Item]:
-    """The evidence, best first; then what is relevant and was not kept."""
-    by_id = {document.id: document for document in documents}
-    names = [name for name, _ in answer.evidence]
+    """The evidence, best first; then what is relevant and was not kept, not even a page of it."""
+    names = {name for name, _ in answer.evidence}
+    wholes = {split_page(name)[0] for name in names} & {document.id for document in documents}
     for rank, (name, score) in enumerate(answer.evidence, start=1):
-        yield _item(name, rank, score, rank in ranks, by_id, thumbnails)
-    is_part = {split_page(name)[0] for name in names}
-    for name in sorted(relevant - set(names)):
-        if not (name in by_id and name in is_part):
-            yield _item(name, None, None, True, by_id, thumbnails)
+        yield Item(name, rank, score, None, None, rank in ranks)
+    for name in sorted(relevant - names - wholes):
+        yield Item(name, None, None, None, None, is_relevant=True)
 
 
-def _item(
-    name: str,
-    rank: int | None,
-    score: float | None,
-    is_relevant: bool,
-    by_id: Mapping[str, Document],
-    thumbnails: Thumbnails,
-) -> Item:
-    document = by_id.get(name)
-    if document is None:  # a page of a document, or one that is not the row's own
-        whole, page = split_page(name)
+def _fill(item: Item, by_id: Mapping[str, Document], thumbnails: Thumbnails) -> Item:
+    """The item with its text and its picture; one that is not the row's own has none."""
+    document = by_id.get(item.id)
+    source = document.image if document else None
+    if document is None:
+        whole, page = split_page(item.id)
         document = by_id.get(whole)
         if document is not None and document.image is not None and page is not None:
-            document = Document(name, document.text, name_page(document.image, page))
+            source = name_page(document.image, page)
     text = document.text if document else None
-    source = document.image if document else None
-    return Item(
-        id=cut(name, LONGEST_WORD),
-        rank=rank,
-        score=score,
+    return replace(
+        item,
+        id=cut(item.id, LONGEST_WORD),
         text=None if text is None else cut(text, LONGEST_TEXT),
         picture=None if source is None else thumbnails.make(source, DOCUMENT_SIDE),
-        is_relevant=is_relevant,
     )

@@ -1,21 +1,24 @@
 """The figures of a page, from the facts of its rows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 import pandas as pd
 
 from mmrag_batch.report.calibration import coverage, find_threshold, reliability
+from mmrag_batch.report.cards import LONGEST_QUESTION, LONGEST_TEXT, cut
 from mmrag_batch.report.compare import Comparison
-from mmrag_batch.report.facts import MOST_GROUPS, Facts
+from mmrag_batch.report.facts import LONGEST_VALUE, MOST_GROUPS, Facts
 from mmrag_batch.report.interval import wilson
-from mmrag_batch.report.metrics import by_evidence, measure
+from mmrag_batch.report.metrics import Scores, by_evidence, measure
 from mmrag_batch.report.page import Codes, Overview, Threshold
 from mmrag_batch.report.plots import Plot, draw_coverage, draw_reliability
 from mmrag_batch.report.text import tabulate
 
 WISHED = (0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 """Accuracies for which a threshold is shown, where the run is not as accurate without one."""
+MOST_LINES, MOST_CODES = 100, 30
+"""Groups of a column, and kinds of problems, that are shown."""
 
 
 def summarize(
@@ -34,10 +37,11 @@ def summarize(
     frame = facts.frame
     metrics = measure(facts)
     overall = metrics.overall
-    groups = {"": {"all rows": overall}, **metrics.by}
+    groups = [("", [("all rows", overall)])]
+    groups += [(column, _largest(some)) for column, some in metrics.by.items()]
     if overall.retrieval:
-        groups["whether the evidence was found"] = by_evidence(frame)
-    titles, lines = tabulate([one for some in groups.values() for one in some.items()], overall)
+        groups.append(("whether the evidence was found", list(by_evidence(frame).items())))
+    titles, lines = tabulate([one for _, some in groups for one in some], overall)
     left = iter(lines)
     labelled = frame[frame["right"].notna()]
     scored = labelled[labelled["confidence"].notna()]
@@ -54,13 +58,18 @@ def summarize(
             share = None if point is None else wilson(point.correct, point.rows)
             thresholds.append(Threshold(wished, point, share))
     said = [*notes, *_tell_truth(frame)]
+    said += [
+        f"{column} has {len(some):,} values: the {MOST_LINES} with most rows are shown."
+        for column, some in metrics.by.items()
+        if len(some) > MOST_LINES
+    ]
     return Overview(
         title=title,
         notes=said,
         overall=overall,
-        labels=metrics.labels,
+        labels=[cut(line, LONGEST_QUESTION) for line in metrics.labels],
         titles=titles,
-        groups=[(column, list(islice(left, len(some)))) for column, some in groups.items()],
+        groups=[(column, list(islice(left, len(some)))) for column, some in groups],
         plots=plots,
         bins=[
             (
@@ -76,7 +85,7 @@ def summarize(
         thresholds=thresholds,
         codes=list(_count_codes(frame, facts.messages, numbers)),
         filters={
-            name: sorted(set(values))[:MOST_GROUPS]
+            name: sorted({cut(value, LONGEST_VALUE) for value in set(values)})[:MOST_GROUPS]
             for name, values in facts.columns.items()
             if name != "status"  # which rows can be filtered by in any case
         },
@@ -85,6 +94,13 @@ def summarize(
         explain=explain,
         comparison=comparison,
     )
+
+
+def _largest(groups: Mapping[str, Scores]) -> list[tuple[str, Scores]]:
+    """Groups by their names or, of very many, the largest."""
+    lines = [(cut(name, LONGEST_VALUE), scores) for name, scores in groups.items()]
+    by_rows = sorted(lines, key=lambda line: -line[1].rows)
+    return lines if len(lines) <= MOST_LINES else by_rows[:MOST_LINES]
 
 
 def _tell_truth(frame: pd.DataFrame) -> Iterator[str]:
@@ -112,6 +128,6 @@ def _count_codes(
     for number, codes in enumerate(frame["codes"]):
         for code in set(codes):
             rows.setdefault(code, []).append(number)
-    for code, some in sorted(rows.items(), key=lambda item: -len(item[1])):
+    for code, some in sorted(rows.items(), key=lambda item: -len(item[1]))[:MOST_CODES]:
         first = some[0] if numbers is None else numbers[some[0]]
-        yield Codes(code, len(some), first, messages[code])
+        yield Codes(code, len(some), first, cut(messages[code], LONGEST_TEXT))

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from mmrag_batch.bundle import BundleManifest, read_manifest
 from mmrag_batch.errors import MmragError
+from mmrag_batch.report.cards import LONGEST_TEXT, cut
 from mmrag_batch.run.one import Output
 from mmrag_batch.run.plan import find_answer_settings, settings_of_run
 
@@ -26,7 +27,7 @@ def tell_run(output: Output) -> list[tuple[str, str]]:
             "finished": f"{when:%Y-%m-%d %H:%M} UTC",
             "seconds of answering": f"{manifest.seconds:,.1f}",
         }
-    return list(known.items())
+    return [(name, _short(text)) for name, text in known.items()]
 
 
 def find_differences(here: Output, there: Output) -> list[tuple[str, str, str]]:
@@ -60,15 +61,13 @@ def _differing(ours: Known, theirs: Known) -> Iterator[tuple[str, str, str]]:
 
 
 def _short(text: str) -> str:
-    return f"{text[:12]}…" if len(text) == 64 and " " not in text else text
+    return f"{text[:12]}…" if len(text) == 64 and " " not in text else cut(text, LONGEST_TEXT)
 
 
 def _settings(output: Output) -> Known:
     said = output.manifest or output.job
     settings = {} if said is None else said.settings
-    return {
-        name: _short("not set" if value is None else str(value)) for name, value in settings.items()
-    }
+    return {name: "not set" if value is None else str(value) for name, value in settings.items()}
 
 
 def _bundle(output: Output) -> tuple[Known, Mapping[str, str]]:

@@ -12,7 +12,7 @@ from mmrag_batch.factory import open_images
 from mmrag_batch.progress import Progress
 from mmrag_batch.report.cards import LONGEST_TEXT, Card, Other, cut, find_outcome, make_card
 from mmrag_batch.report.compare import Comparison, compare
-from mmrag_batch.report.facts import Facts, read_facts
+from mmrag_batch.report.facts import LONGEST_VALUE, Facts, read_facts
 from mmrag_batch.report.page import is_ours, render
 from mmrag_batch.report.sample import Chosen, choose, describe
 from mmrag_batch.report.summary import summarize
@@ -190,7 +190,7 @@ def _read_cards(
                 facts.frame["right"][at],
                 number=number,
                 groups={
-                    column: values[at]
+                    column: cut(values[at], LONGEST_VALUE)
                     for column, values in facts.columns.items()
                     if column != "status"
                 },

@@ -10,7 +10,8 @@ RIGHT = [True, False, False, True, False]
 
 def test_bins_are_open_below_and_closed_above() -> None:
     first, second = reliability([1 / 15, 0.0, 0.07], [True, False, True])
-    assert first == (0, 1 / 15, 2, approx(1 / 30), 1)
+    assert first.confidence == approx(1 / 30)
+    assert first._replace(confidence=0) == Bin(0, 1 / 15, 2, 0, 1)
     assert second == Bin(1 / 15, 2 / 15, 1, 0.07, 1)
 
 

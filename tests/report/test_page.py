@@ -263,3 +263,39 @@ def test_a_page_has_room_for_so_many_bytes(
     assert 0 < shown < 24
     expected = f"The first {shown} of 24 rows. There is no room on the page for more."
     assert text_of(small, "rule") == expected
+
+
+def test_no_cell_makes_a_page_large(tmp_path: Path) -> None:
+    """Megabytes of text, many choices, documents and problems take some kilobytes."""
+    long = "<&> " * 25_000
+    documents = [{"id": str(number), "text": long[:4000]} for number in range(300)]
+    rows = [
+        make_row(
+            number,
+            id=f"{number} {long[:10_000]}",
+            kind=long,
+            question_text=long,
+            answer_choices=["red", *(f"{number} {long[:2000]}" for number in range(25))],
+            documents=documents,
+            relevant=list(range(100)),
+            evidence=[{"id": str(number), "score": 1.0} for number in range(50, 300)],
+            label=f"none {long}",
+            error="".join(f"; code_{letter}: {long}" for letter in "abcdefghij"),
+        )
+        for number in range(3)
+    ]
+    page = make_page(write_output(tmp_path / "out.csv", rows), "--by", "kind")
+    assert len(page) < 300_000
+    assert page.count('<svg class="probability"') == 3 * 3
+    assert "and 291 other documents" in page
+    assert page.count("relevant, not kept") == 3 * 3
+    assert "(100,000 characters)" in page
+
+
+def test_a_column_of_very_many_values_shows_the_largest(tmp_path: Path) -> None:
+    rows = [make_row(number, kind=f"k{max(10, number)}") for number in range(120)]
+    page = make_page(write_output(tmp_path / "out.csv", rows), "--by", "kind", "--rows", 0)
+    lines = [name for name in lines_of(page) if name.startswith("kind=")]
+    assert lines[0] == "kind=k10"
+    assert len(lines) == 100
+    assert "kind has 110 values: the 100 with most rows are shown." in page
