@@ -96,6 +96,8 @@ def make_report(asked: Asked, given: Mapping[str, object], folder: Path) -> byte
     if other is not None:
         differences = find_differences(output, other.output)
         name = str(other.output.paths.output)
+        if other.output.manifest is None:
+            notes.append(f"No manifest says what {name} is, nor what differs between the runs.")
         comparison = compare(name, facts.frame, other.facts.frame, differences)
     flipped = [*comparison.became_wrong, *comparison.became_right] if comparison else []
     chosen = choose(facts.frame, asked.rows, flipped)

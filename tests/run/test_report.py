@@ -144,6 +144,7 @@ def test_two_runs_are_compared_with_what_differs(tmp_path: Path) -> None:
     row = page.partition('id="row-3"')[2].partition("</article>")[0]
     assert "the other run: green (wrong, 0.96)" in row
     assert "Nothing that is known of the two runs differs." in page
+    assert "before.csv is, nor what differs between the runs." in page
 
 
 def test_flipped_rows_come_first_in_a_sample(tmp_path: Path) -> None:
