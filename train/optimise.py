@@ -23,8 +23,10 @@ def optimise(
     """Take `steps` steps of AdamW on the sum of what `losses_of_batch` gives, by name."""
     weights = list(parameters)
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.05)
+    # torch divides by the steps of the rise but one, which must not be none.
+    rise = min(max(0.05, 1.5 / steps), 0.95)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps, pct_start=0.05
+        optimizer, learning_rate, total_steps=steps, pct_start=rise
     )
     with Progress("Training", steps, "steps") as progress:
         for step in progress.each(range(1, steps + 1)):
