@@ -44,13 +44,11 @@ def to_text(value: object) -> str:
         return ""
     if isinstance(value, list | tuple | dict):
         return to_json(value)
-    if type(value) is int:
-        return str(value)  # as JSON has it, without the price of an encoder
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return repr(value)  # as JSON has it, without the price of an encoder
     plain = _plain(value)
     if plain is None:
         return ""
-    if isinstance(plain, float):
-        return repr(plain)  # likewise
     return plain if isinstance(plain, str) else _encode(plain)
 
 
