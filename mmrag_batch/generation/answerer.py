@@ -141,16 +141,20 @@ class _ImagesInEngine:
         self._bytes = 0
 
     def bytes_with(self, images: tuple["Image", ...]) -> int:
+        if not images:
+            return self._bytes
         new = {id(image): image for image in images if not self._shown[id(image)]}
         return self._bytes + sum(map(pixel_bytes, new.values()))
 
     def add(self, request: AnswerRequest) -> None:
+        if not request.images:
+            return
         self._bytes = self.bytes_with(request.images)
         self._images[request.key] = request.images
         self._shown.update(map(id, request.images))
 
     def remove(self, key: int) -> None:
-        for image in self._images.pop(key):
+        for image in self._images.pop(key, ()):
             self._shown[id(image)] -= 1
             if not self._shown[id(image)]:
                 del self._shown[id(image)]

@@ -38,6 +38,10 @@ class AnswerResult(NamedTuple):
     usage: Usage = Usage()
 
 
+_FREE_FORM = (Fork((), (), ()),)
+"""What is asked where there are no choices: what follows, whichever it is."""
+
+
 @dataclass(slots=True)
 class _PendingAnswer:
     """An answer that is being asked for, and what has come of its forks."""
@@ -56,16 +60,13 @@ def ask(engine: Engine, requests: Iterable[AnswerRequest]) -> Iterator[AnswerRes
             assert len(request.options) != 1, "there is nothing to choose"
             forks = find_forks(request.options)
             pending[request.key] = _PendingAnswer(request, forks)
-            asked = Request(
-                (request.key, 0), request.token_ids, request.images, messages=request.messages
-            )
-            if not forks:
-                yield asked
-            for fork_index, fork in enumerate(forks):
-                yield asked._replace(
-                    key=(request.key, fork_index),
-                    token_ids=(*request.token_ids, *fork.prefix),
-                    score=fork.tokens,
+            for fork_index, fork in enumerate(forks or _FREE_FORM):
+                yield Request(
+                    (request.key, fork_index),
+                    request.token_ids + fork.prefix,
+                    request.images,
+                    fork.tokens,
+                    request.messages,
                 )
 
     for result in engine.generate(fork_requests()):
@@ -74,8 +75,10 @@ def ask(engine: Engine, requests: Iterable[AnswerRequest]) -> Iterator[AnswerRes
         pending_answer.results[fork_index] = result
         if len(pending_answer.results) == max(1, len(pending_answer.forks)):
             usages = [one.usage for one in pending_answer.results.values()]
-            usage = Usage(*map(sum, zip(*usages)))
-            yield _combine_results(pending.pop(key))._replace(usage=usage)
+            answer = _combine_results(pending.pop(key))
+            if any(map(any, usages)):
+                answer = answer._replace(usage=Usage(*map(sum, zip(*usages))))
+            yield answer
 
 
 def _combine_results(pending_answer: _PendingAnswer) -> AnswerResult:

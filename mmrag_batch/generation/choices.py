@@ -79,5 +79,5 @@ def softmax(logits: Sequence[float]) -> tuple[float, ...]:
 
 def choose(choices: Sequence[str], probabilities: Sequence[float]) -> Prediction:
     """The most probable choice; the first of equals."""
-    index = max(range(len(choices)), key=probabilities.__getitem__)
+    index = probabilities.index(max(probabilities))
     return Prediction(text=choices[index], index=index, probabilities=tuple(probabilities))

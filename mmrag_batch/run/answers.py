@@ -111,7 +111,8 @@ def to_kept(answer: Answer, *, start: int, images: bytes) -> Kept:
 
 def to_answer(kept: Kept) -> Answer:
     """The answer that is kept."""
-    prediction, index, probabilities, evidence, problems, *written = json.loads(kept.answer)
+    values = json.loads(kept.answer.decode())  # of bytes it would have to find the encoding
+    prediction, index, probabilities, evidence, problems, *written = values
     return Answer(
         STATUSES[kept.status],
         prediction,

@@ -9,11 +9,12 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from mmrag_batch.bundle import sha256
 from mmrag_batch.errors import InternalError, PartialError
@@ -132,7 +133,7 @@ def write_answers(target: Path, name: str, survey: Survey, store: AnswerStore, t
         told(read_records(survey.table, survey.names), f"rows of {name} are written")
     )
     packed = name.lower().endswith(".gz")
-    marked = zip(survey, _from(records, survey.chosen.start))
+    marked = zip(survey, islice(records, survey.chosen.start, None))
     with _create(target, packed=packed) as (stream, digest):
         stream.write(row_format.header)
         for batch in in_batches(marked, LOOK_UP):
@@ -153,10 +154,6 @@ def write_answers(target: Path, name: str, survey: Survey, store: AnswerStore, t
                 stream.write(row_format.row(record.cells, record.line, answer))
         stream.write(row_format.end())
     return digest.hexdigest()
-
-
-def _from(records: Iterable[tuple[int, Any]], first: int) -> Iterator[tuple[int, Any]]:
-    return (item for item in records if item[0] >= first)
 
 
 def _check(survey: Survey, tally: Tally) -> None:

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self, cast
@@ -202,8 +202,9 @@ class AnswerStore:
             self.start = None
 
     def _write(self, start: Start) -> None:
-        values = (json.dumps(asdict(start)).encode(), start.id)
-        self._sql.execute("UPDATE starts SET start = ? WHERE id = ?", values)
+        values = {field.name: getattr(start, field.name) for field in fields(start)}
+        text = json.dumps(values).encode()
+        self._sql.execute("UPDATE starts SET start = ? WHERE id = ?", (text, start.id))
 
     def starts(self) -> list[Start]:
         """Every start, in order; those that cannot be read are left out."""

@@ -157,7 +157,8 @@ def _look_up(
     keys = [NO_KEY if row.question is None else key_of(row.question) for row in rows]
     answers = store.find_all(keys)
     for row, key in zip(rows, keys):
-        survey.notes.update(dict.fromkeys(row.notes))
+        if row.notes:
+            survey.notes.update(dict.fromkeys(row.notes))
         if row.question is None:
             survey.add(NO_KEY, ERROR)
             survey.unreadable += 1

@@ -111,10 +111,9 @@ class Work:
         with self._lock:
             key = self._keys.pop(row.number)
             self._start.asked += 1
-            usage = self._start.usage
-            for kind, tokens in row.usage._asdict().items():
+            for kind, tokens in zip(row.usage._fields, row.usage):
                 if tokens:
-                    usage[kind] = usage.get(kind, 0) + tokens
+                    self._start.usage[kind] = self._start.usage.get(kind, 0) + tokens
             self._count(answer.status, 1)
             if row.error is not None:
                 self.complaint = f"line {row.line}: {row.error.message}"

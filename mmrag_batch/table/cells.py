@@ -59,7 +59,9 @@ def parse_documents(
 ) -> tuple[Document, ...]:
     """The candidate documents, in order. Raises RowError `bad_documents`."""
     expected = "a list of texts, image paths or objects with `text` or `image`"
-    items = parse_list("bad_documents", "documents", expected, cell) or []
+    items = parse_list("bad_documents", "documents", expected, cell)
+    if not items:
+        return ()
     documents = tuple(
         _parse_document(number, item, names, notes) for number, item in enumerate(items)
     )

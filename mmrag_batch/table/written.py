@@ -40,13 +40,15 @@ def to_text(value: object) -> str:
     """The text of a cell: itself, nothing for nothing, else JSON."""
     if isinstance(value, str):
         return value
+    if value is None:
+        return ""
     if isinstance(value, list | tuple | dict):
         return to_json(value)
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return repr(value)  # as JSON has it, without the price of an encoder
     plain = _plain(value)
     if plain is None:
         return ""
-    if isinstance(plain, float):
-        return repr(plain)  # as JSON has it, without the price of an encoder
     return plain if isinstance(plain, str) else _encode(plain)
 
 
