@@ -20,6 +20,9 @@ ZERO = 128
 """The byte of activations that stands for 0: VNNI multiplies unsigned by signed bytes."""
 GELU_ZERO, GELU_LEAST = 16, -0.17
 """The same behind a GELU, and what none falls below: nearly all bytes are for what is above 0."""
+LARGEST = 64
+"""Of a weight. A processor without VNNI adds two products of a byte and a weight in 16 bits, where
+255 x 127 twice has no room: it would answer otherwise, in silence."""
 TINY = np.float32(1e-20)
 """The least scale: a row or a column may be all zeros."""
 
@@ -47,7 +50,7 @@ def _in_8_bits(op: Any, rows: ir.Value, weights: ir.Value, **_: Any) -> Any:
     """rows (..., K) by weights (K, N) -> (..., N)."""
     assert weights.const_value is not None
     matrix = weights.const_value.numpy()
-    column_scales = np.maximum(np.abs(matrix).max(axis=0) / np.float32(127), TINY)  # (N,)
+    column_scales = np.maximum(np.abs(matrix).max(axis=0) / np.float32(LARGEST), TINY)  # (N,)
     columns = np.rint(matrix / column_scales).astype(np.int8)
 
     def constant(value: np.generic) -> Any:
