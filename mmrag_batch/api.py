@@ -83,14 +83,12 @@ def read_answers(output: str | PathLike[str]) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from mmrag_batch.errors import InputError
     from mmrag_batch.table.formats import read_header, read_records
-    from mmrag_batch.table.output import OUTPUT_COLUMNS
+    from mmrag_batch.table.output import OUTPUT_COLUMNS, check_written
 
     path = Path(output)
     header = read_header(path)
-    if missing := [name for name in OUTPUT_COLUMNS if name not in header]:
-        raise InputError(f"{path} has no column {', '.join(missing)}; give what `predict` wrote.")
+    check_written(path, header, OUTPUT_COLUMNS)
     frame = pd.DataFrame([dict(record.cells) for record in read_records(path)], columns=header)
     for name in LISTS:
         cells = [

@@ -30,6 +30,13 @@ Table = Annotated[
 ImageRoot = Annotated[
     Path | None, typer.Option(help="Where image paths start.  [default: the folder of INPUT]")
 ]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")]
+RootOfRun = Annotated[
+    Path | None, typer.Option(help="Where image paths start.  [default: as in the run]")
+]
+Store = Annotated[
+    Path | None, typer.Option(help="What `predict` was given.  [default: OUTPUT.store]")
+]
 MediaDomain = Annotated[
     str | None, typer.Option(help="Hosts to fetch images from, with commas.  [default: none]")
 ]
@@ -107,14 +114,12 @@ def evaluate(
 
 @checks.command()
 def status(
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")],
+    output: Output,
     write: Annotated[
         Path | None, typer.Option(help="Write the rows that are answered so far to this file.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file.")] = False,
-    store: Annotated[
-        Path | None, typer.Option(help="What `predict` was given.  [default: OUTPUT.store]")
-    ] = None,
+    store: Store = None,
 ) -> None:
     """Show how far a run is and all of its shards are, how fast, and what failed.
 
@@ -135,18 +140,14 @@ def status(
 
 @checks.command()
 def explain(
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")],
+    output: Output,
     row: Annotated[str, typer.Argument(metavar="ROW", help="The `id` of a row, or its number.")],
     bundle: Annotated[Path | None, typer.Option(help="The models.  [default: the run's]")] = None,
-    image_root: Annotated[
-        Path | None, typer.Option(help="Where image paths start.  [default: as in the run]")
-    ] = None,
+    image_root: RootOfRun = None,
     allow_media_domain: MediaDomain = None,
     labels: LabelReading = None,
     columns: ColumnNames = None,
-    store: Annotated[
-        Path | None, typer.Option(help="What `predict` was given.  [default: OUTPUT.store]")
-    ] = None,
+    store: Store = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show what became of one row: asked, ranked, cut, rendered, answered; and why it failed.
@@ -169,7 +170,7 @@ def explain(
 
 @checks.command()
 def report(
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")],
+    output: Output,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     compare: Annotated[
         Path | None, typer.Option(help="Another output of the same rows, to set beside it.")
@@ -182,15 +183,11 @@ def report(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is no page of ours.")
     ] = False,
-    image_root: Annotated[
-        Path | None, typer.Option(help="Where image paths start.  [default: as in the run]")
-    ] = None,
+    image_root: RootOfRun = None,
     allow_media_domain: MediaDomain = None,
     labels: LabelReading = None,
     columns: ColumnNames = None,
-    store: Annotated[
-        Path | None, typer.Option(help="What `predict` was given.  [default: OUTPUT.store]")
-    ] = None,
+    store: Store = None,
 ) -> None:
     """Write ONE page of HTML on an OUTPUT: its figures, and rows to browse with their pictures.
 

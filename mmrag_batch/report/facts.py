@@ -14,7 +14,7 @@ from mmrag_batch.records import Row
 from mmrag_batch.report.free_form import FreeForm, score_answer
 from mmrag_batch.table.cells import parse_choices
 from mmrag_batch.table.names import AS_THEY_ARE, Names, find_columns
-from mmrag_batch.table.output import OUTPUT_COLUMNS
+from mmrag_batch.table.output import OUTPUT_COLUMNS, check_written
 from mmrag_batch.table.rows import read_header
 from mmrag_batch.table.truth import (
     Labels,
@@ -65,11 +65,7 @@ def read_facts(
     and what `read_header` raises.
     """
     columns = read_header(path, names)
-    missing = [name for name in NEEDED if name not in columns]
-    if missing:
-        raise InputError(
-            f"{path} has no column {', '.join(missing)}; give the file that `predict` wrote."
-        )
+    check_written(path, columns, NEEDED)
     unknown = [name for name in by or () if name not in columns]
     if unknown:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Where the lines of a plot lie. They are drawn by `templates/plot.svg`: a polyline and two axes
+"""Where the lines of a plot lie. They are drawn by `templates/plot.html`: a polyline and two axes
 need no library, follow the page into the dark, and carry no style that its policy would refuse."""
 
 from collections.abc import Sequence
@@ -69,6 +69,7 @@ def _percents(of: Sequence[float]) -> list[tuple[float, str]]:
 
 
 FIFTHS = _percents((0, 0.2, 0.4, 0.6, 0.8, 1))
+X_TICKS = tuple((_x(at), text) for at, text in FIFTHS)
 
 
 def draw_reliability(bins: Sequence[Bin]) -> Plot:
@@ -90,7 +91,7 @@ def draw_reliability(bins: Sequence[Bin]) -> Plot:
         "Reliability: share of right answers over confidence",
         "confidence",
         "right",
-        tuple((_x(at), text) for at, text in FIFTHS),
+        X_TICKS,
         tuple((_y(at), text) for at, text in FIFTHS),
         tuple(lines),
         tuple(sorted(bars, key=lambda bar: bar.kind != "ground")),
@@ -111,7 +112,7 @@ def draw_coverage(points: Sequence[Point]) -> Plot:
         "Risk against coverage: share of wrong answers over share of rows kept",
         "rows kept, the most confident first",
         "wrong",
-        tuple((_x(at), text) for at, text in FIFTHS),
+        X_TICKS,
         tuple((_y(at, highest), text) for at, text in ticks),
         (_line("ideal", [(_x(0), overall), (_x(1), overall)]), _line("curve", line)),
     )

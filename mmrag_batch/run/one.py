@@ -19,7 +19,7 @@ from mmrag_batch.run.progress import told
 from mmrag_batch.run.shards import find_shards
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.table.names import Names
-from mmrag_batch.table.output import OUTPUT_COLUMNS, answer_cells
+from mmrag_batch.table.output import OUTPUT_COLUMNS, answer_cells, check_written
 from mmrag_batch.table.record import Record
 from mmrag_batch.table.rows import parse_row, read_header, read_records
 from mmrag_batch.table.truth import Reading, is_labelled, read_answers, read_labels
@@ -122,10 +122,7 @@ def read_answer(output: Output, row: Row, kept: Kept | None) -> Answered | None:
 def read_written(path: Path, row: Row) -> Answered:
     """The answer that an output has to one of its rows. Raises InputError for a table that
     `predict` did not write."""
-    if missing := [name for name in OUTPUT_COLUMNS if name not in row.cells]:
-        raise InputError(
-            f"{path} has no column {', '.join(missing)}; give the file that `predict` wrote."
-        )
+    check_written(path, row.cells, OUTPUT_COLUMNS)
     try:
         return _read_cells({name: row.cells.get(name) for name in OUTPUT_COLUMNS}, row)
     except (ValueError, TypeError, KeyError, RowError):

@@ -2,7 +2,7 @@
 
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmrag_batch.errors import InputError, OutputError
@@ -46,6 +46,14 @@ def check_names_are_free(input_columns: Sequence[str]) -> None:
         raise InputError(
             f"The input already has the output column {', '.join(map(repr, duplicates))}. "
             "Rename it, or use the table that was put in before."
+        )
+
+
+def check_written(path: Path, columns: Container[str], needed: Iterable[str]) -> None:
+    """Raise InputError unless a table has the columns that are `needed` of what `predict` wrote."""
+    if missing := [name for name in needed if name not in columns]:
+        raise InputError(
+            f"{path} has no column {', '.join(missing)}; give the file that `predict` wrote."
         )
 
 
