@@ -29,10 +29,8 @@ PROMPT_SETTINGS = "prompt.json"
 """Beside an adapter or a model that was tuned: how its prompts were made."""
 PROMPT_FIELDS = ("scoring", "top_k", "max_images", "max_prompt_tokens")
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pt2", ".pkl", ".pickle", ".ckpt"})
-BLOCK = 2**22
-"""Bytes of a file that are read at once to be hashed."""
-EMBEDDING_VERSION = 1
-"""Raised when the same encoders are fed something else than before."""
+BLOCK = 2**22  # bytes of a file that are read at once to be hashed
+EMBEDDING_VERSION = 1  # raised when the same encoders are fed something else than before
 Precision = Literal["fp32", "fp16", "int8"]
 """Of an encoder's weights: fp16 is for CUDA, int8 for CPUs with VNNI."""
 Framing = Literal["torchvision", "transformers", "stretch"]
@@ -105,6 +103,8 @@ class BundleManifest:
     """Shown at the start of every run, for a bundle with limits its users must know."""
     sources: dict[str, str] = field(default_factory=dict)
     """The parts that were taken from the hub, each by its name there with the commit."""
+    calibration: dict[str, float] = field(default_factory=dict)
+    """What `mmrag-batch calibrate` found: see `run/calibrate.py`."""
     template_version: int = IMAGES_FIRST
     format: int = FORMAT
     created_by: str = field(default=f"mmrag-batch {__version__}")
@@ -190,11 +190,7 @@ def read_manifest(path: Path) -> BundleManifest:
         raise ConfigError(
             f"{file} has format {manifest_format!r}; this version reads format {FORMAT}."
         )
-    if (template := values.get("template_version")) not in TEMPLATE_VERSIONS:
-        raise ConfigError(
-            f"{file} was trained with prompt template {template}; this version writes "
-            f"{TEMPLATE_VERSIONS}. Export it again."
-        )
+    _check_template(values, f"{file} was trained", "Export it again.")
     try:
         said = values.get("retriever", {})
         retriever = None if said is None else parse_spec(RetrieverSpec, said, RANGES)
@@ -259,12 +255,16 @@ def read_prompt_settings(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    _check_template(values, f"{directory} was tuned", "Tune it again.")
+    return values
+
+
+def _check_template(values: Mapping[str, object], what: str, again: str) -> None:
     if (version := values.get("template_version")) not in TEMPLATE_VERSIONS:
         raise ConfigError(
-            f"{directory} was tuned with prompt template {version}; this version writes "
-            f"{TEMPLATE_VERSIONS}. Tune it again."
+            f"{what} with prompt template {version}; this version writes {TEMPLATE_VERSIONS}. "
+            f"{again}"
         )
-    return values
 
 
 def encoders_key(spec: RetrieverSpec, files: Mapping[str, str]) -> str:

@@ -38,6 +38,12 @@ def number(low: int, high: int) -> Rule:
     return Rule((int,), expected, range(low, high + 1).__contains__)
 
 
+def between(low: float, high: float) -> Rule:
+    """A number from `low` to `high`."""
+    expected = f"a number from {low:g} to {high:g}"
+    return Rule((float, int, str), expected, lambda value: _is_number(value, low, high))
+
+
 def word(words: object) -> Rule:
     """One of the words of a Literal."""
     known = get_args(words)
@@ -49,9 +55,9 @@ def pattern(expected: str, regex: str, *others: type) -> Rule:
     return Rule((str, *others), expected, lambda value: re.fullmatch(regex, str(value)))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
     try:
-        return math.isfinite(float(value))
+        return math.isfinite(float(value)) and low <= float(value) <= high
     except ValueError:
         return False
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-Status = Literal["ok", "degraded", "error"]
-"""`error`: no answer; `degraded`: answered without its broken documents; else `ok`."""
+Status = Literal["ok", "degraded", "error", "abstained"]
+"""`error`: no answer; `degraded`: answered without its broken documents; `abstained`: answered, and
+withheld since it was not sure enough; else `ok`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ class Prediction:
 class Answer:
     """What became of a question, as an output shows it.
 
-    `problems` say why there is no answer (`error`), or which documents were left out (`degraded`).
+    `problems` say why there is no answer (`error`), or which documents were left out (`degraded`,
+    and perhaps `abstained`).
     `evidence` holds ids of documents and their scores, best first.
     """
 

@@ -21,6 +21,7 @@ from mmrag_batch.declare import (
     TEXT,
     Given,
     Rule,
+    between,
     build,
     number,
     pattern,
@@ -104,7 +105,9 @@ class PredictSettings:
         repeated=True,
     )
     columns: str = columns_setting()
-    candidates: str = setting(NAME, "row", "Where documents come from.", changes_answers=True)
+    candidates: str = setting(
+        NAME, "row", "Whose documents: row, or given, in the row's order.", changes_answers=True
+    )
     top_k: int | None = setting(
         number(0, 100),
         None,
@@ -158,6 +161,13 @@ class PredictSettings:
     )
     max_new_tokens: int = setting(
         number(1, 4096), 32, "Longest free-form answer.", changes_answers=True
+    )
+    abstain_below: float | None = setting(
+        between(0, 1),
+        None,
+        "Withhold answers that are less sure, as 'abstained'.",
+        otherwise="never",
+        repeated=True,
     )
     limit: int | None = setting(
         number(1, 10**12), None, "Answer only the first rows.", repeated=True

@@ -49,6 +49,7 @@ COMMANDS = [
     ["merge"],
     ["validate"],
     ["evaluate"],
+    ["calibrate"],
     ["explain"],
     ["report"],
     ["doctor"],
@@ -172,9 +173,11 @@ def test_configuration_stops_at_the_factory() -> None:
     known = {"api", "cli.app", "cli.checks", "factory", "run.plan", "run.predict", "testing"}
     known |= {"doctor", "parity"}  # which open engines as a run does
     known |= {"run.explain", "run.again"}  # which open all of a run but its engine
+    known |= {"run.calibrate"}  # which asks what a run was given
     known |= {"train.settings"}  # what a table calls our columns is declared once
     known |= {"parts"}  # which knows where the demo bundle is
-    openers = {"generation.engine", "retrieval.candidates", "retrieval.retriever"}
+    openers = {"generation.engine"}
+    openers |= {f"retrieval.{name}" for name in ("candidates", "given", "retriever")}
     engines = {module for module in users if is_below(module, "mmrag_batch.generation.engines")}
     assert users - engines <= {f"mmrag_batch.{module}" for module in known | openers}
 

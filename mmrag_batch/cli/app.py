@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmrag_batch import __version__
+from mmrag_batch.cli.calibration import calibration
 from mmrag_batch.cli.checks import Table, checks
 from mmrag_batch.cli.datasets import datasets
 from mmrag_batch.cli.demo import demo
@@ -63,6 +64,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(checks)
+app.add_typer(calibration)
 app.add_typer(datasets)
 app.add_typer(train, name="train")
 app.add_typer(export, name="export")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.errors import ExitCode
 from mmrag_batch.masking import mask
 from mmrag_batch.settings import load_predict_settings
@@ -97,19 +98,42 @@ def evaluate(
     labels: LabelReading = None,
     columns: ColumnNames = None,
     format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
+    ablate: Annotated[
+        str | None,
+        typer.Option(help="Ask rows again without these: evidence,question-image,oracle"),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows --ablate asks at most.")] = 300,
+    store: Store = None,
 ) -> None:
-    """Accuracy, retrieval and calibration of an OUTPUT whose rows have labels."""
+    """Accuracy, retrieval and calibration of an OUTPUT whose rows have labels.
+
+    With --ablate also what its evidence and its pictures are worth, and what the best evidence
+    would be: some rows are asked again, in OUTPUT.ablations, and compared with themselves.
+    """
     from mmrag_batch.extras import requires
     from mmrag_batch.table.names import parse_names
 
     settings = load_predict_settings(output, output, {"columns": columns}, environ=os.environ)
     with requires("report"):
         from mmrag_batch.report.metrics import evaluate as measure
-        from mmrag_batch.report.text import as_json, as_text
+        from mmrag_batch.report.text import as_json, as_text, tell_ablations
+        from mmrag_batch.run.ablate import ablate as ask
+        from mmrag_batch.run.ablate import parse_ablations
 
     names = parse_names(settings.columns)
+    wanted = [] if ablate is None else parse_ablations(ablate)
     metrics = measure(output, by=by or [], reading=labels, names=names)
-    typer.echo(as_json(metrics) if format_ == "json" else as_text(metrics))
+    given = {"columns": columns}
+    start_logging()
+    compared = (
+        ask(output, wanted, rows=rows, given=given, store=store, reading=labels) if wanted else []
+    )
+    if format_ == "json":
+        typer.echo(as_json(metrics, compared))
+        return
+    typer.echo(as_text(metrics))
+    if compared:
+        typer.echo(f"\n{tell_ablations(compared)}")
 
 
 @checks.command()

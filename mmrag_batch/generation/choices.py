@@ -77,6 +77,12 @@ def softmax(logits: Sequence[float]) -> tuple[float, ...]:
     return tuple(weight / total for weight in weights)
 
 
+def rounded(probability: float) -> float:
+    """A probability as it is kept, to 6 significant digits: a small one says how sure a model was
+    that it is not this."""
+    return float(f"{probability:.6g}")
+
+
 def choose(choices: Sequence[str], probabilities: Sequence[float]) -> Prediction:
     """The most probable choice; the first of equals."""
     index = probabilities.index(max(probabilities))

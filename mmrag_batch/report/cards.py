@@ -52,9 +52,9 @@ class Other:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A row. `outcome` is right, wrong, no answer or no label; `evidence` says whether a relevant
-    document was kept; `groups` are the values of columns that make groups; `command` explains it;
-    `hidden_items` counts documents that are left out."""
+    """A row. `outcome` is right, wrong, no answer, abstained or no label; `evidence` says whether a
+    relevant document was kept; `groups` are the values of columns that make groups; `command`
+    explains it; `hidden_items` counts documents that are left out."""
 
     number: int
     id: str
@@ -79,8 +79,8 @@ class Card:
 
 def find_outcome(right: object, status: str) -> str:
     """An answer in a word; `right` is None where no label says it."""
-    if status == "error":
-        return "no answer"
+    if status in ("error", "abstained"):
+        return "no answer" if status == "error" else status
     return "no label" if right is None else "right" if right else "wrong"
 
 

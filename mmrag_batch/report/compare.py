@@ -71,7 +71,17 @@ def compare(
     differences: Sequence[tuple[str, str, str]],
 ) -> Comparison:
     """Compare two outputs by their facts; rows that flipped, the most confident first."""
-    pairs = match(here, there)
+    return compare_pairs(name, here, there, match(here, there), differences)
+
+
+def compare_pairs(
+    name: str,
+    here: pd.DataFrame,
+    there: pd.DataFrame,
+    pairs: Pairs,
+    differences: Sequence[tuple[str, str, str]] = (),
+) -> Comparison:
+    """The same of rows that were matched before."""
     ours, theirs = list(here["right"]), list(there["right"])
     confidence = here["confidence"].astype(float).fillna(-1)
     order = sorted(pairs.other, key=lambda number: -confidence[number])

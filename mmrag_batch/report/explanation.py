@@ -206,6 +206,7 @@ def _answer(row: Explanation) -> list[str]:
         lines = [f"Answer: {answer.status}"]
         if answer.prediction is not None:
             lines += _wrapped(answer.prediction, "  prediction  ", " " * 14)
+        if answer.status != "error":
             lines += [f"  confidence  {_figure(answer.confidence)}"]
         if answer.confidence_per_token is not None:
             lines[-1] += f", {_figure(answer.confidence_per_token)} a token"

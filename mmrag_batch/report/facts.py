@@ -103,17 +103,19 @@ def _find_problems(cell: object) -> dict[str, str]:
 def _facts(row: Row, labels: Labels) -> tuple[object, ...]:
     """What FACTS names: its status; what its label is: none, unreadable, a choice or free_form;
     whether it is correct, None without a valid label, and how near it is in free form; whether
-    either says that it is right; its confidence; how many documents were kept, the ranks of the
-    relevant among them, and how many are relevant; its id, if it has one; and what says whether a
-    row of another output asks the same. `read_facts` adds the codes of its problems."""
+    either says that it is right, None where the answer is withheld; its confidence; how many
+    documents were kept, the ranks of the relevant among them, and how many are relevant; its id, if
+    it has one; and what says whether a row of another output asks the same. `read_facts` adds the
+    codes of its problems."""
     evidence = _evidence(row)
     relevant, ranks = frozenset[str](), tuple[int, ...]()
     if row.question is not None and row.question.relevant:
         relevant = row.question.relevant
         ranks = find_ranks(evidence, relevant, row.question.documents)
     truth, correct, written = _truth(row, labels)
-    right = correct if written is None else written.exact_match == 1
     status, confidence = row.cells.get("status"), _value(row, "confidence")
+    right = correct if written is None else written.exact_match == 1
+    right = None if status == "abstained" else right
     known = (status, truth, correct, written, right, confidence)
     cell = row.cells.get("id")
     asked = row.question and (row.question.text, row.question.image, row.question.choices)

@@ -2,6 +2,8 @@
 
 - Accuracy counts rows with choices and a label; one without an answer counts as wrong, whatever the
   reason. A label that names no choice of its row is left out and counted apart.
+- Selective accuracy (El-Yaniv and Wiener 2010) counts those of them that were not withheld; the
+  confidence of these is left out of calibration as well.
 - Answers in free form count rows with a label and without choices; no answer scores 0.
 - Retrieval counts rows with a relevant document. The output holds only the evidence that the
   generator was given, so ranks are known up to the longest evidence of the file, at most 5: every
@@ -40,8 +42,10 @@ class Scores:
     ok: int
     degraded: int
     error: int
+    abstained: int
     unreadable: int
     accuracy: Accuracy | None
+    selective_accuracy: Accuracy | None
     free_form_rows: int
     free_form: FreeForm | None
     mean_confidence: float | None
@@ -115,8 +119,10 @@ def score(facts: pd.DataFrame, depth: int) -> Scores:
         ok=int(statuses.get("ok", 0)),
         degraded=int(statuses.get("degraded", 0)),
         error=int(statuses.get("error", 0)),
+        abstained=int(statuses.get("abstained", 0)),
         unreadable=int((facts["truth"] == "unreadable").sum()),
-        accuracy=wilson(int(labelled["correct"].sum()), len(labelled)) if len(labelled) else None,
+        accuracy=_accuracy(labelled),
+        selective_accuracy=_accuracy(labelled[labelled["status"] != "abstained"]),
         free_form_rows=len(written),
         free_form=_mean(written) if written else None,
         mean_confidence=float(confidences.mean()) if len(confidences) else None,
@@ -127,6 +133,10 @@ def score(facts: pd.DataFrame, depth: int) -> Scores:
         if len(ranked) and depth
         else None,
     )
+
+
+def _accuracy(labelled: pd.DataFrame) -> Accuracy | None:
+    return wilson(int(labelled["correct"].sum()), len(labelled)) if len(labelled) else None
 
 
 def _mean(written: Sequence[FreeForm]) -> FreeForm:

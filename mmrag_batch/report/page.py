@@ -22,6 +22,7 @@ from mmrag_batch.report.interval import Accuracy
 from mmrag_batch.report.metrics import Scores
 from mmrag_batch.report.plain import plain
 from mmrag_batch.report.plots import Plot
+from mmrag_batch.report.text import Table
 
 MOST_BYTES = 23 * 2**20
 """Of the rows of a page, which is then below the 25 MiB that many mail servers let through."""
@@ -77,6 +78,7 @@ class Overview:
     command: str
     explain: str
     comparison: Comparison | None
+    ablations: Table
 
 
 def render(overview: Overview, cards: Iterable[Card], rule: Callable[[int], str]) -> bytes:

@@ -13,7 +13,7 @@ from mmrag_batch.report.interval import wilson
 from mmrag_batch.report.metrics import Scores, by_evidence, measure
 from mmrag_batch.report.page import Codes, Overview, Threshold
 from mmrag_batch.report.plots import Plot, draw_coverage, draw_reliability
-from mmrag_batch.report.text import tabulate
+from mmrag_batch.report.text import tabulate, tabulate_ablations
 
 WISHED = (0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 """Accuracies for which a threshold is shown, where the run is not as accurate without one."""
@@ -31,6 +31,7 @@ def summarize(
     command: str,
     explain: str,
     comparison: Comparison | None,
+    ablations: Sequence[Comparison],
 ) -> Overview:
     """All of a page but its rows; `numbers` are those of the rows in the run's table, where the
     output has not all of it."""
@@ -93,6 +94,7 @@ def summarize(
         command=command,
         explain=explain,
         comparison=comparison,
+        ablations=tabulate_ablations(ablations),
     )
 
 

@@ -1,10 +1,11 @@
 """Metrics as a table for people or as JSON for machines."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
+from mmrag_batch.report.compare import Comparison
 from mmrag_batch.report.metrics import Metrics, Scores
 
 ALWAYS = ("rows", "degraded", "error", "accuracy")
@@ -18,9 +19,23 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def as_json(metrics: Metrics) -> str:
-    """Every figure, under the names of the dataclasses in `metrics.py`."""
-    return json.dumps(asdict(metrics), indent=2, ensure_ascii=False)
+def as_json(metrics: Metrics, ablations: Sequence[Comparison] = ()) -> str:
+    """Every figure, under the names of the dataclasses in `metrics.py`; of ablations those that
+    their table has."""
+    figures = asdict(metrics)
+    if ablations:
+        figures["ablations"] = {
+            one.name: {
+                "rows": one.rows,
+                "accuracy": one.here and asdict(one.here),
+                "in_the_run": one.there and asdict(one.there),
+                "became_right": len(one.became_right),
+                "became_wrong": len(one.became_wrong),
+                "p": one.p,
+            }
+            for one in ablations
+        }
+    return json.dumps(figures, indent=2, ensure_ascii=False)
 
 
 def as_text(metrics: Metrics) -> str:
@@ -29,15 +44,39 @@ def as_text(metrics: Metrics) -> str:
     groups = {"all": metrics.overall}
     for column, scores in metrics.by.items():
         groups |= {f"{column}={value}": its for value, its in scores.items()}
-    titles, rows = tabulate(list(groups.items()), metrics.overall)
-    lines = [("", *titles), *((name, *cells) for name, cells in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    table = [
-        "  ".join([name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, rest))])
-        for name, *cells in lines
-        for rest in [widths[1:]]
-    ]
+    table = _align(tabulate(list(groups.items()), metrics.overall))
     return "\n".join([*table, *([""] if metrics.labels else []), *metrics.labels])
+
+
+def tell_ablations(comparisons: Sequence[Comparison]) -> str:
+    """A line for each: how many of its rows are right, how many of the same rows are in the run,
+    how many became right and wrong, and McNemar's p."""
+    return "\n".join(_align(tabulate_ablations(comparisons)))
+
+
+def tabulate_ablations(comparisons: Sequence[Comparison]) -> Table:
+    """The same as cells."""
+    titles = ("rows", "right", "95% interval", "in the run", "became right", "became wrong", "p")
+    return Table(titles, tuple((one.name, tuple(_compared(one))) for one in comparisons))
+
+
+def _compared(one: Comparison) -> Iterator[str]:
+    here, there = one.here, one.there
+    yield f"{one.rows:,}"
+    yield _figure(here.value if here else None)
+    yield f"{here.low:.3f}-{here.high:.3f}" if here else "-"
+    yield _figure(there.value if there else None)
+    yield from (f"{len(flipped):,}" for flipped in (one.became_right, one.became_wrong))
+    yield f"{one.p:.2g}"
+
+
+def _align(table: Table) -> list[str]:
+    lines = [("", *table.titles), *((name, *cells) for name, cells in table.rows)]
+    first, *rest = (max(map(len, column)) for column in zip(*lines))
+    return [
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, rest))])
+        for name, *cells in lines
+    ]
 
 
 def tabulate(groups: Sequence[tuple[str, Scores]], overall: Scores) -> Table:
@@ -55,6 +94,7 @@ def tabulate(groups: Sequence[tuple[str, Scores]], overall: Scores) -> Table:
 
 def _cells(scores: Scores, depth: int) -> dict[str, str]:
     accuracy, written, retrieval = scores.accuracy, scores.free_form, scores.retrieval
+    selective = scores.selective_accuracy
     cells = {
         "rows": f"{scores.rows:,}",
         "degraded": f"{scores.degraded:,}",
@@ -63,6 +103,8 @@ def _cells(scores: Scores, depth: int) -> dict[str, str]:
         "bad labels": _count(scores.unreadable),
         "accuracy": _figure(accuracy.value if accuracy else None),
         "95% interval": f"{accuracy.low:.3f}-{accuracy.high:.3f}" if accuracy else "-",
+        "abstained": _count(scores.abstained),
+        "selective accuracy": _figure(selective.value if selective and scores.abstained else None),
         "free-form": _count(scores.free_form_rows),
         "exact match": _figure(written.exact_match if written else None),
         "F1": _figure(written.f1 if written else None),

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from mmrag_batch.bundle import Bundle
+from mmrag_batch.errors import RowError
 from mmrag_batch.extras import requires
 from mmrag_batch.plugs import load, pick
-from mmrag_batch.records import Evidence, Row
+from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.settings import PredictSettings
+from mmrag_batch.sources import image_files
 from mmrag_batch.stages import ImageStore
 
 
@@ -43,6 +45,7 @@ class Source(NamedTuple):
 
 SOURCES: dict[str, Source] = {
     "row": Source("mmrag_batch.retrieval.retriever:open_row_documents", extra="cpu"),
+    "given": Source("mmrag_batch.retrieval.given:open_given_documents"),
 }
 
 
@@ -63,3 +66,15 @@ def open_source(
     source = find_source(name)
     with requires(source.extra):
         return load(source.open)(settings, bundle, images, threads)
+
+
+def digest_files(question: Question, images: ImageStore) -> dict[str, str | None]:
+    """The SHA-256 of the image files that a question names, by source; None for one that cannot be
+    read, of which who loads it says why."""
+    digests: dict[str, str | None] = {}
+    for source in image_files(question):
+        try:
+            digests[source] = images.digest(source)
+        except RowError:
+            digests[source] = None
+    return digests

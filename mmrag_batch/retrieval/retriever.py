@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmrag_batch.bundle import Bundle, RetrieverSpec, encoders_key
-from mmrag_batch.errors import MissingError, RowError
+from mmrag_batch.errors import MissingError
 from mmrag_batch.records import Evidence, Row
 from mmrag_batch.retrieval.cache import EmbeddingCache
-from mmrag_batch.retrieval.candidates import Candidates
+from mmrag_batch.retrieval.candidates import Candidates, digest_files
 from mmrag_batch.retrieval.embedder import EmbeddedRow, Embedder, Embedding
 from mmrag_batch.retrieval.encoder import Encoder
 from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.retrieval.sessions import Device, find_device, open_session, run_session
 from mmrag_batch.retrieval.store import EmbeddingStore, StoredCache
 from mmrag_batch.settings import PredictSettings
-from mmrag_batch.sources import image_files
 from mmrag_batch.stages import ImageStore, in_batches
 
 if TYPE_CHECKING:
@@ -94,14 +93,8 @@ class NoDocuments:
         """Nothing for any row."""
         for row in rows:
             if row.error is None and row.question is not None:
-                row.images = {file: self._digest(file) for file in image_files(row.question)}
+                row.images = digest_files(row.question, self._images)
         return [()] * len(rows)
-
-    def _digest(self, source: str) -> str | None:
-        try:
-            return self._images.digest(source)
-        except RowError:  # who loads it says why
-            return None
 
 
 class Retriever:

@@ -5,16 +5,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
+from mmrag_batch.generation.choices import rounded
 from mmrag_batch.masking import mask
 from mmrag_batch.records import Answer, Problem, Row, Status, TextProbability
 
-STATUSES: tuple[Status, ...] = get_args(Status)
+STATUSES: tuple[Status, ...] = ("ok", "degraded", "error")
+"""Those of answers that are kept; which of them an output withholds is its own affair."""
 Counts = dict[Status, int]
 """How many rows have each status."""
-DIGITS_OF_PROBABILITIES = 6
-"""Decimals of a choice's; significant digits of a text's, which may be tiny."""
 DIGITS_OF_SCORES = 4
 
 
@@ -72,25 +72,18 @@ def answer_of(row: Row) -> Answer:
     if row.error is not None:
         return Answer("error", evidence=evidence, problems=(_masked(row.error),))
     assert row.prediction is not None  # a row without an error has one
+    written = row.prediction.text_probability
     return Answer(
         "degraded" if row.problems else "ok",
         row.prediction.text,
         row.prediction.index,
-        tuple(round(value, DIGITS_OF_PROBABILITIES) for value in row.prediction.probabilities),
+        tuple(map(rounded, row.prediction.probabilities)),
         evidence,
         tuple(map(_masked, row.problems)),
-        _rounded(row.prediction.text_probability),
+        None
+        if written is None
+        else TextProbability(rounded(written.whole), rounded(written.per_token)),
     )
-
-
-def _rounded(probability: TextProbability | None) -> TextProbability | None:
-    if probability is None:
-        return None
-    whole, per_token = (
-        float(f"{value:.{DIGITS_OF_PROBABILITIES}g}")
-        for value in (probability.whole, probability.per_token)
-    )
-    return TextProbability(whole, per_token)
 
 
 def _masked(problem: Problem) -> Problem:

@@ -66,7 +66,8 @@ def _short(text: str) -> str:
 
 def _settings(output: Output) -> Known:
     said = output.manifest or output.job
-    settings = {} if said is None else said.settings
+    settings = {} if said is None else dict(said.settings)
+    settings |= output.manifest.presentation if output.manifest else {}
     return {name: "not set" if value is None else str(value) for name, value in settings.items()}
 
 

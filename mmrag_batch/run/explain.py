@@ -187,7 +187,7 @@ def _tell_changes(row: Row, again: Again, answer: Answered) -> Iterator[str]:
     now = "error" if row.error is not None else "degraded" if row.problems else "ok"
     if row.error is not None and not (answer.status == "error" and _is_ours(answer)):
         yield f"It would fail now: {failure(row)}"
-    elif now != answer.status and answer.status != "error":
+    elif now != answer.status and answer.status not in ("error", "abstained"):
         yield f"Its documents were read otherwise: the answer is {answer.status!r}, now {now!r}."
     then = answer.evidence
     found = tuple((item.document.id, item.score) for item in row.evidence)

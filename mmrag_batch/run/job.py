@@ -5,12 +5,14 @@ import os
 import shlex
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmrag_batch.errors import ConfigError, MissingError, MmragError
+from mmrag_batch.run.files import Paths
 from mmrag_batch.run.keys import AnswerSettings, differences, key_maker
+from mmrag_batch.run.presentation import AS_GIVEN, Presentation
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import Survey, take_survey
 from mmrag_batch.table.names import Names
@@ -20,14 +22,15 @@ NOTE = "job"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Which rows are answered, and how. `options` are those that `predict` needs to go on, `names`
-    what the table calls our columns."""
+    """Which rows are answered, and how; and how that is shown. `options` are those that `predict`
+    needs to go on, `names` what the table calls our columns."""
 
     table: Path
     limit: int | None
     settings: AnswerSettings
     options: tuple[str, ...] = ()
     names: Names = field(default_factory=dict)
+    presentation: Presentation = AS_GIVEN
 
     def command(self, output: Path, *more: str) -> str:
         """What to type to go on."""
@@ -45,6 +48,7 @@ def note_job(store: AnswerStore, job: Job, output: Path, tasks: tuple[int, int] 
         "settings": dict(job.settings),
         "options": list(job.options),
         "names": dict(job.names),
+        "presentation": asdict(job.presentation),
         "tasks": None if tasks is None else list(tasks),
     }
     if store.read_note(NOTE) != note:
@@ -66,6 +70,13 @@ def find_job(output: Path, stores: Iterable[Path], table: Path | None = None) ->
                 f"{other} was answered with something else than {first}: {'; '.join(changes)}. "
                 "Move away the one that is not wanted, then merge again."
             )
+        shown, its = (known[path].get("presentation", {}) for path in (first, other))
+        if other != Paths.of(output).store and (changes := differences(shown, its)):
+            raise ConfigError(
+                f"Answers in {other} are to be shown otherwise than those in {first}: "
+                f"{'; '.join(changes)}. Run those shards again with the same settings, which asks "
+                "no row again, then merge again."
+            )
     folder = output.parent.resolve()  # `..` leads elsewhere from a folder that is a link
     tables = {Path(os.path.relpath(folder / note["table"])) for note in known.values()}
     if table is None and len(tables) > 1:
@@ -75,7 +86,8 @@ def find_job(output: Path, stores: Iterable[Path], table: Path | None = None) ->
     limit = None if None in limits else max(limits)
     note = known[first]
     options, names = tuple(note["options"]), note.get("names", {})
-    return Job(table or tables.pop(), limit, note["settings"], options, names)
+    presentation = Presentation(**note.get("presentation", {}))
+    return Job(table or tables.pop(), limit, note["settings"], options, names, presentation)
 
 
 def _read_note(store: Path) -> Any:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from mmrag_batch.bundle import BundleManifest
-from mmrag_batch.errors import RowError
 from mmrag_batch.generation.engine import find_engine
 from mmrag_batch.images.pixels import PIXELS_VERSION
 from mmrag_batch.records import Question
-from mmrag_batch.sources import image_files
+from mmrag_batch.retrieval.candidates import digest_files
 from mmrag_batch.stages import ImageStore
 
 KEY_BYTES = 16
@@ -86,10 +85,4 @@ def digest_of(images: Mapping[str, str | None]) -> bytes:
 
 def digest_images(question: Question, images: ImageStore) -> bytes:
     """The same of the files as they are now."""
-    digests: dict[str, str | None] = {}
-    for source in image_files(question):
-        try:
-            digests[source] = images.digest(source)
-        except RowError:
-            digests[source] = None
-    return digest_of(digests)
+    return digest_of(digest_files(question, images))

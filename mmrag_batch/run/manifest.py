@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class Manifest:
     those by their problem. `input` is the table: its SHA-256, its number of rows, its columns.
     `asked` and `kept` are the rows that the last run asked and found answered, `revision` the state
     of the store. `starts` are the processes that gave answers, `seconds` is how long they answered.
-    `unscored` are the rows whose choice has no probability.
+    `unscored` are the rows whose choice has no probability; `presentation` is how answers were
+    shown (`presentation.py`).
     """
 
     sha256: str
@@ -54,6 +55,7 @@ class Manifest:
     seconds: float
     finished: float
     unscored: int = 0
+    presentation: Mapping[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
 

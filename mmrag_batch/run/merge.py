@@ -157,6 +157,6 @@ def gather(
         closing(survey_all(job, store)) as survey,
     ):
         adopt(store, stores, survey, frozenset())
-        write_answers(target, name, survey, store, tally)
+        write_answers(target, name, survey, store, tally, job.presentation)
         numbers = [mark.number for mark in survey if mark.status != MISSING]
     return tally.rows, numbers

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmrag_batch.bundle import sha256
-from mmrag_batch.errors import InputError, MissingError, MmragError, RowError
+from mmrag_batch.errors import ConfigError, InputError, MissingError, MmragError, RowError
 from mmrag_batch.records import Row
 from mmrag_batch.report.explanation import Answered
 from mmrag_batch.report.free_form import is_exact
 from mmrag_batch.run.answers import Kept, to_answer
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.job import Job, find_job
-from mmrag_batch.run.keys import key_maker
+from mmrag_batch.run.keys import AnswerSettings, differences, key_maker
 from mmrag_batch.run.manifest import Manifest, find_manifest
+from mmrag_batch.run.presentation import present
 from mmrag_batch.run.progress import told
 from mmrag_batch.run.shards import find_shards
 from mmrag_batch.run.store import AnswerStore
@@ -71,6 +72,28 @@ def was_changed(output: Output) -> bool:
     return output.manifest is not None and output.manifest.sha256 != sha256(output.paths.output)
 
 
+def check_as_written(output: Output, now: AnswerSettings) -> None:
+    """Raise MissingError for an output that is not there yet, ConfigError for one that is not as
+    its run wrote it, or whose answers depend on something else than they would `now`."""
+    path = output.paths.output
+    if not output.is_there:
+        raise MissingError(f"{path} is not there yet. Finish it with `{output.command()}`.")
+    if output.manifest is None:
+        raise ConfigError(
+            f"No manifest says what {path} is. Write it anew: `{output.command('--overwrite')}`."
+        )
+    if was_changed(output):
+        raise ConfigError(
+            f"{path} was changed since it was written. Write it anew from its answers: "
+            f"`{output.command('--overwrite')}`."
+        )
+    if changes := differences(output.manifest.settings, now):
+        raise ConfigError(
+            f"{path} was made with something else: {'; '.join(changes)}. Name its bundle with "
+            "`--bundle DIR`, or run `predict` again."
+        )
+
+
 def find_row(table: Path, wanted: str, names: Names, reading: Reading | None) -> Row:
     """The row with that id or, where none has it, that number, told what is true. Raises
     MissingError where there is none, and what `read_header` raises."""
@@ -116,7 +139,10 @@ def read_answer(output: Output, row: Row, kept: Kept | None) -> Answered | None:
     is none. Raises InputError for a table that `predict` did not write."""
     if output.is_there:
         return read_written(output.paths.output, row)
-    return None if kept is None else _read_cells(answer_cells(row.line, to_answer(kept)), row)
+    if kept is None or output.job is None:
+        return None
+    shown = present(to_answer(kept), output.job.presentation)
+    return _read_cells(answer_cells(row.line, shown), row)
 
 
 def read_written(path: Path, row: Row) -> Answered:
@@ -135,7 +161,7 @@ def read_written(path: Path, row: Row) -> Answered:
 def _read_cells(cells: dict[str, object], row: Row) -> Answered:
     status, prediction = str(cells["status"]), cells["prediction"]
     index = _number(cells["prediction_index"])
-    text = None if status == "error" else str(prediction or "")
+    text = None if status in ("error", "abstained") else str(prediction or "")
     return Answered(
         status=status,
         prediction=text,
@@ -149,7 +175,7 @@ def _read_cells(cells: dict[str, object], row: Row) -> Answered:
             if isinstance(item, dict)
         ),
         error=None if is_empty(cells["error"]) else str(cells["error"]),
-        right=_is_right(text, index, row),
+        right=None if status == "abstained" else _is_right(text, index, row),
     )
 
 

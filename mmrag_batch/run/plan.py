@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from mmrag_batch.bundle import read_manifest, sha256
@@ -21,6 +22,7 @@ from mmrag_batch.run.keys import OWN, answer_settings, differences, digest_image
 from mmrag_batch.run.lock import Lock, is_held, read_holder
 from mmrag_batch.run.manifest import FORMAT, Manifest, check_replaceable, find_published, settle
 from mmrag_batch.run.mending import move_aside
+from mmrag_batch.run.presentation import find_presentation
 from mmrag_batch.run.shards import Shard, find_shards
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import Accepts, Survey
@@ -98,7 +100,8 @@ def make_job(settings: PredictSettings) -> Job:
     """What a run's answers are answers to. Raises MissingError if there is no such bundle."""
     options = options_of(settings)
     answers, names = find_answer_settings(settings), parse_names(settings.columns)
-    return Job(settings.input, settings.limit, answers, options, names)
+    shown = find_presentation(settings.bundle, answers, settings.abstain_below)
+    return Job(settings.input, settings.limit, answers, options, names, shown)
 
 
 def find_answer_settings(settings: PredictSettings) -> dict[str, object]:
@@ -153,7 +156,11 @@ def is_done(settings: PredictSettings, job: Job, manifest: Manifest, store: Answ
         return False
     if manifest.format < FORMAT and not store.is_empty():  # an older version wrote it
         return False
-    if any(manifest.rows[status] for status in statuses_to_ask(settings)):
+    again = statuses_to_ask(settings)
+    withheld = manifest.rows.get("abstained", 0) if "degraded" in again else 0  # it may be degraded
+    if withheld or any(manifest.rows[status] for status in again):
+        return False
+    if manifest.presentation != asdict(job.presentation):
         return False
     names = manifest.input.get("names", {})
     same = (manifest.settings, manifest.limit, names) == (job.settings, job.limit, job.names)

@@ -149,6 +149,8 @@ class _Run:
             columns = read_header(settings.input, self.job.names)
             RowFormat(settings.output, columns)
             log.info("%s: %s", settings.input, describe(settings.input, columns, self.job.names))
+            if (temperature := self.job.presentation.temperature) != 1:
+                log.info("Confidences are calibrated: temperature %.4g.", temperature)
             for warning in tell_columns(columns, self.job.names):
                 log.warning("%s: %s", settings.input, warning)
             check_same(

@@ -31,6 +31,7 @@ from mmrag_batch.run.manifest import (
     note_manifest,
     write_manifest,
 )
+from mmrag_batch.run.presentation import Presentation, present
 from mmrag_batch.run.progress import told
 from mmrag_batch.run.store import LOOK_UP, AnswerStore
 from mmrag_batch.run.survey import NO_KEY, Survey
@@ -54,7 +55,8 @@ def publish(
     temporary = name_temporary(paths, store)
     with files.storing(paths.output):
         tally = Tally()
-        digest = write_answers(temporary, paths.output.name, survey, store, tally)
+        shown = job.presentation
+        digest = write_answers(temporary, paths.output.name, survey, store, tally, shown)
         _check(survey, tally)
         done = check_replaceable(paths, overwrite=overwrite)
         starts = {start.id: start for start in store.starts()}
@@ -78,6 +80,7 @@ def publish(
             seconds=round(sum(starts[n].seconds for n in tally.starts & starts.keys()), 3),
             finished=time.time(),
             unscored=tally.unscored,
+            presentation=asdict(job.presentation),
         )
         if done is not None and done.sha256 == digest:
             temporary.unlink()
@@ -87,7 +90,9 @@ def publish(
         write_manifest(paths, manifest, temporary)
     forget_temporary(store)
     if tally.unscored:
-        log.info("%s choices have no probabilities: the server gave none.", f"{tally.unscored:,}")
+        kept = ", and are never withheld" if job.presentation.abstain_below else ""
+        what = f"{tally.unscored:,} choices have no probabilities{kept}: the server gave none."
+        log.info("%s", what)
     return manifest
 
 
@@ -116,7 +121,7 @@ class Tally:
     unscored: int = 0
 
     def add(self, line: int, answer: Answer) -> None:
-        self.rows[answer.status] += 1
+        self.rows[answer.status] = self.rows.get(answer.status, 0) + 1
         self.unscored += answer.index is not None and not answer.probabilities
         if answer.status == "error":
             (problem,) = answer.problems
@@ -125,7 +130,14 @@ class Tally:
                 self.failed.append(f"line {line}: {problem.code}: {problem.message}")
 
 
-def write_answers(target: Path, name: str, survey: Survey, store: AnswerStore, tally: Tally) -> str:
+def write_answers(
+    target: Path,
+    name: str,
+    survey: Survey,
+    store: AnswerStore,
+    tally: Tally,
+    presentation: Presentation,
+) -> str:
     """Write the rows that have an answer to a new file `target`, as an output called `name` has
     them; the SHA-256 (hex) of its bytes, which are on disk."""
     row_format = RowFormat(Path(name), survey.columns, survey.table)
@@ -145,7 +157,7 @@ def write_answers(target: Path, name: str, survey: Survey, store: AnswerStore, t
                     problem = error or Problem("bad_row", "the table was changed while it was read")
                     answer = Answer("error", problems=(problem,))
                 elif (kept := answers.get(mark.key)) is not None:
-                    answer = to_answer(kept)
+                    answer = present(to_answer(kept), presentation)
                     tally.starts.add(kept.start)
                 else:
                     tally.missing += 1

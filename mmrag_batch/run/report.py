@@ -18,6 +18,7 @@ from mmrag_batch.report.sample import Chosen, choose, describe
 from mmrag_batch.report.summary import summarize
 from mmrag_batch.report.thumbnails import Thumbnails
 from mmrag_batch.run import files
+from mmrag_batch.run.ablate import read_ablations
 from mmrag_batch.run.differences import find_differences, tell_run
 from mmrag_batch.run.explain import tell_output
 from mmrag_batch.run.files import Paths
@@ -121,6 +122,7 @@ def make_report(asked: Asked, given: Mapping[str, object], folder: Path) -> byte
         command=output.command(),
         explain=shlex.join(explain),
         comparison=comparison,
+        ablations=read_ablations(output, facts) if output.is_there else [],
     )
     shown = [cards[one.number] for one in chosen]
     return render(overview, shown, lambda room: describe(chosen, len(facts.frame), room))

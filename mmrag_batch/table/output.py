@@ -76,20 +76,24 @@ class RowFormat:
         return self._writer.row({**cells, **answer_cells(line, answer)})
 
 
+def confidence_of(answer: Answer) -> float | None:
+    """The probability of an answer, shown or withheld; None where no engine told one."""
+    if answer.probabilities:
+        return max(answer.probabilities)
+    return None if answer.text_probability is None else answer.text_probability.whole
+
+
 def answer_cells(line: int, answer: Answer) -> dict[str, object]:
     """What stands in OUTPUT_COLUMNS; None where there is nothing to say."""
-    index, written = answer.index, answer.text_probability
-    confidence = None if written is None else written.whole
-    if index is not None and answer.probabilities:
-        confidence = answer.probabilities[index]
+    written = answer.text_probability
     prefix = f"line {line}: " if answer.status == "error" else ""
     error = "; ".join(f"{problem.code}: {prefix}{problem.message}" for problem in answer.problems)
     values = (
         answer.prediction,
-        index,
-        confidence,
+        answer.index,
+        confidence_of(answer),
         None if written is None else written.per_token,
-        None if index is None else answer.probabilities or None,
+        answer.probabilities or None,
         [{"id": name, "score": score} for name, score in answer.evidence],
         answer.status,
         error or None,

@@ -1,0 +1,44 @@
+"""The command that makes confidences mean what they say."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmrag_batch.cli.checks import ColumnNames, LabelReading, Store
+from mmrag_batch.masking import mask
+
+calibration = typer.Typer(rich_markup_mode=None)
+
+
+@calibration.command()
+def calibrate(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` wrote.")],
+    bundle: Annotated[Path | None, typer.Option(help="The models.  [default: the run's]")] = None,
+    labels: LabelReading = None,
+    columns: ColumnNames = None,
+    store: Store = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Fit a temperature on the labelled rows of OUTPUT, and note it in the bundle.
+
+    Later runs show confidences by it; no prediction changes, and no row is asked again. What it
+    does is measured on rows that it was not fitted on.
+    """
+    from mmrag_batch.extras import requires
+
+    with requires("report"):
+        from mmrag_batch.report.temperature import as_text
+        from mmrag_batch.run.calibrate import calibrate as fit
+
+    found = fit(output, {"bundle": bundle, "columns": columns}, store=store, reading=labels)
+    if json_:
+        said = {**found.fit._asdict(), "bundle": str(found.bundle), "refused": found.refused}
+        typer.echo(json.dumps(said, indent=2))
+        return
+    typer.echo(as_text(found.fit))
+    if found.refused is None:
+        typer.echo(f"{found.bundle}: noted. Next, which asks no row: {mask(found.command)}")
+    else:
+        typer.echo(f"{found.bundle}: left as it is; {found.refused}.")
