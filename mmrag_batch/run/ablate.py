@@ -11,7 +11,6 @@ promises: the same command again goes on, and asks what has no answer.
 
 import hashlib
 import json
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +38,6 @@ WORDS: Mapping[Ablation, str] = {
     "question-image": "no question image",
     "oracle": "oracle evidence",
 }
-SEED = 0
 WHICH = ("ablation", "row", "output")
 """Columns that pass through: what was changed, in which row, of which bytes."""
 
@@ -69,17 +67,15 @@ def ablate(
     store: Path | None = None,
     reading: Reading | None = None,
 ) -> list[Comparison]:
-    """Ask at most so many labelled rows of a finished output again, drawn at random, and compare
+    """Ask at most so many labelled rows of a finished output again, drawn by hash, and compare
     with what it has. Raises what `predict` does, InputError where no row has a label."""
     output = find_output(Paths.of(path, store))
     settings = settings_of_run(output.paths, output.job, output.manifest, given)
     check_as_written(output, find_answer_settings(settings))
     facts = read_facts(path, reading=reading, names=parse_names(settings.columns))
-    answered = facts.frame["status"].isin(["ok", "degraded"]) & facts.frame["right"].notna()
-    numbers = [int(number) for number in facts.frame.index[answered]]
-    if not numbers:
+    chosen = _draw(facts, rows)
+    if not chosen:
         raise InputError(f"{path}: no answered row has a label, so nothing says what is right.")
-    chosen = sorted(random.Random(SEED).sample(numbers, min(rows, len(numbers))))
     files = _files(output)
     files.questions.parent.mkdir(parents=True, exist_ok=True)
     images = open_images(settings)
@@ -102,15 +98,29 @@ def ablate(
             overwrite=True,
         )
     )
-    return read_ablations(output, facts)
+    return read_ablations(output, facts) or []
 
 
-def read_ablations(output: Output, facts: Facts) -> list[Comparison]:
-    """The ablations of an output as it is that were made before, each against the same rows of its
-    own; none where there are none."""
+def _draw(facts: Facts, rows: int) -> list[int]:
+    """The numbers of so many rows with a label and an answer: those whose id, or number, has the
+    least hash, so that hardly any of them is another one when the table grows."""
+    frame = facts.frame
+    answered = frame[frame["status"].isin(["ok", "degraded"]) & frame["right"].notna()]
+    names = zip(answered.index, answered["id"])
+    hashes = {number: _hash(str(number if name is None else name)) for number, name in names}
+    return sorted(int(number) for number in sorted(hashes, key=hashes.__getitem__)[:rows])
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_ablations(output: Output, facts: Facts) -> list[Comparison] | None:
+    """The ablations that were made before, each against the same rows of the output; none of them
+    where it was another one, None where none were made."""
     answers = _files(output).answers if output.manifest else None
     if answers is None or not answers.exists():
-        return []
+        return None
     asked = read_facts(answers, by=WHICH, reading="text")
     comparisons = []
     for name, words in WORDS.items():
@@ -132,7 +142,7 @@ def read_ablations(output: Output, facts: Facts) -> list[Comparison]:
 def _files(output: Output) -> Files:
     """Where the ablations of a run with these settings lie: others have other answers."""
     said = output.manifest.settings if output.manifest else {}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+    digest = _hash(json.dumps(said, sort_keys=True))[:8]
     path = output.paths.output
     folder = path.with_name(f"{path.name}.ablations") / digest
     return Files(folder / "questions.jsonl", folder / "answers.jsonl")

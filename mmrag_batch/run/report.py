@@ -92,6 +92,12 @@ def make_report(asked: Asked, given: Mapping[str, object], folder: Path) -> byte
         _, numbers = gather(output.job, output.stores, table, table.name)
         notes.append(f"{len(numbers):,} rows are answered so far; the others are not here.")
     facts = read_facts(table, by=asked.by, reading=asked.reading, names=names)
+    ablations = read_ablations(output, facts) if output.is_there else None
+    if ablations == []:
+        notes.append(
+            "Ablations are not shown: they were made of an output that has changed since. Run "
+            "`evaluate --ablate` again, which asks what is new."
+        )
     other = None if asked.other is None else _find_other(asked, given)
     comparison = None
     if other is not None:
@@ -122,7 +128,7 @@ def make_report(asked: Asked, given: Mapping[str, object], folder: Path) -> byte
         command=output.command(),
         explain=shlex.join(explain),
         comparison=comparison,
-        ablations=read_ablations(output, facts) if output.is_there else [],
+        ablations=ablations or [],
     )
     shown = [cards[one.number] for one in chosen]
     return render(overview, shown, lambda room: describe(chosen, len(facts.frame), room))

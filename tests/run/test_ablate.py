@@ -143,6 +143,7 @@ def test_an_output_that_has_changed_since_is_not_shown_with_them(folder: Path) -
     assert predict(folder).exit_code == 0
     call("report", folder / "out.csv", "--out", page)
     assert 'id="ablations"' not in page.read_text()
+    assert "Ablations are not shown: they were made of an output" in page.read_text()
     assert to_ask(evaluate(folder, "--ablate", "oracle"))[1] == 0
     call("report", folder / "out.csv", "--out", page)
     assert 'id="ablations"' in page.read_text()
