@@ -63,6 +63,7 @@ def find_job(output: Path, stores: Iterable[Path], table: Path | None = None) ->
         raise MissingError(
             f"Nothing is answered yet for {output}. Run `mmrag-batch predict INPUT {output}`."
         )
+    own = Paths.of(output).store
     first, *others = known
     for other in others:
         if changes := differences(known[first]["settings"], known[other]["settings"]):
@@ -70,10 +71,11 @@ def find_job(output: Path, stores: Iterable[Path], table: Path | None = None) ->
                 f"{other} was answered with something else than {first}: {'; '.join(changes)}. "
                 "Move away the one that is not wanted, then merge again."
             )
-        shown, its = (known[path].get("presentation", {}) for path in (first, other))
-        if other != Paths.of(output).store and (changes := differences(shown, its)):
+    shown = {path: note["presentation"] for path, note in known.items() if path != own}
+    for path, its in shown.items():
+        if changes := differences(next(iter(shown.values())), its):
             raise ConfigError(
-                f"Answers in {other} are to be shown otherwise than those in {first}: "
+                f"Answers in {path} are to be shown otherwise than those in {next(iter(shown))}: "
                 f"{'; '.join(changes)}. Run those shards again with the same settings, which asks "
                 "no row again, then merge again."
             )
@@ -86,7 +88,7 @@ def find_job(output: Path, stores: Iterable[Path], table: Path | None = None) ->
     limit = None if None in limits else max(limits)
     note = known[first]
     options, names = tuple(note["options"]), note.get("names", {})
-    presentation = Presentation(**note.get("presentation", {}))
+    presentation = Presentation(**note["presentation"])
     return Job(table or tables.pop(), limit, note["settings"], options, names, presentation)
 
 

@@ -183,6 +183,11 @@ class Sequences(RuleBasedStateMachine):
     def predict_other(self, name: str, end: End | None, words: Sequence[str]) -> None:
         self.world.predict(name, end=end, flags=words)
 
+    @rule()
+    def abstain(self) -> None:
+        """From now on, or not any more; which costs no row."""
+        self.world.withholds = not self.world.withholds
+
     @rule(name=st.sampled_from(OUTPUTS))
     def refuse(self, name: str) -> None:
         """Other settings."""

@@ -113,6 +113,7 @@ class Store:
     answers: Answers = field(default_factory=dict)
     top_k: int | None = None
     limit: int | None = None
+    withholds: bool = False
     has_table: bool = False
     published: Mapping[str, str] = field(default_factory=dict)
 
@@ -134,6 +135,7 @@ class Order:
     top_k: int
     environ: Mapping[str, str] = field(default_factory=dict)
     is_alone: bool = True
+    withholds: bool = False
 
 
 class WrongError(AssertionError):
@@ -156,7 +158,9 @@ def _key_of(top_k: int, question: Question) -> bytes:
     return key_maker(settings_of(top_k))(question)
 
 
-def render(entries: Iterable[Entry], answers: Mapping[bytes, Given], top_k: int) -> bytes:
+def render(
+    entries: Iterable[Entry], answers: Mapping[bytes, Given], top_k: int, *, withholds: bool = False
+) -> bytes:
     """The output of a table; rows without an answer are left out."""
     row_format = RowFormat(Path("out.csv"), COLUMNS)
     lines = [row_format.header]
@@ -164,6 +168,8 @@ def render(entries: Iterable[Entry], answers: Mapping[bytes, Given], top_k: int)
     for number, entry in enumerate(entries):
         answer = answer_to(number, line, entry, answers, top_k)
         if answer is not None:
+            if withholds and answer.probabilities:  # which are never more than a half
+                answer = replace(answer, status="abstained", prediction=None, index=None)
             lines.append(row_format.row(entry.cells(), line, answer))
         line += 1 + entry.note.count("\n")
     return b"".join(lines)
@@ -199,6 +205,8 @@ class World:
         self.unvouched: set[str] = set()
         """Outputs that nothing says what they are, as somebody removed what did."""
         self.top_k = 2
+        self.withholds = False
+        """Whether runs are to abstain."""
         self.counts: Counter[str] = Counter() if counts is None else counts
         self.history: list[str] = []
         self.commands = commands
@@ -269,9 +277,12 @@ class World:
         own = _store_of(output)
         before = self._begin(own, flags)
         code, missing, adoptable = self._expect(before, output, own, rows, flags, top_k, limit)
-        words += ["--engine", "scripted", "--top-k", str(top_k)]
+        words += ["--engine", "scripted", "--top-k", str(top_k), *self._abstaining()]
         order = Order(tuple(words), code, own, before, missing, adoptable, output, rows, top_k)
-        return self._run(order, end)
+        return self._run(replace(order, withholds=self.withholds), end)
+
+    def _abstaining(self) -> list[str]:
+        return ["--abstain-below", "0.6"] if self.withholds else []
 
     def shard(
         self, index: int, count: int, *, end: End | None = None, flags: Sequence[str] = ()
@@ -316,7 +327,7 @@ class World:
         before, rows, top_k = self._begin(own, flags), range(first, stop), self.top_k
         code, missing, adoptable = self._expect(before, None, own, rows, flags, top_k, None)
         words = ("predict", "in.csv", "out.csv", *flags, "--engine", "scripted")
-        words = (*words, "--top-k", str(top_k))
+        words = (*words, "--top-k", str(top_k), *self._abstaining())
         return Order(words, code, own, before, missing, adoptable, None, rows, top_k)
 
     def _order_task(self, environ: Mapping[str, str], flags: Sequence[str]) -> Order:
@@ -333,11 +344,15 @@ class World:
         own = "out.csv.store"
         before = self.stores.get(own, Store())
         kinds, limit = self._job()
+        ways = self._ways(self._shards())
+        withholds = next(iter(ways), before.withholds)
         top_k, rows = next(iter(kinds), 2), range(len(self.entries))[:limit]
         adoptable = self._adoptable(before.answers, self._shards(), rows, top_k, frozenset())
         merged = before.answers | adoptable
         if len(kinds) != 1 or not self._shards():
             code = 78 if len(kinds) > 1 and self._shards() else 66
+        elif len(ways) > 1:
+            code = 78
         elif refusal := self._refusal("out.csv", flags):
             code = refusal
         elif self._missing(merged, rows, top_k):
@@ -346,7 +361,7 @@ class World:
             code = 3 if self._has_errors(merged, rows, top_k) else 0
         words, nothing = ("merge", "out.csv", *flags), frozenset[bytes]()
         order = Order(words, code, own, before, nothing, adoptable, "out.csv", rows, top_k)
-        return self._run(order, end)
+        return self._run(replace(order, withholds=withholds), end)
 
     def status(self) -> Done:
         """Look how far the output is."""
@@ -366,7 +381,8 @@ class World:
         done = self._look_on("status", "out.csv", "--write", target.name)
         names = ["out.csv.store", *self._shards()]
         kinds, limit = self._job()
-        if len(kinds) != 1:
+        ways = self._ways(self._shards())
+        if len(kinds) != 1 or len(ways) > 1:
             self._check(done.code == (78 if kinds else 66), done, "no job, or of two kinds")
             self._check(not target.exists(), done, "something was written")
         else:
@@ -374,7 +390,8 @@ class World:
             rows = range(len(self.entries))[:limit]
             answers = self._adoptable({}, names, rows, top_k, frozenset())
             self._check(done.code == 0, done, "expected 0")
-            expected = render(self.entries[:limit], answers, top_k)
+            withholds = next(iter(self._ways(["out.csv.store"]) or ways))
+            expected = render(self.entries[:limit], answers, top_k, withholds=withholds)
             self._check(target.read_bytes() == expected, done, "wrong rows so far")
             target.unlink()
         self._check_folder(done)
@@ -390,11 +407,19 @@ class World:
             found[name] = None if data is None else hashlib.sha256(data).hexdigest()
         return found
 
-    def expected(self, answers: Mapping[bytes, Given], rows: range, top_k: int) -> bytes | None:
+    def expected(
+        self, answers: Mapping[bytes, Given], rows: range, top_k: int, *, withholds: bool = False
+    ) -> bytes | None:
         """The output; None where rows have no answer."""
         if self._missing(answers, rows, top_k):
             return None
-        return render(self.entries[: rows.stop], answers, top_k)
+        return render(self.entries[: rows.stop], answers, top_k, withholds=withholds)
+
+    def _ways(self, names: Iterable[str]) -> set[bool]:
+        """Whether answers are to be withheld, as the notes of stores have it."""
+        stores = [self.stores.get(name, Store()) for name in names]
+        known = [one for one in stores if one.answers and one.has_table]
+        return {one.withholds for one in known}
 
     def _job(self) -> tuple[set[int], int | None]:
         """What the stores of out.csv hold answers to: of what --top-k, and how many rows."""
@@ -445,6 +470,8 @@ class World:
             same
             and "--verify-inputs" not in flags
             and not any(manifest.rows[status] for status in _again(flags))
+            and not ("degraded" in _again(flags) and manifest.rows.get("abstained"))
+            and (manifest.presentation["abstain_below"] > 0) == self.withholds
             and manifest.limit == limit
             and manifest.input["sha256"] == table
         )
@@ -576,7 +603,7 @@ class World:
         allowed = COMMIT_ROWS if done.code not in (*ENDED, 4, 75) else 0
         self._check(uncommitted <= allowed, done, f"{uncommitted} answers were lost")
         if order.output is not None:
-            self._check_output(done, order.output, after, order.rows, order.top_k)
+            self._check_output(done, order, after)
         self._check_folder(done)
         if has_ended and (end is None or end.kind != "full"):
             self._check_left(done, order.own, order.output)
@@ -674,6 +701,7 @@ class World:
                     after.answers[key] = adoptable[key]._replace(start=kept.start)
             if (job := store.read_note("job")) is not None:
                 after.has_table, after.limit = True, job["limit"]
+                after.withholds = job["presentation"]["abstain_below"] > 0
                 for top_k in (2, 3):
                     if job["settings"] == json.loads(json.dumps(settings_of(top_k))):
                         after.top_k = top_k
@@ -681,12 +709,14 @@ class World:
             after.published = {name: note["sha256"] for name, note in notes.items() if note}
         return after
 
-    def _check_output(self, done: Done, output: str, after: Store, rows: range, top_k: int) -> None:
+    def _check_output(self, done: Done, order: Order, after: Store) -> None:
         """The output is what it was, or what one run would have written."""
+        output, rows, top_k = order.output, order.rows, order.top_k
+        assert output is not None
         path = self.folder / output
         before = self.outputs.get(output)
         now = path.read_bytes() if path.exists() else None
-        expected = self.expected(after.answers, rows, top_k)
+        expected = self.expected(after.answers, rows, top_k, withholds=order.withholds)
         if done.code in ENDED:
             if expected is None and not after.answers:  # it is complete, and its answers are gone
                 expected = before

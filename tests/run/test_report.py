@@ -137,8 +137,8 @@ def test_two_runs_are_compared_with_what_differs(tmp_path: Path) -> None:
     assert 'id="mcnemar">p = 1<' in page
     assert "Shares of the 21 rows that both runs were asked" in page
     assert (
-        "Left out: in both 1 without a valid label and 1 with another question or label; "
-        "0 only here; 1 only there."
+        "Left out: in both 1 without a valid label or withheld, and 1 with another question or "
+        "label; 0 only here; 1 only there."
     ) in page
     assert page.count('data-flip="became wrong"') == 2
     row = page.partition('id="row-3"')[2].partition("</article>")[0]
