@@ -4,11 +4,15 @@ A check is a question, an answer and, where something is missing, what to do abo
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmrag_batch import __version__, machine
 from mmrag_batch.machine import Gpu
+
+if TYPE_CHECKING:
+    from mmrag_batch.parity import Parity
 
 GIB = 2**30
 MOST_APART = 0.02
@@ -28,23 +32,37 @@ class Check:
 
 def describe() -> list[str]:
     """The machine, a line a part."""
-    flags = machine.cpu_flags()
-    features = [
-        name for name, kind in (("VNNI", machine.INT8), ("BF16", machine.BF16)) if flags & kind
-    ]
     total, free = machine.memory()
     gpus = [
         f"{gpu.name}, {gpu.memory / GIB:.0f} GiB, driver {gpu.driver}" for gpu in machine.gpus()
     ]
+    features = ", ".join(_features()) or "neither VNNI nor BF16"
     return [
         _line("mmrag-batch", __version__),
         _line("python", machine.python()),
-        _line("cores", f"{machine.cores()} ({', '.join(features) or 'neither VNNI nor BF16'})"),
+        _line("cores", f"{machine.cores()} ({features})"),
         _line("memory", f"{total / GIB:.1f} GiB, {free / GIB:.1f} GiB free"),
         _line("GPU", "; ".join(gpus) or "none that a driver answers for"),
         _line("Slurm", machine.slurm() or "not installed"),
-        *_packages(),
+        *(_line(name, version or "not installed") for name, version in _packages().items()),
     ]
+
+
+def facts_of(checks: Sequence[Check]) -> dict[str, Any]:
+    """The machine and what can be done on it, for programs; memory in bytes."""
+    total, free = machine.memory()
+    return {
+        "mmrag_batch": __version__,
+        "python": machine.python(),
+        "cores": machine.cores(),
+        "features": _features(),
+        "memory": total,
+        "memory_free": free,
+        "gpus": [asdict(gpu) for gpu in machine.gpus()],
+        "slurm": machine.slurm() or None,
+        "packages": _packages(),
+        "checks": [asdict(check) for check in checks],
+    }
 
 
 def check() -> list[Check]:
@@ -62,20 +80,32 @@ def check() -> list[Check]:
     ]
 
 
-def compare(bundle: Path) -> tuple[bool, str]:
-    """Whether transformers and vLLM give the same answers with a bundle's generator, and how far
-    apart they are. Raises what opening the bundle and the engines does."""
+def compare(bundle: Path) -> "Parity":
+    """How far transformers and vLLM are apart with a bundle's generator. Raises what opening the
+    bundle and the engines does."""
     from mmrag_batch.bundle import open_bundle
     from mmrag_batch.parity import compare_engines
     from mmrag_batch.settings import PredictSettings
 
     settings = PredictSettings(bundle, bundle, bundle=bundle)
-    parity = compare_engines(open_bundle(bundle), settings)
-    agrees = parity.same == parity.rows and parity.probability <= MOST_APART
-    return agrees, (
+    return compare_engines(open_bundle(bundle), settings)
+
+
+def agree(parity: "Parity") -> bool:
+    """Whether two engines give the same answers."""
+    return parity.same == parity.rows and parity.probability <= MOST_APART
+
+
+def tell(bundle: Path, parity: "Parity") -> str:
+    """A line on that for people."""
+    return (
         f"{bundle}: transformers and vLLM give {parity.same} of {parity.rows} answers alike, with "
         f"probabilities that differ by {parity.probability:.1e} at most"
-        + ("." if agrees else f"; {MOST_APART:g} would be rounding. Use one of them, not both.")
+        + (
+            "."
+            if agree(parity)
+            else f"; {MOST_APART:g} would be rounding. Use one of them, not both."
+        )
     )
 
 
@@ -169,10 +199,15 @@ def _int8() -> Check:
     return Check("int8 encoders", works=works, detail=detail)
 
 
-def _packages() -> Iterator[str]:
+def _features() -> list[str]:
+    flags = machine.cpu_flags()
+    return [name for name, kind in (("VNNI", machine.INT8), ("BF16", machine.BF16)) if flags & kind]
+
+
+def _packages() -> dict[str, str | None]:
+    """The versions that are installed."""
     requirements = {item.name: item for group in machine.extras().values() for item in group}
-    for name in SHOWN:
-        yield _line(name, machine.installed_version(requirements[name]) or "not installed")
+    return {name: machine.installed_version(requirements[name]) for name in SHOWN}
 
 
 def _line(name: str, value: str) -> str:

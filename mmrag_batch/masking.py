@@ -6,6 +6,8 @@ What a cell holds passes through to the output as it is; only what is said about
 import logging
 import os
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 MASK = "***"
 _SECRETS = re.compile(
@@ -29,6 +31,16 @@ def mask(text: str) -> str:
         if len(value) >= _SHORTEST and _NAMES.search(name):
             text = text.replace(value, MASK)
     return _SECRETS.sub(MASK, text)
+
+
+def mask_all(value: Any) -> Any:
+    """The same of every text in what JSON can hold; what is neither a text, nor a mapping, nor a
+    sequence, stays as it is."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, Mapping):
+        return {name: mask_all(one) for name, one in value.items()}
+    return [mask_all(one) for one in value] if isinstance(value, Sequence) else value
 
 
 class MaskingFormatter(logging.Formatter):

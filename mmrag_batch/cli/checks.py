@@ -1,12 +1,14 @@
 """The commands that look and change no answer: at a table, an output, a run, this machine."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from mmrag_batch.cli.logs import start_logging
+from mmrag_batch.cli.facts import Json, print_json
 from mmrag_batch.errors import ExitCode
 from mmrag_batch.masking import mask
 from mmrag_batch.settings import load_predict_settings
@@ -58,13 +60,14 @@ def validate(
     allow_media_domain: MediaDomain = None,
     labels: LabelReading = None,
     columns: ColumnNames = None,
+    json_: Json = False,
 ) -> None:
     """Show what is wrong with INPUT, by line, before a model is loaded.
 
     Exits with 3 if some rows could not be answered, with 65 if it cannot be read as a table.
     """
     from mmrag_batch.factory import open_images
-    from mmrag_batch.table.check import check_table
+    from mmrag_batch.table.check import check_table, facts_of
     from mmrag_batch.table.formats import describe, read_header
     from mmrag_batch.table.names import parse_names
 
@@ -75,9 +78,15 @@ def validate(
     }
     settings = load_predict_settings(input_, input_, given, environ=os.environ)
     names = parse_names(settings.columns)
+    truth, findings = check_table(input_, open_images(settings), labels, names=names)
+    if json_:
+        facts = facts_of(input_, truth, findings, names)
+        print_json(facts)
+        if facts["unanswerable"]:
+            raise typer.Exit(ExitCode.PARTIAL)
+        return
     problems = 0
     unanswerable = set()
-    truth, findings = check_table(input_, open_images(settings), labels, names=names)
     for line, name, problem, fatal in findings:
         typer.echo(mask(f"{input_}:{line}: {name}: {problem.code}: {problem.message}"))
         problems += 1
@@ -97,13 +106,13 @@ def evaluate(
     by: Annotated[list[str] | None, typer.Option(help="Also by this column; repeatable.")] = None,
     labels: LabelReading = None,
     columns: ColumnNames = None,
-    format_: Annotated[Literal["text", "json"], typer.Option("--format")] = "text",
     ablate: Annotated[
         str | None,
         typer.Option(help="Ask rows again without these: evidence,question-image,oracle"),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows --ablate asks at most.")] = 300,
     store: Store = None,
+    json_: Json = False,
 ) -> None:
     """Accuracy, retrieval and calibration of an OUTPUT whose rows have labels.
 
@@ -116,20 +125,21 @@ def evaluate(
     settings = load_predict_settings(output, output, {"columns": columns}, environ=os.environ)
     with requires("report"):
         from mmrag_batch.report.metrics import evaluate as measure
-        from mmrag_batch.report.text import as_json, as_text, tell_ablations
+        from mmrag_batch.report.text import as_text, sum_up, tell_ablations
         from mmrag_batch.run.ablate import ablate as ask
         from mmrag_batch.run.ablate import parse_ablations
 
     names = parse_names(settings.columns)
     wanted = [] if ablate is None else parse_ablations(ablate)
     metrics = measure(output, by=by or [], reading=labels, names=names)
-    given = {"columns": columns}
-    start_logging()
-    compared = (
-        ask(output, wanted, rows=rows, given=given, store=store, reading=labels) if wanted else []
-    )
-    if format_ == "json":
-        typer.echo(as_json(metrics, compared))
+    compared = []
+    if wanted:
+        start_logging()
+        given = {"columns": columns}
+        compared = ask(output, wanted, rows=rows, given=given, store=store, reading=labels)
+    if json_:
+        figures = asdict(metrics)
+        print_json(figures | {"ablations": sum_up(compared)} if compared else figures)
         return
     typer.echo(as_text(metrics))
     if compared:
@@ -144,6 +154,7 @@ def status(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace that file.")] = False,
     store: Store = None,
+    json_: Json = False,
 ) -> None:
     """Show how far a run is and all of its shards are, how fast, and what failed.
 
@@ -152,14 +163,20 @@ def status(
     from mmrag_batch.run.answers import in_words
     from mmrag_batch.run.files import Paths
     from mmrag_batch.run.merge import write_so_far
-    from mmrag_batch.run.status import describe
+    from mmrag_batch.run.status import describe, facts_of, find_standing
 
+    paths = Paths.of(output, store)
     if write is not None:
-        rows = write_so_far(Paths.of(output, store), write, overwrite=overwrite)
-        typer.echo(f"{write}: {sum(rows.values()):,} rows are answered so far ({in_words(rows)}).")
+        rows = write_so_far(paths, write, overwrite=overwrite)
+        if json_:
+            print_json({"output": str(output), "written": str(write), "rows": rows})
+        else:
+            done = f"{sum(rows.values()):,} rows are answered so far ({in_words(rows)})"
+            typer.echo(f"{write}: {done}.")
         return
-    for line in describe(Paths.of(output, store)):
-        typer.echo(mask(line))
+    standing = find_standing(paths)
+    print_json(facts_of(standing)) if json_ else typer.echo(mask("\n".join(describe(standing))))
+    standing.check()
 
 
 @checks.command()
@@ -172,14 +189,14 @@ def explain(
     labels: LabelReading = None,
     columns: ColumnNames = None,
     store: Store = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    json_: Json = False,
 ) -> None:
     """Show what became of one row: asked, ranked, cut, rendered, answered; and why it failed.
 
     Rows are counted from 0. Documents are ranked and the prompt is made once more, by the run's own
     settings; the generator is not loaded. Exits with 66 if there is no such row.
     """
-    from mmrag_batch.report.explanation import as_json, as_text
+    from mmrag_batch.report.explanation import as_text, facts_of
     from mmrag_batch.run.explain import explain as look
 
     given = {
@@ -189,7 +206,7 @@ def explain(
         "columns": columns,
     }
     explanation = look(output, row, given, store=store, reading=labels)
-    typer.echo(as_json(explanation) if json_ else as_text(explanation))
+    print_json(facts_of(explanation)) if json_ else typer.echo(as_text(explanation))
 
 
 @checks.command()
@@ -241,20 +258,27 @@ def doctor(
         Path | None,
         typer.Option(help="A bundle: ask its model with transformers and with vLLM, and compare."),
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Show what this machine can run and what is missing, with the line to type.
 
     Exits with 69 if `predict` cannot run, or if a bundle's two engines do not agree.
     """
-    from mmrag_batch.doctor import check, compare, describe, show
+    from mmrag_batch.doctor import agree, check, compare, describe, facts_of, show, tell
 
     if bundle is not None:
-        agrees, text = compare(bundle)
-        typer.echo(text)
-        if not agrees:
-            raise typer.Exit(ExitCode.UNAVAILABLE)
-        return
-    abilities = check()
-    typer.echo("\n".join([*describe(), "", *show(abilities)]))
-    if not abilities[0].works:
+        parity = compare(bundle)
+        works = agree(parity)
+        if json_:
+            print_json({"bundle": str(bundle), "agree": works, **asdict(parity)})
+        else:
+            typer.echo(tell(bundle, parity))
+    else:
+        abilities = check()
+        works = abilities[0].works
+        if json_:
+            print_json(facts_of(abilities))
+        else:
+            typer.echo("\n".join([*describe(), "", *show(abilities)]))
+    if not works:
         raise typer.Exit(ExitCode.UNAVAILABLE)

@@ -1,8 +1,7 @@
-"""What became of one row, from question to answer, as text for people or as JSON for machines."""
+"""What became of one row, from question to answer, as text for people or as facts for machines."""
 
-import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -109,12 +108,12 @@ class Explanation:
     next: str | None
 
 
-def as_json(row: Explanation) -> str:
-    """One object, under the names of the dataclasses; the text of the prompt in one piece."""
+def facts_of(row: Explanation) -> dict[str, Any]:
+    """All of it under the names of the dataclasses; the text of the prompt in one piece."""
     values = asdict(row)
     if values["prompt"] is not None:
         values["prompt"]["text"] = "".join(values["prompt"].pop("pieces"))
-    return json.dumps(_masked(values), indent=2, ensure_ascii=False)
+    return values
 
 
 def as_text(row: Explanation) -> str:
@@ -259,11 +258,3 @@ def _wrapped(text: str, first: str, others: str | None = None) -> list[str]:
         )
         lines += wrapped or [before.rstrip()]
     return lines
-
-
-def _masked(value: Any) -> Any:
-    if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, Mapping):
-        return {name: _masked(one) for name, one in value.items()}
-    return [_masked(one) for one in value] if isinstance(value, Sequence) else value

@@ -1,6 +1,5 @@
-"""Metrics as a table for people or as JSON for machines."""
+"""Metrics as a table for people."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
@@ -19,23 +18,19 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def as_json(metrics: Metrics, ablations: Sequence[Comparison] = ()) -> str:
-    """Every figure, under the names of the dataclasses in `metrics.py`; of ablations those that
-    their table has."""
-    figures = asdict(metrics)
-    if ablations:
-        figures["ablations"] = {
-            one.name: {
-                "rows": one.rows,
-                "accuracy": one.here and asdict(one.here),
-                "in_the_run": one.there and asdict(one.there),
-                "became_right": len(one.became_right),
-                "became_wrong": len(one.became_wrong),
-                "p": one.p,
-            }
-            for one in ablations
+def sum_up(ablations: Sequence[Comparison]) -> dict[str, dict[str, object]]:
+    """What the table of ablations has, by their names."""
+    return {
+        one.name: {
+            "rows": one.rows,
+            "accuracy": one.here and asdict(one.here),
+            "in_the_run": one.there and asdict(one.there),
+            "became_right": len(one.became_right),
+            "became_wrong": len(one.became_wrong),
+            "p": one.p,
         }
-    return json.dumps(figures, indent=2, ensure_ascii=False)
+        for one in ablations
+    }
 
 
 def as_text(metrics: Metrics) -> str:

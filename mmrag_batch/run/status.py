@@ -1,12 +1,12 @@
-"""What `mmrag-batch status` says of an output, finished or not."""
+"""What `mmrag-batch status` says of an output, finished or not: lines, or facts for programs."""
 
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmrag_batch.bundle import sha256
 from mmrag_batch.errors import MissingError, MmragError
@@ -36,9 +36,38 @@ class Part(NamedTuple):
         return start is not None and sum(start.rows.values()) == start.stop - start.first
 
 
-def describe(paths: Paths) -> Iterator[str]:
-    """Lines for people. Raises MissingError if there is no run, ConfigError if what it wrote was
-    changed since."""
+class Standing(NamedTuple):
+    """Where an output stands: what it is, if it is finished, and the parts that it does not show;
+    `changed` says that somebody has edited it since."""
+
+    paths: Paths
+    manifest: Manifest | None
+    parts: Sequence[Part]
+    changed: bool
+
+    @property
+    def arrays(self) -> Iterator[tuple[int, list[Part]]]:
+        """The shards among the parts, by what the table was divided by."""
+        shards = [part for part in self.parts if part.shard is not None]
+        for count in sorted({part.shard.count for part in shards if part.shard}):
+            yield count, [part for part in shards if part.shard and part.shard.count == count]
+
+    @property
+    def next(self) -> str | None:
+        """What to type where all is answered and nothing written."""
+        for count, array in self.arrays:
+            if len(array) == count and all(part.is_done and not part.holder for part in array):
+                return f"mmrag-batch merge {shlex.quote(str(self.paths.output))}"
+        return None
+
+    def check(self) -> None:
+        """Raise ConfigError for an output that was changed since a run wrote it."""
+        if self.changed:
+            check_replaceable(self.paths, overwrite=False)
+
+
+def find_standing(paths: Paths) -> Standing:
+    """Where an output stands. Raises MissingError if there is no run of it."""
     output = paths.output
     manifest = find_manifest(paths) if output.exists() else None
     parts = list(_find_parts(paths, manifest))
@@ -47,18 +76,62 @@ def describe(paths: Paths) -> Iterator[str]:
             f"{output} is no output of a run, nor is one on its way. Start one with "
             f"`mmrag-batch predict INPUT {output}`."
         )
-    if manifest is not None:
-        yield from _describe_complete(output, manifest)
-    for part in parts:
+    changed = manifest is not None and manifest.sha256 != sha256(output)
+    return Standing(paths, manifest, parts, changed)
+
+
+def describe(standing: Standing) -> Iterator[str]:
+    """Lines for people."""
+    if standing.manifest is not None:
+        yield from _describe_complete(standing.paths.output, standing.manifest)
+    for part in standing.parts:
         yield from _describe_part(part)
-    for count in sorted({part.shard.count for part in parts if part.shard is not None}):
-        array = [part for part in parts if part.shard is not None and part.shard.count == count]
+    for count, array in standing.arrays:
         if len(starts := [part.start for part in array if part.start is not None]) > 1:
             yield f"{len(array)} of {count} shards: {_progress(_sum(starts))}"
-        if len(array) == count and all(part.is_done and not part.holder for part in array):
-            yield f"  Next: mmrag-batch merge {shlex.quote(str(output))}"
-    if manifest is not None and manifest.sha256 != sha256(output):
-        check_replaceable(paths, overwrite=False)
+    if standing.next is not None:
+        yield f"  Next: {standing.next}"
+
+
+def facts_of(standing: Standing) -> dict[str, Any]:
+    """The same for programs. Times are seconds, `finished` is one since 1970."""
+    manifest = standing.manifest
+    complete = manifest and {
+        "finished": manifest.finished,
+        "changed": standing.changed,
+        "rows": manifest.rows,
+        "asked": manifest.asked,
+        "kept": manifest.kept,
+        "seconds": manifest.seconds,
+        "rows_per_second": rate(sum(one["asked"] for one in manifest.starts), manifest.seconds),
+        "codes": manifest.codes,
+        "failed": manifest.failed,
+    }
+    parts = [
+        {
+            "shard": part.shard and f"{part.shard.index}/{part.shard.count}",
+            "holder": part.holder,
+            "problem": part.problem or None,
+            "done": part.is_done,
+            "start": part.start and _facts_of(part.start),
+        }
+        for part in standing.parts
+    ]
+    output = str(standing.paths.output)
+    return {"output": output, "complete": complete, "parts": parts, "next": standing.next}
+
+
+def _facts_of(start: Start) -> dict[str, Any]:
+    return {
+        "expected": start.stop - start.first,
+        "rows": start.rows,
+        "asked": start.asked,
+        "kept": start.kept,
+        "tokens": start.usage,
+        "seconds": start.seconds,
+        "rows_per_second": rate(start.asked, start.seconds),
+        "seconds_left": _seconds_left(start),
+    }
 
 
 def _find_parts(paths: Paths, manifest: Manifest | None) -> Iterator[Part]:
@@ -98,8 +171,8 @@ def _describe_part(part: Part) -> Iterator[str]:
 
 def _describe_complete(output: Path, manifest: Manifest) -> Iterator[str]:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.finished))
-    rate = _rate(sum(start["asked"] for start in manifest.starts), manifest.seconds)
-    yield f"{output}: complete since {when}: {in_words(manifest.rows)}{rate}."
+    speed = _speed(sum(start["asked"] for start in manifest.starts), manifest.seconds)
+    yield f"{output}: complete since {when}: {in_words(manifest.rows)}{speed}."
     yield f"  The last run asked {manifest.asked:,} rows and kept {manifest.kept:,}."
     yield from (f"  {problem}" for problem in manifest.failed)
     if (more := manifest.rows["error"] - len(manifest.failed)) > 0:
@@ -109,10 +182,18 @@ def _describe_complete(output: Path, manifest: Manifest) -> Iterator[str]:
 def _progress(start: Start) -> str:
     done, total = sum(start.rows.values()), start.stop - start.first
     line = f"{done:,} of {total:,} rows are done ({in_words(start.rows)}): {start.asked:,} asked, "
-    line += f"{start.kept:,} kept{_rate(start.asked, start.seconds)}"
-    if done < total and start.asked and start.seconds:
-        line += f", {_duration((total - done) * start.seconds / start.asked)} left"
+    line += f"{start.kept:,} kept{_speed(start.asked, start.seconds)}"
+    if (left := _seconds_left(start)) is not None:
+        line += f", {_duration(left)} left"
     return line + "."
+
+
+def _seconds_left(start: Start) -> float | None:
+    left, speed = (
+        start.stop - start.first - sum(start.rows.values()),
+        rate(start.asked, start.seconds),
+    )
+    return left / speed if left and speed else None
 
 
 def _sum(starts: list[Start]) -> Start:
@@ -128,8 +209,14 @@ def _sum(starts: list[Start]) -> Start:
     )
 
 
-def _rate(rows: int, seconds: float) -> str:
-    return f", {rows / seconds:,.1f} rows/s" if rows and seconds > 0 else ""
+def rate(rows: int, seconds: float) -> float | None:
+    """Rows a second; None where nothing was asked."""
+    return rows / seconds if rows and seconds > 0 else None
+
+
+def _speed(rows: int, seconds: float) -> str:
+    speed = rate(rows, seconds)
+    return "" if speed is None else f", {speed:,.1f} rows/s"
 
 
 def _duration(seconds: float) -> str:

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmrag_batch.errors import RowError
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import with_pages
 from mmrag_batch.records import Document, Problem, Question, Row
 from mmrag_batch.sources import document_problem
+from mmrag_batch.table.formats import used_columns
 from mmrag_batch.table.names import AS_THEY_ARE, Names, tell_columns
 from mmrag_batch.table.output import check_names_are_free
 from mmrag_batch.table.rows import read_header, read_rows, scan
@@ -49,6 +50,35 @@ def check_table(
         for note in tell_columns(columns, names)
     )
     return labels, chain(header, _check_rows(path, images, labels, names))
+
+
+def facts_of(
+    path: Path, labels: Labels, findings: Iterable[Finding], names: Names
+) -> dict[str, Any]:
+    """The same for programs; `unanswerable` counts the rows that would get no answer."""
+    problems = [
+        {
+            "line": line,
+            "id": name,
+            "code": problem.code,
+            "message": problem.message,
+            "fatal": fatal,
+        }
+        for line, name, problem, fatal in findings
+    ]
+    columns = read_header(path, names)
+    return {
+        "table": str(path),
+        "columns": columns,
+        "used": used_columns(columns, names),
+        "labels": {
+            "read_as": dict(labels.by_reading()),
+            "disputed": labels.disputed,
+            "unreadable": labels.unreadable,
+        },
+        "problems": problems,
+        "unanswerable": len({problem["line"] for problem in problems if problem["fatal"]}),
+    }
 
 
 def _check_rows(path: Path, images: ImageLoader, labels: Labels, names: Names) -> Iterator[Finding]:

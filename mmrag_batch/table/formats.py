@@ -102,11 +102,20 @@ def read_records(path: Path, names: Names = AS_THEY_ARE) -> Iterator[Record]:
             yield record._replace(cells=Cells(record.cells, renamed))
 
 
+def used_columns(columns: Sequence[str], names: Names = AS_THEY_ARE) -> dict[str, str]:
+    """Which columns of a table are ours: what it calls each."""
+    found = find_columns(columns, names)
+    used = {name: name for name in columns if name in COLUMNS and name not in found}
+    return used | {name: theirs for name, theirs in found.items() if name in COLUMNS}
+
+
 def describe(path: Path, columns: Sequence[str], names: Names = AS_THEY_ARE) -> str:
     """What a table was taken for: its format, its columns that are ours, and how many others."""
-    table_format, found = _reader(path), find_columns(columns, names)
-    ours = [f"`{name}`" for name in columns if name in COLUMNS and name not in found]
-    ours += [f"{theirs!r} as `{name}`" for name, theirs in found.items() if name in COLUMNS]
+    table_format = _reader(path)
+    ours = [
+        f"`{name}`" if name == theirs else f"{theirs!r} as `{name}`"
+        for name, theirs in used_columns(columns, names).items()
+    ]
     what = f"{table_format.describe(path)}, " if isinstance(table_format, Csv) else ""
     return f"{what}{len(columns)} columns, of which are used: {', '.join(ours)}."
 

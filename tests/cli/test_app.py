@@ -302,7 +302,7 @@ def test_evaluate_prints_a_table_or_json(table: Path, bundle: Path) -> None:
     assert text.exit_code == 0
     names = [line.split()[0] for line in text.stdout.splitlines()[1:] if line]
     assert names[:3] == ["all", "kind=x", "kind=y"]
-    figures = json.loads(call("evaluate", output, "--format", "json").stdout)
+    figures = json.loads(call("evaluate", output, "--json").stdout)
     assert figures["overall"]["rows"] == 3
     assert figures["overall"]["accuracy"]["rows"] == 2
 

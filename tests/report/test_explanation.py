@@ -2,8 +2,8 @@
 
 import json
 
-from mmrag_batch.masking import MASK
-from mmrag_batch.report.explanation import WIDTH, Asked, Explanation, Sent, as_json, as_text
+from mmrag_batch.masking import MASK, mask_all
+from mmrag_batch.report.explanation import WIDTH, Asked, Explanation, Sent, as_text, facts_of
 
 SECRET = "hf_" + 24 * "a"
 
@@ -38,7 +38,7 @@ def test_control_characters_are_shown_and_have_no_effect() -> None:
 def test_secrets_are_masked_before_lines_are_cut() -> None:
     row = explained(f'{"word " * 17}{SECRET} token="{SECRET}" key="x\\"')
     assert SECRET[:12] not in as_text(row)
-    values = json.loads(as_json(row))
+    values = json.loads(json.dumps(mask_all(facts_of(row))))
     assert SECRET not in values["prompt"]["text"]
     assert MASK in values["question"]["text"]
 

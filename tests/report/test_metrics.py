@@ -1,6 +1,7 @@
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -15,7 +16,7 @@ from mmrag_batch.report.calibration import calibration_error
 from mmrag_batch.report.interval import wilson
 from mmrag_batch.report.metrics import MAX_DEPTH, evaluate
 from mmrag_batch.report.ranking import ndcg, retrieval
-from mmrag_batch.report.text import as_json, as_text
+from mmrag_batch.report.text import as_text
 from mmrag_batch.table.output import OUTPUT_COLUMNS
 
 COLUMNS = ("kind", "question_text", "answer_choices", "documents", "label", "relevant")
@@ -183,7 +184,7 @@ def test_a_damaged_cell_is_named(tmp_path: Path, column: str, cell: str) -> None
 
 
 def test_json_has_every_figure(output: Path) -> None:
-    values = json.loads(as_json(evaluate(output, by=["kind"])))
+    values = json.loads(json.dumps(asdict(evaluate(output, by=["kind"]))))
     assert values["overall"]["accuracy"]["value"] == 0.4
     assert values["overall"]["retrieval"]["recall"] == {"1": 0.25, "3": 0.75}
     assert values["by"]["kind"]["b"]["error"] == 2

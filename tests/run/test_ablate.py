@@ -111,7 +111,7 @@ def test_each_ablation_changes_one_thing_of_the_rows_that_have_it(folder: Path) 
 
 
 def test_figures_are_those_of_the_same_rows_here_and_there(folder: Path) -> None:
-    done = evaluate(folder, "--ablate", "evidence", "--format", "json")
+    done = evaluate(folder, "--ablate", "evidence", "--json")
     told = json.loads(done.stdout)["ablations"]["no evidence"]
     before = read(folder / "out.csv")
     pairs = [(is_right(row), is_right(before[row["row"]])) for row in answers(folder)]

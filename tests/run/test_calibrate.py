@@ -68,7 +68,7 @@ def read(folder: Path) -> list[dict[str, str]]:
 
 def test_later_runs_are_as_sure_as_they_are_right_and_ask_nothing(folder: Path) -> None:
     given = read(folder)
-    before = json.loads(call("evaluate", folder / "out.csv", "--format", "json").stdout)
+    before = json.loads(call("evaluate", folder / "out.csv", "--json").stdout)
     done = call("calibrate", folder / "out.csv", "--bundle", folder / "bundle")
     assert done.exit_code == 0, done.stderr
     assert f"on {ROWS} rows" in done.stdout
@@ -85,7 +85,7 @@ def test_later_runs_are_as_sure_as_they_are_right_and_ask_nothing(folder: Path) 
     assert [row["prediction"] for row in shown] == [row["prediction"] for row in given]
     softened = soften(json.loads(given[0]["choice_probabilities"]), noted["temperature"])
     assert json.loads(shown[0]["choice_probabilities"]) == approx(list(softened))
-    after = json.loads(call("evaluate", folder / "out.csv", "--format", "json").stdout)
+    after = json.loads(call("evaluate", folder / "out.csv", "--json").stdout)
     assert after["overall"]["accuracy"] == before["overall"]["accuracy"]
     error = "calibration_error"
     assert after["overall"][error] < before["overall"][error]
