@@ -41,6 +41,7 @@ HEAVY = {
     "numpy",
     "PIL",
     "huggingface_hub",
+    "rich",
 }
 COMMANDS = [
     [],

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from mmrag_batch import __version__
 from mmrag_batch.cli.calibration import calibration
 from mmrag_batch.cli.checks import Table, checks
 from mmrag_batch.cli.datasets import datasets
 from mmrag_batch.cli.demo import demo
+from mmrag_batch.cli.help import SETTINGS, Group, Grouped
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.cli.models import export, train
 from mmrag_batch.errors import ExitCode, MmragError
@@ -30,7 +30,7 @@ from mmrag_batch.settings import PredictSettings, flags, load_predict_settings
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """Commands whose expected failures end with a message and an exit code of their own."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -66,9 +66,9 @@ app = typer.Typer(
 app.add_typer(checks)
 app.add_typer(calibration)
 app.add_typer(datasets)
-app.add_typer(train, name="train")
-app.add_typer(export, name="export")
-app.add_typer(demo, name="demo")
+app.add_typer(train, name="train", cls=Group)
+app.add_typer(export, name="export", cls=Group)
+app.add_typer(demo, name="demo", cls=Group)
 
 
 def main() -> None:
@@ -95,22 +95,19 @@ def _take_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command a flag for each setting, in place of its `**given`."""
     signature = inspect.signature(command)
     own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
-    settings = [
-        inspect.Parameter(
-            flag.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[flag.kind, typer.Option(*flag.declarations, help=flag.help)],
-        )
-        for flag in flags(PredictSettings)
-    ]
+    settings, title = [], ""
+    for flag in flags(PredictSettings):
+        title = SETTINGS.get(flag.name, title)
+        option = typer.Option(*flag.declarations, help=flag.help, rich_help_panel=title)
+        kind, annotation = inspect.Parameter.KEYWORD_ONLY, Annotated[flag.kind, option]
+        settings.append(inspect.Parameter(flag.name, kind, default=None, annotation=annotation))
     parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (*own[:-1], *settings, own[-1])]
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
 
 
-@app.command()
+@app.command(cls=Grouped)
 @_take_settings
 def predict(
     input_: Table,
