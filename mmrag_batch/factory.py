@@ -1,16 +1,19 @@
 """Settings and a bundle -> the stages of a run. What was parsed stops here, and at the functions
 that open engines."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from mmrag_batch.bundle import Bundle, open_bundle
 from mmrag_batch.errors import MissingError, MmragError
 from mmrag_batch.machine import retrieval_cores
+from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import ImageStore, OpenStage, Stage
@@ -18,6 +21,8 @@ from mmrag_batch.stages import ImageStore, OpenStage, Stage
 if TYPE_CHECKING:
     from mmrag_batch.generation.rendering import Rendering
     from mmrag_batch.images.loader import ImageLoader
+
+log = logging.getLogger(__name__)
 
 
 def split_hosts(setting: str) -> list[str]:
@@ -62,7 +67,7 @@ def open_retrieval(
     from mmrag_batch.retrieval.retriever import Retriever
 
     threads = retrieval_cores() if _engine_name(settings) == "vllm" else None
-    with _blaming(bundle.retriever_dir):
+    with _loading("retriever"), _blaming(bundle.retriever_dir):
         source = open_source(settings.candidates, settings, bundle, images, threads)
     yield Retriever(source)
 
@@ -77,8 +82,9 @@ def open_generation(
 
     renderer, spec = open_rendering(settings, bundle)
     with ExitStack() as stack:
-        with _blaming(bundle.generator_dir):
+        with _loading("generator"), _blaming(bundle.generator_dir):
             name = _engine_name(settings)
+            log.debug("The engine is %s.", name)
             engine = stack.enter_context(open_engine(name, settings, bundle, spec))
         yield Answerer(renderer, engine, images, spec)
 
@@ -97,6 +103,15 @@ def open_rendering(settings: PredictSettings, bundle: Bundle) -> "tuple[Renderin
     )
     with _blaming(bundle.generator_dir):
         return Unrendered() if by_messages else Renderer(bundle.generator_dir), spec
+
+
+@contextmanager
+def _loading(part: str) -> Iterator[None]:
+    """Says what is being loaded while it is, and how long it took."""
+    began = monotonic()
+    with Progress(f"Loading the {part}"):
+        yield
+    log.info("The %s is ready, after %.1f s.", part, monotonic() - began)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 LOG_EVERY = 30.0
 """Seconds between two lines."""
 BAR_AFTER = 1.0
-"""Seconds before a bar is drawn: most steps need none."""
+"""Seconds before a bar is drawn, as most steps need none; and between two looks at its clock."""
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -52,6 +52,9 @@ class Progress:
                 delay=BAR_AFTER,
                 unit=self._unit or "it",
                 unit_scale=self._unit == "B",
+                bar_format="{desc}: {elapsed}" if self.total is None else None,
+                leave=self.total is not None,
+                miniters=0,
                 # None: only on a terminal.
                 disable=None if log.isEnabledFor(logging.INFO) else True,
             )
@@ -85,11 +88,12 @@ class Progress:
         self._open.close()
 
     def _tell(self) -> None:
-        while not self._ended.wait(LOG_EVERY):
+        while not self._ended.wait(LOG_EVERY if self._bar.disable else BAR_AFTER):
             if self._bar.disable:
                 log.info("%s", self.line(monotonic() - self._started))
             else:
-                self._bar.refresh()
+                with self._lock:
+                    self._bar.update(0)  # `refresh` would leave a line that `close` forgets
 
     def line(self, elapsed: float) -> str:
         """What there is to say after `elapsed` seconds."""

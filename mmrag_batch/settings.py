@@ -37,7 +37,7 @@ IfLocked = Literal["fail", "skip", "wait"]
 DeviceName = Literal["auto", "cpu", "cuda"]
 DEMO_BUNDLE = Path(__file__).parent / "demo_bundle"
 PREFIX = "MMRAG_"
-SHORT = {"quiet": ("-q",)}
+SHORT = {"quiet": ("-q",), "verbose": ("-v",)}
 SWITCH_WORDS = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
@@ -200,6 +200,7 @@ class PredictSettings:
     executor: str = setting(NAME, "local", "Where stages run.", repeated=True)
     metrics_file: Path | None = setting(PATH, None, "Write metrics for Prometheus to this file.")
     quiet: bool = setting(SWITCH, False, "Print nothing on success.")
+    verbose: bool = setting(SWITCH, False, "Log each row, and what a run is made with.")
 
 
 class Flag(NamedTuple):

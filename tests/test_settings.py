@@ -211,7 +211,8 @@ def test_a_declaration_that_changes_answers_enters_their_key_and_the_next_comman
 def test_the_next_command_repeats_what_holds_for_the_whole_of_an_output() -> None:
     once = {name for name, one in settings_of(PredictSettings).items() if not one.repeated}
     assert once == {
-        *("shard", "store", "overwrite", "fresh", "quiet", "if_locked", "metrics_file"),
+        *("shard", "store", "overwrite", "fresh", "quiet", "verbose", "if_locked"),
+        "metrics_file",
         *("retry_errors", "retry_degraded", "verify_inputs"),
         *("max_row_errors", "max_runtime", "row_timeout", "grace"),
     }

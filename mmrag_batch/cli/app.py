@@ -10,8 +10,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -20,6 +21,7 @@ from mmrag_batch.cli.calibration import calibration
 from mmrag_batch.cli.checks import Table, checks
 from mmrag_batch.cli.datasets import datasets
 from mmrag_batch.cli.demo import demo
+from mmrag_batch.cli.facts import Json, print_json
 from mmrag_batch.cli.help import SETTINGS, Group, Grouped
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.cli.models import export, train
@@ -27,6 +29,10 @@ from mmrag_batch.errors import ExitCode, MmragError
 from mmrag_batch.masking import mask
 from mmrag_batch.settings import PredictSettings, flags, load_predict_settings
 
+if TYPE_CHECKING:
+    from mmrag_batch.run.summary import Summary
+
+log = logging.getLogger(__name__)
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 
 
@@ -118,6 +124,7 @@ def predict(
     config: Annotated[
         Path | None, typer.Option(help="A TOML file with any of these under [predict].")
     ] = None,
+    json_: Json = False,
     **given: object,
 ) -> None:
     """Answer every row of INPUT and write OUTPUT, in order.
@@ -127,10 +134,16 @@ def predict(
     MMRAG_TOP_K=3, or stand in the --config file. Exits with 3 if some rows could not be answered.
     """
     settings = load_predict_settings(input_, output, given, environ=os.environ, config_file=config)
-    start_logging(logging.WARNING if settings.quiet else logging.INFO)
+    busy = logging.DEBUG if settings.verbose else logging.INFO
+    start_logging(logging.WARNING if settings.quiet else busy)
+    # Before anything is imported that takes a while.
+    log.info("mmrag-batch %s answers %s into %s.", __version__, input_, output)
+    values = ((one, getattr(settings, one.name)) for one in fields(settings))
+    changed = [f"{one.name} = {value}" for one, value in values if value != one.default]
+    log.debug("Settings: %s; the others are by default.", ", ".join(changed))
     from mmrag_batch.run.predict import predict as answer
 
-    answer(settings)
+    answer(settings, _print_summary if json_ else _print_nothing)
 
 
 @app.command()
@@ -144,6 +157,7 @@ def merge(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an OUTPUT that is not as it was.")
     ] = False,
+    json_: Json = False,
 ) -> None:
     """Write OUTPUT from the answers of its shards, however many there were.
 
@@ -152,4 +166,12 @@ def merge(
     start_logging()
     from mmrag_batch.run.merge import merge as join
 
-    join(output, input_, overwrite=overwrite)
+    join(output, input_, _print_summary if json_ else _print_nothing, overwrite=overwrite)
+
+
+def _print_summary(summary: "Summary") -> None:
+    print_json(asdict(summary))
+
+
+def _print_nothing(_: object) -> None:
+    """What is to be said is in the log."""

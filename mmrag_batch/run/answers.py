@@ -59,9 +59,19 @@ def no_rows() -> Counts:
     return dict.fromkeys(STATUSES, 0)
 
 
+def rate(rows: int, seconds: float) -> float | None:
+    """Rows a second; None where nothing was asked."""
+    return rows / seconds if rows and seconds > 0 else None
+
+
 def in_words(counts: Mapping[Status, int]) -> str:
     """Counts for people: `7 ok, 1 degraded, 0 error`."""
     return ", ".join(f"{rows:,} {status}" for status, rows in counts.items())
+
+
+def tokens_in_words(usage: Mapping[str, int]) -> str:
+    """Tokens for people: `60 prompt and 6 completion tokens`."""
+    return " and ".join(f"{tokens:,} {kind}" for kind, tokens in usage.items()) + " tokens"
 
 
 def answer_of(row: Row) -> Answer:

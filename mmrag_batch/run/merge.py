@@ -4,7 +4,7 @@ answers are missing, they are listed; or those that are there are written aside,
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from mmrag_batch.run.publish import Tally, check_failures, publish, write_answer
 from mmrag_batch.run.shards import Shard, find_shards, shard_rows
 from mmrag_batch.run.signals import StopSignals
 from mmrag_batch.run.store import AnswerStore
+from mmrag_batch.run.summary import Ending, Summary
 from mmrag_batch.run.survey import MISSING, Survey
 from mmrag_batch.table.output import RowFormat, check_output
 from mmrag_batch.table.rows import read_header, read_records
@@ -33,13 +34,21 @@ FEW = 5
 """Gaps that are listed."""
 
 
-def merge(output: Path, table: Path | None = None, *, overwrite: bool = False) -> None:
+def merge(
+    output: Path,
+    table: Path | None = None,
+    tell: Callable[[Summary], None] = lambda _: None,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Publish an output from its table and the stores of its shards, whatever their number and age.
+    `tell` is told how it ended.
 
     `table` is by default the one that the shards answered. Raises AbortedError that lists the rows
     which nobody has answered, MissingError if there are no shards, ConfigError for shards of
     several tables or settings, PartialError if rows failed, and what `publish` raises.
     """
+    ending = Ending(output, None, tell)
     shards = [paths.store for _, paths in find_shards(output)]
     if not shards:
         raise MissingError(
@@ -54,8 +63,8 @@ def merge(output: Path, table: Path | None = None, *, overwrite: bool = False) -
     with stop, hold_lock(paths.lock, wait=False) as lock:
         stop.working = True
         manifest = mending(paths.store, lambda: _merge(paths, job, lock, overwrite))
-    rows = sum(manifest.rows.values())
-    log.info("%s: %s rows of %d shards.", output, f"{rows:,}", len(shards))
+    log.info("%d shards of %s are joined.", len(shards), output)
+    ending.tell(manifest.rows, manifest.input["columns"], job.names, kept=manifest.kept)
     check_failures(manifest.rows, manifest, allowed=0, command=job.command(output))
 
 

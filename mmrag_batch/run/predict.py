@@ -12,7 +12,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from mmrag_batch.execute.executor import Executor, find_executor
 from mmrag_batch.factory import find_stages, load_bundle, open_images
 from mmrag_batch.records import Status
 from mmrag_batch.run.adopt import adopt
-from mmrag_batch.run.answers import Start, in_words
+from mmrag_batch.run.answers import Start
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.job import Job, note_job
 from mmrag_batch.run.keys import key_maker
@@ -47,13 +47,14 @@ from mmrag_batch.run.publish import check_failures, publish
 from mmrag_batch.run.shards import Shard, claiming, find_shard, open_folder, shard_paths
 from mmrag_batch.run.signals import StopSignals
 from mmrag_batch.run.store import AnswerStore
+from mmrag_batch.run.summary import Ending, Summary
 from mmrag_batch.run.survey import Survey, take_survey
-from mmrag_batch.run.versions import find_versions
+from mmrag_batch.run.versions import find_versions, tell_versions
 from mmrag_batch.run.work import Work, ask_missing, is_gaining, too_many
 from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import OpenStage
 from mmrag_batch.table.formats import describe
-from mmrag_batch.table.names import find_columns, tell_columns
+from mmrag_batch.table.names import tell_columns
 from mmrag_batch.table.output import RowFormat, check_output
 from mmrag_batch.table.rows import read_header
 from mmrag_batch.table.text import check_file
@@ -61,13 +62,15 @@ from mmrag_batch.table.text import check_file
 log = logging.getLogger(__name__)
 
 
-def predict(settings: PredictSettings) -> None:
+def predict(settings: PredictSettings, tell: Callable[[Summary], None] = lambda _: None) -> None:
     """Answer every row of the input that has no answer yet; write the output when all have one.
+    `tell` is told how it ended, once all have.
 
     Raises the errors of `errors.py`, of which PartialError says that all is done but that rows have
     no answer; whatever it raises, what is committed is safe.
     """
     shard = find_shard(settings.shard, os.environ, settings.output)
+    ending = Ending(settings.output, shard, tell)
     executor = find_executor(settings.executor)
     check_output(settings.output, settings.input)
     check_file(settings.input)
@@ -88,7 +91,8 @@ def predict(settings: PredictSettings) -> None:
             with _hold(settings, paths) as lock:
                 metrics.begin()
                 job = make_job(settings)
-                run = _Run(settings, job, paths, shard, executor, lock, stop, metrics, at_work)
+                about = (executor, lock, stop, metrics, at_work, ending)
+                run = _Run(settings, job, paths, shard, *about)
                 mending(paths.store, run.complete)
         except LockedError as error:
             metrics.withdraw()
@@ -131,6 +135,7 @@ class _Run:
     stop: StopSignals
     metrics: MetricsFile
     at_work: list[tuple[AnswerStore, Start]]
+    ending: Ending
 
     def complete(self) -> None:
         """Bring the run to its end, from wherever it is."""
@@ -144,6 +149,7 @@ class _Run:
             manifest = self._find_manifest(store)
             if manifest is not None and is_done(settings, self.job, manifest, store):
                 log.info("%s is complete; there is nothing to do.", settings.output)
+                self.ending.tell(manifest.rows, manifest.input["columns"], self.job.names)
                 self._end(manifest.rows, manifest)
                 return
             columns = read_header(settings.input, self.job.names)
@@ -167,7 +173,9 @@ class _Run:
                     manifest = publish(
                         paths, self.job, survey, store, asked=asked, overwrite=settings.overwrite
                     )
-                    log.info("%s", _summary(settings, manifest))
+                    rows = manifest.rows
+            kept = sum(rows.values()) - survey.unreadable - asked
+            self.ending.tell(rows, columns, self.job.names, asked=asked, kept=kept)
             self._end(rows, manifest)
 
     def _find_manifest(self, store: AnswerStore) -> Manifest | None:
@@ -221,7 +229,7 @@ class _Run:
             process=describe_process(),
             versions=find_versions(),
         )
-        _tell_versions(store, start)
+        tell_versions(store.starts(), start)
         store.begin(start)
         self.at_work.append((store, start))
         work = Work(survey, store, start, key_maker(self.job.settings), busy)
@@ -233,9 +241,8 @@ class _Run:
 
         stages = _find_stages(settings)
         with progress:
-            ask_missing(
-                work, store, start, stages, self.stop, self.executor, allowed=allowed, report=report
-            )
+            what = (work, store, start, stages, self.stop, self.executor)
+            ask_missing(*what, allowed=allowed, begin=progress.begin, report=report)
         self.at_work.clear()
         if work.left and self.shard is None:
             raise LockedError(
@@ -244,6 +251,7 @@ class _Run:
             )
         if work.left:
             log.info("%s rows are left to the runs that are at them.", f"{work.left:,}")
+        self.ending.start = start
         return missing - work.left, start.rows
 
     def _allowed(self, rows: int) -> float | None:
@@ -270,25 +278,3 @@ def _find_stages(settings: PredictSettings) -> list[OpenStage]:
         log.info("%s", bundle.manifest.notice)
     log.info("Loading the models of %s.", settings.bundle)
     return find_stages(settings, bundle)
-
-
-def _tell_versions(store: AnswerStore, start: Start) -> None:
-    """Warn where a version is not that of the last start."""
-    if not (starts := store.starts()):
-        return
-    before = starts[-1].versions
-    for name in sorted(before.keys() | start.versions.keys()):
-        was, now = before.get(name), start.versions.get(name)
-        if was != now:
-            log.warning("%s was %s at the last start, and is %s: noted.", name, was, now)
-
-
-def _summary(settings: PredictSettings, manifest: Manifest) -> str:
-    total = sum(manifest.rows.values())
-    line = f"{settings.output}: {total:,} rows, {manifest.asked:,} asked now "
-    line += f"({in_words(manifest.rows)})."
-    names, columns = manifest.input["names"], manifest.input["columns"]
-    if "label" in {*columns, *find_columns(columns, names)}:
-        line += f" Next: mmrag-batch evaluate {shlex.quote(str(settings.output))}"
-        line += f" --columns {shlex.quote(settings.columns)}" if names else ""
-    return line

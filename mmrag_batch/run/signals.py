@@ -1,6 +1,7 @@
 """How a run is asked to stop, by a signal or by its time limit, and what happens then.
 
-    first TERM, USR1, USR2, HUP, INT    no new rows; those in work are finished and committed
+    first TERM, USR1, USR2, HUP, INT    no new rows; those in work are finished and committed, and
+                                        the log says how many they are
     after the grace period              what is finished is committed, and the process leaves
     a second TERM or INT                the process leaves at once; within a second it is an echo
 
@@ -11,6 +12,7 @@ all while an engine is busy outside of Python.
 """
 
 import faulthandler
+import logging
 import math
 import multiprocessing
 import os
@@ -38,6 +40,7 @@ LEAVE_WITHIN = 10.0
 """Seconds to save what can be saved, when a process leaves with rows in work."""
 LOOK_EVERY = 0.2
 """Seconds between two looks, once stopped, whether rows can be finished at all."""
+log = logging.getLogger(__name__)
 CLOSE = 0
 """A byte in the pipe that is no signal: the run is over."""
 
@@ -58,6 +61,8 @@ class StopSignals:
         self._stopped = math.inf
         self.working = False
         """Whether rows are in work, so that a first signal waits for them."""
+        self.in_work: Callable[[], int] = int
+        """How many they are; 0 where nobody can tell."""
         self._grace = grace
         self._deadline = None if max_runtime is None else time.monotonic() + max_runtime
         self._leave = leave
@@ -120,6 +125,15 @@ class StopSignals:
         self.cause = cause
         if not self.working:
             self._go(f"{cause} before the first row")
+        elif not STALLED.is_set():  # in a thread, as the main one may hold the log
+            threading.Thread(target=log.info, args=("%s", self._answer()), daemon=True).start()
+
+    def _answer(self) -> str:
+        """What a first signal is told while rows are in work."""
+        rows = self.in_work()
+        what = f"{rows:,} row{'s' if rows > 1 else ''}" if rows else "what is under way"
+        more = "Ctrl-C again" if self.exit_code is ExitCode.INTERRUPTED else "another SIGTERM"
+        return f"{self.cause}: finishing {what}, {self._grace:g} s at most; {more} stops at once."
 
     def _go(self, why: str) -> None:
         """Leave from this thread: the main thread may be stuck in an engine."""
@@ -137,9 +151,10 @@ class StopSignals:
 
 
 def _tell(what: str) -> None:
-    """Past the log, which the main thread may hold."""
+    """Past the log, which the main thread may hold, and over what stands on a terminal's line."""
     with suppress(OSError):
-        os.write(2, f"mmrag-batch: {what}\n".encode())
+        clear = "\r\x1b[K" if os.isatty(2) else ""
+        os.write(2, f"{clear}mmrag-batch: {what}\n".encode())
 
 
 def _nothing(*_: object) -> None:

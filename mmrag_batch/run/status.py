@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mmrag_batch.bundle import sha256
 from mmrag_batch.errors import MissingError, MmragError
 from mmrag_batch.records import Status
-from mmrag_batch.run.answers import Start, in_words
+from mmrag_batch.run.answers import Start, in_words, rate
 from mmrag_batch.run.database import UnbegunError
 from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.lock import find_holder
@@ -189,10 +189,8 @@ def _progress(start: Start) -> str:
 
 
 def _seconds_left(start: Start) -> float | None:
-    left, speed = (
-        start.stop - start.first - sum(start.rows.values()),
-        rate(start.asked, start.seconds),
-    )
+    left = start.stop - start.first - sum(start.rows.values())
+    speed = rate(start.asked, start.seconds)
     return left / speed if left and speed else None
 
 
@@ -207,11 +205,6 @@ def _sum(starts: list[Start]) -> Start:
     return replace(
         starts[0], first=0, stop=stop, kept=kept, rows=dict(rows), asked=asked, seconds=seconds
     )
-
-
-def rate(rows: int, seconds: float) -> float | None:
-    """Rows a second; None where nothing was asked."""
-    return rows / seconds if rows and seconds > 0 else None
 
 
 def _speed(rows: int, seconds: float) -> str:

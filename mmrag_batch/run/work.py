@@ -3,7 +3,9 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 from mmrag_batch.errors import (
     AbortedError,
@@ -14,14 +16,14 @@ from mmrag_batch.errors import (
     StorageError,
 )
 from mmrag_batch.execute.executor import Executor
-from mmrag_batch.records import Row, Status
-from mmrag_batch.run.answers import STATUSES, Start, answer_of, to_kept
+from mmrag_batch.records import Answer, Row, Status
+from mmrag_batch.run.answers import STATUSES, Start, answer_of, to_kept, tokens_in_words
 from mmrag_batch.run.database import DamagedError
 from mmrag_batch.run.keys import digest_of
 from mmrag_batch.run.signals import NO_GAIN, StopSignals
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import MISSING, KeyMaker, Survey
-from mmrag_batch.stages import OpenStage
+from mmrag_batch.stages import OpenStage, Stage
 from mmrag_batch.table.rows import read_rows
 
 IDLE_STARTS = 3
@@ -115,6 +117,8 @@ class Work:
                 if tokens:
                     self._start.usage[kind] = self._start.usage.get(kind, 0) + tokens
             self._count(answer.status, 1)
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("%s", _told(row, answer))
             if row.error is not None:
                 self.complaint = f"line {row.line}: {row.error.message}"
         self._store.keep(key, kept)
@@ -126,6 +130,53 @@ class Work:
         self.failed += rows if status == "error" else 0
 
 
+def _told(row: Row, answer: Answer) -> str:
+    """A line on one row."""
+    evidence = ", ".join(f"{name} {score:g}" for name, score in answer.evidence)
+    said = [f"line {row.line}: {answer.status}", f"evidence: {evidence or 'none'}"]
+    said += [f"{problem.code}: {problem.message}" for problem in answer.problems]
+    said += [f"{tokens:,} {kind} tokens" for kind, tokens in row.usage._asdict().items() if tokens]
+    return "; ".join(said)
+
+
+class _InWork:
+    """Counts the rows that a stage has in its hands, wherever it counts for this process."""
+
+    def __init__(self) -> None:
+        self._given = self._back = 0  # each is counted in one thread
+
+    @property
+    def rows(self) -> int:
+        return self._given - self._back
+
+    @contextmanager
+    def counted(self, open_stage: OpenStage) -> Iterator[Stage]:
+        """Opens a stage whose rows are counted."""
+        with open_stage() as stage:
+            yield _Counted(stage, self)
+
+    def give(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            self._given += 1
+            yield row
+
+    def take(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            self._back += 1
+            yield row
+
+
+class _Counted:
+    """A stage as it is, but for the count."""
+
+    def __init__(self, stage: Stage, in_work: _InWork) -> None:
+        self.window = stage.window
+        self._stage, self._in_work = stage, in_work
+
+    def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]:
+        return self._in_work.take(self._stage(self._in_work.give(rows)))
+
+
 def ask_missing(
     work: Work,
     store: AnswerStore,
@@ -135,18 +186,21 @@ def ask_missing(
     executor: Executor,
     *,
     allowed: float | None,
+    begin: Callable[[], None],
     report: Callable[[Mapping[Status, int]], None],
 ) -> None:
     """Ask every row that is missing, and commit all answers.
 
-    `report` is told of each. Raises AbortedError when more than `allowed` rows fail, StoppedError
-    if it was stopped before the last row; both after a commit.
+    `begin` is called when the models are loaded, `report` told of each answer. Raises AbortedError
+    when more than `allowed` rows fail, StoppedError if it was stopped before the last row; both
+    after a commit.
     """
     opened = time.monotonic()
 
     def rows() -> Iterator[Row]:
         """What is missing; the models are loaded when the first of it is asked for."""
         nonlocal opened
+        begin()
         stop.working, opened = True, time.monotonic()
         yield from work.rows()
 
@@ -158,6 +212,10 @@ def ask_missing(
             store.end()
             raise AbortedError(too_many(work.failed, work.complaint))
 
+    in_work = _InWork()
+    stop.in_work = lambda: in_work.rows
+    *others, last = stages
+    stages = [*others, partial(in_work.counted, last)]
     try:
         executor(rows(), stages, keep, is_stopped=lambda: stop.cause is not None)
     except OURS:
@@ -169,17 +227,15 @@ def ask_missing(
         log.info("Rows in work were given up: %s", error)
     done = start.asked
     store.end()
-    if start.usage:
-        counted = " and ".join(f"{tokens:,} of {kind}s" for kind, tokens in start.usage.items())
-        log.info("Tokens that the server counted: %s.", counted)
     missing = start.stop - start.first - sum(start.rows.values()) - work.left
     if stop.cause is None or missing == 0:
         return
     if not is_gaining(store, start):
         raise AbortedError(f"Stopped by {stop.cause}. {NO_GAIN}")
+    cost = f" ({tokens_in_words(start.usage)})" if start.usage else ""
     raise StoppedError(
-        f"Stopped by {stop.cause}: {done:,} questions were asked, {missing:,} rows are left. Run "
-        "the same command again to go on.",
+        f"Stopped by {stop.cause}: {done:,} questions were asked{cost}, {missing:,} rows are "
+        "left. Run the same command again to go on.",
         stop.exit_code,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,43 @@ def test_status_gives_what_it_wrote(place: Place) -> None:
     assert found["written"] == str(target)
     assert found["rows"] == {"ok": 3, "degraded": 0, "error": 0}
     assert documented("| `status --write` |") == set(found)
+
+
+def test_predict_and_merge_give_how_they_ended(place: Place) -> None:
+    first = facts(place.predict("--json", oom=[OUT_OF_MEMORY]), 3)
+    assert documented("| `predict`, `merge` |") == set(first)
+    assert first["rows"] == {"ok": 39, "degraded": 0, "error": 1}
+    assert (first["asked"], first["kept"], first["shard"]) == (40, 0, None)
+    assert first["rows_per_second"] > 0
+    assert first["seconds"] > 0
+    assert first["next"] == f"mmrag-batch report {place.output}"
+    again = facts(place.predict("--json", "--retry-errors"))
+    assert (again["asked"], again["kept"]) == (1, 39)
+    still = facts(place.predict("--json", "--quiet"))
+    assert (still["asked"], still["kept"], still["rows_per_second"]) == (0, 40, None)
+
+
+def test_a_shard_gives_its_own_rows_and_merge_all(place: Place) -> None:
+    for shard in ("0/2", "1/2"):
+        part = facts(place.predict("--json", "--shard", shard))
+        assert (part["shard"], sum(part["rows"].values()), part["asked"]) == (shard, 20, 20)
+        assert part["next"] == f"mmrag-batch merge {place.output}"
+    whole = facts(place.merge("--json"))
+    assert (whole["shard"], sum(whole["rows"].values())) == (None, 40)
+    assert (whole["asked"], whole["kept"]) == (0, 40)
+
+
+def test_the_next_command_is_one_for_the_table_as_it_is(place: Place) -> None:
+    place.table.write_text('q,answer_choices,label\nWho?,"[""a"", ""b""]",b\n')
+    done = place.predict("--columns", "question_text=q", "--json")
+    command = facts(done)["next"]
+    assert command == f"mmrag-batch evaluate {place.output} --columns question_text=q"
+    assert call(*shlex.split(command)[1:], "--json").exit_code == 0
+
+
+def test_a_run_that_was_stopped_prints_no_object(place: Place) -> None:
+    done = place.predict("--json", "--max-row-errors", 1, oom=[1, 2, 3])
+    assert (done.exit_code, done.stdout) == (4, "")
 
 
 def test_doctor_gives_the_machine_and_what_runs_on_it() -> None:

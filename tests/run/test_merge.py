@@ -86,7 +86,7 @@ def test_d04_merged_shards_are_the_bytes_of_one_run(tmp_path: Path, name: str) -
 def test_a_merge_says_which_rows_failed_and_the_next_command(place: Place) -> None:
     done = place.merge()
     assert done.exit_code == 3
-    assert "40 rows of 4 shards" in done.stderr
+    assert f"4 shards of {place.output} are joined." in done.stderr
     assert "3 of 40 rows have no answer (bad_choices 3), the first in line 9" in done.stderr
     (command,) = re.findall("run `(.*)`", done.stderr)
     assert call(*shlex.split(command)[1:], environ=place.environ()).exit_code == 3

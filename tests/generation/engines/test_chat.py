@@ -217,7 +217,7 @@ def test_choices_without_probabilities_are_counted_and_said(
     done = CliRunner().invoke(app, list(map(str, words)))
     assert done.exit_code == 0, done.output
     assert "5 choices have no probabilities" in done.stderr
-    assert "Tokens that the server counted: 60 of prompts and 6 of completions." in done.stderr
+    assert ", 60 prompt and 6 completion tokens. Next: " in done.stderr
     manifest = json.loads((tmp_path / "out.csv.manifest.json").read_text())
     assert (manifest["unscored"], manifest["rows"]["ok"]) == (5, 6)
     with (tmp_path / "out.csv").open(newline="") as stream:

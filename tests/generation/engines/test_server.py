@@ -244,7 +244,7 @@ def test_the_command_of_the_docs_runs_as_it_is_written(
     assert done.returncode == 0, done.stderr
     assert "60 rows" in done.stderr
     assert KEY not in done.stderr
-    assert ("Tokens that the server counted: " in done.stderr) == (name == "chat")
+    assert (" completion tokens. Next: " in done.stderr) == (name == "chat")
     if name == "chat":
         manifest = json.loads((tmp_path / "out.csv.manifest.json").read_text())
         [start] = manifest["starts"]
