@@ -162,13 +162,6 @@ class PredictSettings:
     max_new_tokens: int = setting(
         number(1, 4096), 32, "Longest free-form answer.", changes_answers=True
     )
-    abstain_below: float | None = setting(
-        between(0, 1),
-        None,
-        "Withhold answers that are less sure, as 'abstained'.",
-        otherwise="never",
-        repeated=True,
-    )
     limit: int | None = setting(
         number(1, 10**12), None, "Answer only the first rows.", repeated=True
     )
@@ -186,6 +179,13 @@ class PredictSettings:
     retry_errors: bool = setting(SWITCH, False, "Ask the failed rows again.")
     retry_degraded: bool = setting(SWITCH, False, "Those without a broken document as well.")
     verify_inputs: bool = setting(SWITCH, False, "Ask the rows again whose images have changed.")
+    abstain_below: float | None = setting(
+        between(0, 1),
+        None,
+        "Withhold answers that are less sure, as 'abstained'.",
+        otherwise="never",
+        repeated=True,
+    )
     max_row_errors: str | None = setting(
         SHARE, None, "End early when more rows fail, as 20 or 0.05 of them.", otherwise="never"
     )

@@ -1,12 +1,12 @@
 """The command that makes confidences mean what they say."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mmrag_batch.cli.checks import ColumnNames, LabelReading, Store
+from mmrag_batch.cli.facts import Json, print_json
 from mmrag_batch.masking import mask
 
 calibration = typer.Typer(rich_markup_mode=None)
@@ -19,7 +19,7 @@ def calibrate(
     labels: LabelReading = None,
     columns: ColumnNames = None,
     store: Store = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    json_: Json = False,
 ) -> None:
     """Fit a temperature on the labelled rows of OUTPUT, and note it in the bundle.
 
@@ -34,8 +34,8 @@ def calibrate(
 
     found = fit(output, {"bundle": bundle, "columns": columns}, store=store, reading=labels)
     if json_:
-        said = {**found.fit._asdict(), "bundle": str(found.bundle), "refused": found.refused}
-        typer.echo(json.dumps(said, indent=2))
+        said = {"bundle": str(found.bundle), "refused": found.refused, "next": found.command}
+        print_json({**found.fit._asdict(), **said})
         return
     typer.echo(as_text(found.fit))
     if found.refused is None:

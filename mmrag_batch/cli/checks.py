@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.cli.facts import Json, print_json
+from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.errors import ExitCode
 from mmrag_batch.masking import mask
 from mmrag_batch.settings import load_predict_settings

@@ -38,7 +38,7 @@ def test_the_demo_bundle_writes_the_answers_of_a_world_that_it_has_not_seen(tmp_
     assert call("demo", "world", tmp_path, "--rows", 40, "--seed", 9003, "--free-form").stdout
     assert "answer_choices" not in table.read_text()
     assert call("predict", table, out, "--engine", "transformers").exit_code == 0
-    figures = json.loads(call("evaluate", out, "--format", "json").stdout)["overall"]
+    figures = json.loads(call("evaluate", out, "--json").stdout)["overall"]
     assert (figures["free_form_rows"], figures["accuracy"]) == (40, None)
     assert figures["free_form"]["exact_match"] >= 0.9
     assert figures["calibration_error"] < 0.1

@@ -125,7 +125,7 @@ def test_f04_a_label_that_is_no_choice_is_answered_reported_and_not_counted(
     found = call("validate", table).stdout
     assert ":3: 1: bad_label: " in found
     assert ":4: 2: bad_label: " in found
-    figures = json.loads(call("evaluate", tmp_path / "out.csv", "--format", "json").stdout)
+    figures = json.loads(call("evaluate", tmp_path / "out.csv", "--json").stdout)
     assert (figures["overall"]["rows"], figures["overall"]["accuracy"]["rows"]) == (3, 1)
 
 

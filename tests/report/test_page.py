@@ -84,9 +84,7 @@ def lines_of(page: str) -> dict[str, list[str]]:
 
 
 def test_every_figure_is_that_of_evaluate(output: Path, page: str) -> None:
-    figures = json.loads(
-        call("evaluate", output, "--by", "kind", "--by", "status", "--format", "json")
-    )
+    figures = json.loads(call("evaluate", output, "--by", "kind", "--by", "status", "--json"))
     overall, accuracy = figures["overall"], figures["overall"]["accuracy"]
     assert text_of(page, "accuracy") == f"{accuracy['value']:.3f}"
     assert f"{accuracy['low']:.3f} to {accuracy['high']:.3f}" in page

@@ -119,7 +119,7 @@ def test_field_07_predict_warns_once_and_a_mapping_is_kept(tmp_path: Path) -> No
     assert list(first)[:5] == list(OTHERS)
     assert first["prediction"] in {"red", "blue"}
     assert json.loads(second["evidence"])[0]["id"] == "0"
-    code, output = call("evaluate", tmp_path / out, "--columns", MAPPING, "--format", "json")
+    code, output = call("evaluate", tmp_path / out, "--columns", MAPPING, "--json")
     assert code == 0
     assert json.loads(output)["overall"]["accuracy"]["rows"] == 2
     assert "nothing to do" in call(*predict, "--columns", MAPPING)[1]

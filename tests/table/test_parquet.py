@@ -161,7 +161,7 @@ def test_field_13_predict_writes_parquet_that_evaluate_reads(tmp_path: Path) -> 
     }
     (out,) = predict(write(tmp_path / "in.parquet", columns), "out.parquet")
     assert pq.read_table(out)["when"].type == pa.timestamp("ms")
-    done = CliRunner().invoke(app, ["evaluate", str(out), "--format", "json"])
+    done = CliRunner().invoke(app, ["evaluate", str(out), "--json"])
     assert json.loads(done.output)["overall"]["accuracy"]["rows"] == 2
 
 
