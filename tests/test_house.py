@@ -24,7 +24,7 @@ LAYERS = (
     "images families",
     "parts",
     "hub",
-    "bundle settings stages machine extras plugs",
+    "bundle settings stages machine extras plugs trackers",
     "prompt declare progress sources confined specs",
     "records",
     "errors",

@@ -69,7 +69,7 @@ def _same_key_mask(pairs: Sequence[Pair]) -> Tensor:
 
 def train_encoders(config: DemoEncodersConfig) -> Path:
     """Train as configured; returns the folder of the encoders and their tokenizer."""
-    run = Run(config.out, config, seed=config.seed)
+    run = Run(config.out, config, seed=config.seed, report_to=config.report_to)
     tokenizer = train_tokenizer(sentences(Random(config.seed), 8000), config.context_length)
     model = ImageBind(encoder_config(config, tokenizer, name=NAME, licence="Apache-2.0"))
     feed = Feed(model.config, tokenizer)
@@ -89,7 +89,9 @@ def train_encoders(config: DemoEncodersConfig) -> Path:
     rate = config.learning_rate
     optimise(model.parameters(), losses, steps=config.steps, learning_rate=rate, report=run.report)
     run.report(zero_shot_accuracy=zero_shot_accuracy(model.eval(), feed))
-    return save(model, tokenizer, config.out / "model")
+    out = save(model, tokenizer, config.out / "model")
+    run.close()
+    return out
 
 
 @torch.inference_mode()

@@ -75,7 +75,7 @@ class Pictures:
 
 def train_vision(config: DemoVisionConfig) -> Path:
     """Train as configured; returns the folder of the generator."""
-    run = Run(config.out, config, seed=config.seed)
+    run = Run(config.out, config, seed=config.seed, report_to=config.report_to)
     processor = load_image_processor(config.base)
     generator = load_model(config.base, dtype=torch.float32)
     recogniser = Recogniser(generator).train()
@@ -98,7 +98,9 @@ def train_vision(config: DemoVisionConfig) -> Path:
         report=run.report,
     )
     run.report(**accuracy(recogniser.eval(), Pictures(processor, 960, seed=-1)))
-    return save_model(generator, config.base, config.out / "model")
+    out = save_model(generator, config.base, config.out / "model")
+    run.close()
+    return out
 
 
 @torch.inference_mode()

@@ -46,7 +46,13 @@ def train_encoders(config: EncodersConfig) -> Path:
     Raises InputError for a table without a picture of which something is known.
     """
     names = parse_names(config.columns)
-    run = Run(config.out, config, seed=config.seed, inputs=hash_table(config.table, names))
+    run = Run(
+        config.out,
+        config,
+        seed=config.seed,
+        inputs=hash_table(config.table, names),
+        report_to=config.report_to,
+    )
     kinds, texts = picture_truths(config.table, names), text_truths(config.table, names)
     known = (*kinds.values(), texts)
     words = [text for truths in known for left in truths for text in truths[left]]
@@ -103,7 +109,9 @@ def train_encoders(config: EncodersConfig) -> Path:
     if held_out:
         model.eval()
         run.report(picture_accuracy=accuracy(see, read, sorted(held_out)[:SCORED], known))
-    return save(model, tokenizer, config.out / "model")
+    out = save(model, tokenizer, config.out / "model")
+    run.close()
+    return out
 
 
 def train_tokenizer(texts: Sequence[str], context_length: int, vocabulary: int = 800) -> Tokenizer:

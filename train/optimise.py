@@ -19,8 +19,10 @@ def optimise(
     steps: int,
     learning_rate: float,
     report: Callable[..., Any],
+    done: int = 0,
 ) -> None:
-    """Take `steps` steps of AdamW on the sum of what `losses_of_batch` gives, by name."""
+    """Take `steps` steps of AdamW on the sum of what `losses_of_batch` gives, by name; reports
+    count the steps that were `done` before."""
     weights = list(parameters)
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.05)
     # torch divides by the steps of the rise but one, which must not be none.
@@ -37,4 +39,4 @@ def optimise(
             optimizer.step()
             schedule.step()
             if step % REPORT_EVERY == 0 or step == steps:
-                report(step=step, **{name: loss.item() for name, loss in losses.items()})
+                report(step=done + step, **{name: loss.item() for name, loss in losses.items()})

@@ -86,7 +86,14 @@ def train_retriever(config: RetrieverConfig) -> Path:
     resumed = checkpoint.is_file()
     if resumed:
         check_same(config.out, config, inputs, unfinished=checkpoint)
-    run = Run(config.out, config, seed=config.seed, inputs=inputs, resumed=resumed)
+    run = Run(
+        config.out,
+        config,
+        seed=config.seed,
+        inputs=inputs,
+        resumed=resumed,
+        report_to=config.report_to,
+    )
     cache = config.embedding_cache or config.out / "embeddings"
     table = read_table(config, spec, cache / encoders["graphs"], asked)
     held_out, train_table = split(table, config.held_out, config.seed, _column(config))
@@ -116,6 +123,7 @@ def train_retriever(config: RetrieverConfig) -> Path:
         high=gain.high,
     )
     checkpoint.unlink(missing_ok=True)
+    run.close()
     return config.out / "model"
 
 

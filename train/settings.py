@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmrag_batch.prompt import Scoring
 from mmrag_batch.settings import columns_setting
+from mmrag_batch.trackers import TrackerName, tracker_setting
 from mmrag_batch.train.supervision import SupervisionName
 
 
@@ -45,6 +46,7 @@ class RetrieverConfig:
     """A column of the table: questions with the same value there are on one side."""
     patience: int = 5
     """Epochs without a better one before training stops."""
+    report_to: TrackerName = tracker_setting()
     seed: int = 0
 
 
@@ -90,8 +92,7 @@ class GeneratorConfig:
     """A column of the table: rows with the same value there are on one side."""
     save_every: int = 500
     """Steps between checkpoints."""
-    report_to: str = "none"
-    """Where figures go besides `metrics.jsonl`: tensorboard, wandb, ..."""
+    report_to: TrackerName = tracker_setting()
     seed: int = 0
 
 
@@ -106,6 +107,7 @@ class EncoderSizes:
     text_batch: int
     """Pairs of texts a step."""
     learning_rate: float
+    report_to: TrackerName = tracker_setting()
     seed: int = 0
     image_size: int = 48
     """Side in pixels that a picture is resized and cut to."""
@@ -155,6 +157,7 @@ class VisionConfig:
     """Steps, after those, in which the language model learns to answer the same questions."""
     held_out: float = 0.1
     """Share of the pictures that say how well it went."""
+    report_to: TrackerName = tracker_setting()
     seed: int = 0
     base: Path | None = None
     """A generator in Hugging Face layout; without one, a new one of the sizes below."""
@@ -187,4 +190,5 @@ class DemoVisionConfig:
     learning_rate: float
     pictures: int
     """How many pictures are drawn; they are used again and again."""
+    report_to: TrackerName = tracker_setting()
     seed: int = 0

@@ -153,7 +153,7 @@ def train_vision(config: VisionConfig) -> Path:
     if config.base is not None:
         base = find_part(config.base, "generator")
         inputs |= inside(base, hash_model(base))
-    run = Run(config.out, config, seed=config.seed, inputs=inputs)
+    run = Run(config.out, config, seed=config.seed, inputs=inputs, report_to=config.report_to)
     if config.base is None:
         base = config.out / "untrained"
         texts = prompt_texts(config.table, names)
@@ -208,10 +208,13 @@ def train_vision(config: VisionConfig) -> Path:
             steps=config.language_steps,
             learning_rate=config.learning_rate,
             report=run.report,
+            done=config.steps,
         )
         if held_out:
             run.report(language_accuracy=looking.accuracy(held_out))
-    return save_model(generator, base, config.out / "model")
+    out = save_model(generator, base, config.out / "model")
+    run.close()
+    return out
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.errors import ExitCode
 from mmrag_batch.masking import mask
 from mmrag_batch.settings import load_predict_settings
+from mmrag_batch.trackers import TrackerName, check_tracker, send
 
 checks = typer.Typer(rich_markup_mode=None)
 
@@ -112,6 +113,7 @@ def evaluate(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows --ablate asks at most.")] = 300,
     store: Store = None,
+    log_to: Annotated[TrackerName, typer.Option(help="Send the figures there as well.")] = "none",
     json_: Json = False,
 ) -> None:
     """Accuracy, retrieval and calibration of an OUTPUT whose rows have labels.
@@ -122,6 +124,7 @@ def evaluate(
     from mmrag_batch.extras import requires
     from mmrag_batch.table.names import parse_names
 
+    check_tracker(log_to)
     settings = load_predict_settings(output, output, {"columns": columns}, environ=os.environ)
     with requires("report"):
         from mmrag_batch.report.metrics import evaluate as measure
@@ -137,13 +140,16 @@ def evaluate(
         start_logging()
         given = {"columns": columns}
         compared = ask(output, wanted, rows=rows, given=given, store=store, reading=labels)
+    figures = asdict(metrics) | ({"ablations": sum_up(compared)} if compared else {})
     if json_:
-        figures = asdict(metrics)
-        print_json(figures | {"ablations": sum_up(compared)} if compared else figures)
-        return
-    typer.echo(as_text(metrics))
-    if compared:
-        typer.echo(f"\n{tell_ablations(compared)}")
+        print_json(figures)
+    else:
+        typer.echo(as_text(metrics))
+        if compared:
+            typer.echo(f"\n{tell_ablations(compared)}")
+    if log_to != "none":
+        start_logging()
+        send(log_to, output.parent, output.name, figures)
 
 
 @checks.command()

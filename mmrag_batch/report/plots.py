@@ -1,6 +1,7 @@
 """Where the lines of a plot lie. They are drawn by `templates/plot.html`: a polyline and two axes
 need no library, follow the page into the dark, and carry no style that its policy would refuse."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ WIDTH, HEIGHT = 420.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 22.0, 12.0, 44.0
 MOST_POINTS = 400
 """Of a line; there is no room to see more."""
+MOST_MARKS = 30
+"""Points of a line that are marked one by one; a line of one point would not be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +119,57 @@ def draw_coverage(points: Sequence[Point]) -> Plot:
         tuple((_y(at, highest), text) for at, text in ticks),
         (_line("ideal", [(_x(0), overall), (_x(1), overall)]), _line("curve", line)),
     )
+
+
+def draw_series(
+    name: str,
+    title: str,
+    series: Sequence[Sequence[tuple[float, float]]],
+    *,
+    x_title: str,
+    y_title: str,
+    y_range: tuple[float, float] | None = None,
+) -> Plot:
+    """Lines of points (x, y), the first of kind `series-0`. Without a range, y has that of the
+    points; x begins at 0."""
+    x_ticks = _steps(0, max(x for points in series for x, _ in points) or 1, whole=True)
+    values = [y for points in series for _, y in points]
+    y_ticks = _steps(*(y_range or (min(values), max(values))))
+    across, along = (y_ticks[0], y_ticks[-1]), (x_ticks[0], x_ticks[-1])
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        return _x(_share(point[0], *along)), _y(_share(point[1], *across))
+
+    lines = []
+    for index, points in enumerate(series):
+        step = max(1, len(points) // MOST_POINTS)
+        shown = [place(point) for point in [*points[:-1:step], points[-1]]]
+        lines.append(_line(f"series-{index}", shown))
+        if len(points) <= MOST_MARKS:
+            lines += [_line(f"series-{index} dot", [(x - 2, y), (x + 2, y)]) for x, y in shown]
+    return Plot(
+        name,
+        title,
+        x_title,
+        y_title,
+        tuple((_x(_share(at, *along)), f"{at:,.10g}") for at in x_ticks),
+        tuple((_y(_share(at, *across)), f"{at:.10g}") for at in y_ticks),
+        tuple(lines),
+    )
+
+
+def _share(value: float, low: float, high: float) -> float:
+    return (value - low) / (high - low)
+
+
+def _steps(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Round numbers, six or fewer apart from the ends, that hold both."""
+    if low == high:
+        low, high = low - abs(low or 1) / 2, high + abs(high or 1) / 2
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    size = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * (1 - 1e-9))
+    if whole:
+        size = max(1.0, size)
+    first, last = math.floor(low / size + 1e-9), math.ceil(high / size - 1e-9)
+    return [float(f"{at * size:.10g}") for at in range(first, last + 1)]

@@ -38,6 +38,7 @@ from mmrag_batch.train.held_out import Score
 from mmrag_batch.train.run import Run
 from mmrag_batch.train.settings import GeneratorConfig
 from mmrag_batch.train.tuning import save_model
+from tests.test_trackers import in_tensorboard
 
 ADAPTER = "adapter_model.safetensors"
 
@@ -103,7 +104,7 @@ def test_a_run_leaves_its_record_and_no_checkpoints(full: GeneratorConfig) -> No
     assert first["rows"] == 40
     assert first["trained_parameters"] > 100_000
     assert [report["step"] for report in reports] == [1, 2]
-    names = {"config.yaml", "provenance.json", "metrics.jsonl", "model"}
+    names = {"config.yaml", "provenance.json", "metrics.jsonl", "curves.svg", "model"}
     assert {path.name for path in full.out.iterdir()} == names
 
 
@@ -213,8 +214,6 @@ def test_4_bits_need_lora(full: GeneratorConfig) -> None:
 def test_what_is_not_installed_is_said_before_anything_is_loaded(
     full: GeneratorConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="report_to: 'paper' is not installed; here are: none"):
-        train_generator(replace(full, report_to="paper"))
     monkeypatch.setattr("mmrag_batch.train.generator.find_spec", lambda _: None)
     with pytest.raises(UnavailableError, match=r"mmrag-batch\[train-4bit\]"):
         train_generator(replace(full, lora_rank=2, four_bits=True))
@@ -234,6 +233,20 @@ def test_rows_that_are_held_out_are_scored_at_each_checkpoint(
     assert list(scores) == [0, 2, 4, 5]
     assert {score["eval_rows"] for score in scores.values()} == {10}
     assert all(0 <= score["eval_accuracy"] <= 1 < 10 for score in scores.values())
+
+
+def test_a_tracker_gets_the_figures_that_the_folder_has(full: GeneratorConfig) -> None:
+    pytest.importorskip("tensorboard")
+    config = replace(full, held_out=9, save_every=1, lora_rank=2, report_to="tensorboard")
+    train_generator(config)
+    curves = in_tensorboard(config.out)
+    reports = metrics_of(config)
+    for name in ("loss", "eval_loss", "eval_accuracy"):
+        kept = {report["step"]: report[name] for report in reports if name in report}
+        assert dict(curves[name]) == pytest.approx(kept, abs=1e-4)
+        assert len(curves[name]) == len(kept)
+        assert f">{name}: " in (config.out / "curves.svg").read_text()
+    assert curves["rows"] == [(0, reports[0]["rows"])]
 
 
 def test_rows_without_choices_are_learnt_and_scored_beside_others(

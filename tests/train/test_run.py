@@ -52,6 +52,28 @@ def test_a_new_run_starts_its_metrics_over(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == [{"step": 2}]
 
 
+def test_the_curves_are_drawn_at_each_report(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.report(rows=5)
+    assert not (run.directory / "curves.svg").exists()
+    for step in (1, 2):
+        run.report(step=step, loss=1 / step)
+        assert f">loss: {1 / step:g}<" in (run.directory / "curves.svg").read_text()
+
+
+def test_a_step_that_comes_up_again_after_a_kill_is_drawn_once(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    for epoch in (1, 2, 3):
+        run.report(epoch=epoch, mrr=epoch / 10)
+    whole = (run.directory / "curves.svg").read_text()
+    with (run.directory / "metrics.jsonl").open("a") as stream:
+        stream.write('{"epoch": 4, "mr')
+    again = Run(run.directory, Settings(run.directory), seed=7, resumed=True)
+    again.report(epoch=3, mrr=0.3)
+    assert (run.directory / "curves.svg").read_text() == whole
+    assert ">epoch<" in whole
+
+
 def drawn(directory: Path, seed: int) -> tuple[float, float, float]:
     start(directory, seed=seed)
     return random.random(), float(np.random.rand()), torch.rand(()).item()
@@ -67,6 +89,9 @@ def test_a_run_that_goes_on_has_the_same_settings_and_inputs(tmp_path: Path) -> 
     inputs = {"a.csv": "5c"}
     unfinished = run.directory / "checkpoint.pt"
     settings = Settings(run.directory)
+    check_same(run.directory, settings, inputs, unfinished=unfinished)
+    with (run.directory / "config.yaml").open("a") as stream:
+        stream.write("report_to: wandb\n")  # where figures go may change
     check_same(run.directory, settings, inputs, unfinished=unfinished)
     check_same(tmp_path / "new", settings, inputs, unfinished=unfinished)
     with pytest.raises(ConfigError, match=r"\(learning_rate: 0\.001 -> 0\.5\).*checkpoint\.pt"):

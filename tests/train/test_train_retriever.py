@@ -182,6 +182,8 @@ def test_a_run_keeps_the_best_towers(
 ) -> None:
     model = train_retriever(config(tiny_retriever_dir, demo_table, tmp_path))
     assert model == tmp_path / "model"
+    curves = (tmp_path / "curves.svg").read_text()
+    assert all(f">{name}: " in curves for name in ("loss", "recall_at_1", "mrr"))
     assert load_towers(model).config == TowersConfig(embedding_size=24, hidden_size=8)
     check_encoders(model, tiny_retriever_dir, read_retriever_spec(tiny_retriever_dir))
     with pytest.raises(ConfigError, match="other encoders"):
