@@ -122,10 +122,8 @@ def _predict(gpus: Sequence[Gpu]) -> Check:
     problems = machine.unmet_requirements(machine.extras()["cpu"])
     if problems:
         extra = "gpu" if gpus else "cpu"
-        remedy = f"pip install 'mmrag-batch[{extra}]'"
-        return Check(
-            "predict", works=False, detail="missing: " + ", ".join(problems), remedy=remedy
-        )
+        detail = "missing: " + ", ".join(problems)
+        return Check("predict", works=False, detail=detail, remedy=machine.install(extra))
     return Check("predict", works=True, detail="with transformers")
 
 
@@ -135,13 +133,13 @@ def _on_gpu(gpus: Sequence[Gpu]) -> Check:
     if not gpus:
         return Check(name, works=False, detail="no NVIDIA driver answers (nvidia-smi)")
     if machine.has_two_runtimes():
-        remedy = "pip uninstall -y onnxruntime onnxruntime-gpu; "
-        remedy += "pip install --no-deps onnxruntime-gpu"
+        remedy = f"{machine.pip()} uninstall -y onnxruntime onnxruntime-gpu; "
+        remedy += f"{machine.pip()} install --no-deps onnxruntime-gpu"
         detail = "onnxruntime and onnxruntime-gpu have overwritten each other"
         return Check(name, works=False, detail=detail, remedy=remedy)
     cpu_only = list(_cpu_only_packages())
     if cpu_only:
-        remedy = "pip install --force-reinstall 'mmrag-batch[gpu]'"
+        remedy = machine.install("gpu", again=True)
         return Check(name, works=False, detail=f"not by {', '.join(cpu_only)}", remedy=remedy)
     return Check(name, works=True, detail=f"{len(gpus)} of {gpus[0].name}")
 
@@ -169,12 +167,11 @@ def _vllm() -> Check:
     requirements = [item for item in machine.extras()["gpu"] if item.name == "vllm"]
     problems = machine.unmet_requirements(requirements)
     if problems:
-        remedy = "pip install 'mmrag-batch[gpu]'"
         return Check(
             "predict, with vLLM",
             works=False,
             detail="missing: " + ", ".join(problems),
-            remedy=remedy,
+            remedy=machine.install("gpu"),
         )
     return Check(
         "predict, with vLLM",
@@ -186,8 +183,8 @@ def _vllm() -> Check:
 def _extra(name: str, extra: str) -> Check:
     problems = machine.unmet_requirements(machine.extras()[extra])
     if problems:
-        remedy = f"pip install 'mmrag-batch[{extra}]'"
-        return Check(name, works=False, detail="missing: " + ", ".join(problems), remedy=remedy)
+        detail = "missing: " + ", ".join(problems)
+        return Check(name, works=False, detail=detail, remedy=machine.install(extra))
     return Check(name, works=True, detail=f"mmrag-batch[{extra}]")
 
 

@@ -4,8 +4,10 @@ import ctypes
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -151,6 +153,30 @@ def unmet_requirements(requirements: list[Requirement]) -> list[str]:
                 f"{requirement.name}{requirement.specifier} (here {requirement_version})"
             )
     return problems
+
+
+def pip() -> str:
+    """How the pip of this Python is typed: another one on the PATH would install elsewhere."""
+    own = Path(sys.executable).with_name("pip")
+    return "pip" if shutil.which("pip") == str(own) else f"{shlex.quote(sys.executable)} -m pip"
+
+
+def install(*names: str, again: bool = False) -> str:
+    """The command that installs what extras of ours ask for and is not here; all of it `again`, or
+    where nothing is lacking. It names packages and not the extras, which pip would only find with
+    the checkout or the wheel that ours came from."""
+    known = extras()
+    wanted = {str(_bare(item)): item for name in names for item in known[name]}
+    lacking = [text for text, item in wanted.items() if unmet_requirements([item])]
+    words = ["--force-reinstall", *wanted] if again else lacking or list(wanted)
+    return f"{pip()} install {shlex.join(words)}"
+
+
+def _bare(requirement: Requirement) -> Requirement:
+    """Without the extra of ours that asks for it."""
+    bare = Requirement(str(requirement))
+    bare.marker = None
+    return bare
 
 
 def python() -> str:

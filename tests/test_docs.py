@@ -22,6 +22,7 @@ from mmrag_batch.cli.demo import demo
 from mmrag_batch.cli.models import train
 from mmrag_batch.declare import load_config
 from mmrag_batch.export.settings import ExportConfig
+from mmrag_batch.machine import extras
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.names import parse_names, tell_columns
 from mmrag_batch.table.rows import read_header, read_rows
@@ -192,6 +193,21 @@ def test_the_commands_that_train_and_export_name_what_there_is(
         for file in arguments:
             if file.endswith(".yaml"):
                 load_config(Path(file), CONFIGS[name])
+
+
+EXTRAS = re.compile(r"(?:\.|\.whl|mmrag-batch)\[([\w, -]+)\]")
+
+
+def test_every_extra_that_a_page_names_can_be_installed() -> None:
+    texts = [page.read_text() for page in (*LINKING, *sorted(ROOT.glob("requirements/*.txt")))]
+    named = {name for text in texts for names in EXTRAS.findall(text) for name in names.split(",")}
+    assert {"cpu", "gpu", "train-4bit", "report"} <= named <= extras().keys()
+
+
+def test_no_line_installs_from_an_index_what_is_on_none() -> None:
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    for file in (*LINKING, *files):
+        assert not re.search(r"pip install[^`\n]*mmrag-batch\[", file.read_text()), file
 
 
 def test_the_readme_is_read_in_one_sitting() -> None:

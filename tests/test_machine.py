@@ -1,5 +1,8 @@
 import os
+import shlex
 import stat
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -100,3 +103,41 @@ def test_what_is_lacking_is_named_with_the_version_that_is_here() -> None:
     assert machine.unmet_requirements(wanted) == [f"numpy>=999 (here {here})", "no-such-thing"]
     assert machine.installed_version(wanted[0]) == here
     assert machine.installed_version(wanted[2]) is None
+
+
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An extra of ours that asks for what is not here, and for what is."""
+    texts = ["numpy>=1", "none-a[x]>=3,<4; extra == 'odd'", "none-b; extra == 'odd'", "none-b"]
+    monkeypatch.setattr(machine, "extras", lambda: {"odd": list(map(Requirement, texts))})
+
+
+def test_a_line_installs_what_is_lacking_and_no_more(lacking: None) -> None:
+    *_, first, second = shlex.split(machine.install("odd"))
+    assert (Requirement(first), second) == (Requirement("none-a[x]>=3,<4"), "none-b")
+    again = shlex.split(machine.install("odd", again=True))
+    assert again[-4:-2] == ["--force-reinstall", "numpy>=1"]
+
+
+def test_the_line_is_one_that_pip_takes_and_of_the_python_that_prints_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another pip first on the PATH; for packages that are here, so that none is fetched."""
+    install(tmp_path, "pip", "another")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    line = machine.install("parquet", "report")
+    assert line.startswith(f"{sys.executable} -m pip install ")
+    done = subprocess.run(
+        f"{line} --dry-run --no-index --no-deps", shell=True, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Requirement already satisfied") == 2
+
+
+def test_pip_has_a_short_name_where_it_is_the_first_on_the_path(
+    command: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert machine.pip() == f"{sys.executable} -m pip"
+    install(command, "pip", "ours")
+    monkeypatch.setattr(sys, "executable", str(command / "python"))
+    assert machine.pip() == "pip"

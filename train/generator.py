@@ -29,6 +29,7 @@ from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.hub.names import shown
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import row_with_pages
+from mmrag_batch.machine import install
 from mmrag_batch.parts import find_part, hash_model, read_spec, write_origin
 from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
@@ -248,9 +249,7 @@ def _check(config: GeneratorConfig) -> None:
     if config.four_bits and not config.lora_rank:
         raise ConfigError("four_bits: weights in 4 bits cannot learn; set lora_rank to train LoRA.")
     if config.four_bits and find_spec("bitsandbytes") is None:
-        raise UnavailableError(
-            "bitsandbytes is not installed. Run `pip install 'mmrag-batch[train-4bit]'`."
-        )
+        raise UnavailableError(f"bitsandbytes is not installed. Run `{install('train-4bit')}`.")
     if config.held_out_by is not None:
         if not config.held_out:
             raise ConfigError("held_out_by: nothing is held out; say how many rows in `held_out`.")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrag_batch.errors import DeniedError, MissingError, UnavailableError
-from mmrag_batch.machine import has_cuda
+from mmrag_batch.machine import has_cuda, install
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -53,15 +53,15 @@ def open_session(file: Path, *, device: Device, threads: int | None = None) -> "
         import onnxruntime
     except ImportError:
         raise UnavailableError(
-            "ONNX Runtime is not installed: pip install 'mmrag-batch[cpu]', or [gpu]."
+            f"ONNX Runtime is not installed: {install('gpu' if device == 'cuda' else 'cpu')}"
         ) from None
     if not file.is_file():
         raise MissingError(f"{file} is missing; export the retriever again.")
     provider = PROVIDERS[device]
     if provider not in onnxruntime.get_available_providers():
         raise UnavailableError(
-            f"ONNX Runtime has no {provider} here. For a GPU: pip install 'mmrag-batch[gpu]'; "
-            "without one: --device cpu."
+            f"ONNX Runtime has no {provider} here. For a GPU, `mmrag-batch doctor` says what to "
+            "install; without one: --device cpu."
         )
     _share_memory()
     options = onnxruntime.SessionOptions()

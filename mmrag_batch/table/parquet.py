@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrag_batch.errors import InputError, UnavailableError
+from mmrag_batch.machine import install
 from mmrag_batch.records import Problem
 from mmrag_batch.table.parquet_footer import read_chunks
 from mmrag_batch.table.record import MAX_CELL, Record, check_columns_differ
@@ -136,5 +137,5 @@ def _needing_pyarrow(what: str) -> Iterator[None]:
         yield
     except ImportError:
         raise UnavailableError(
-            f"{what}: Parquet needs pyarrow. Run `pip install 'mmrag-batch[parquet]'`."
+            f"{what}: Parquet needs pyarrow. Run `{install('parquet')}`."
         ) from None

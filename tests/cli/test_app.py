@@ -27,6 +27,7 @@ from mmrag_batch.bundle import (
 )
 from mmrag_batch.cli.app import app
 from mmrag_batch.export.settings import ExportConfig
+from mmrag_batch.machine import install
 from mmrag_batch.table.output import OUTPUT_COLUMNS
 
 COLUMNS = ("question_text", "question_image", "answer_choices", "documents", "label", "kind")
@@ -241,13 +242,13 @@ def test_a_missing_bundle_exits_with_66(table: Path) -> None:
     ]
 
 
-def test_h06_a_missing_package_names_the_extra_to_install(
+def test_h06_a_missing_package_names_the_line_that_installs_it(
     table: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     done = predict(table, bundle)
     assert done.exit_code == 69
-    assert "pip install 'mmrag-batch[cpu]'" in done.stderr
+    assert f"ONNX Runtime is not installed: {install('cpu')}\n" in done.stderr
 
 
 @pytest.mark.parametrize(

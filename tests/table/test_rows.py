@@ -372,7 +372,7 @@ def test_parquet_without_pyarrow_names_the_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "in.parquet").touch()
-    with pytest.raises(UnavailableError, match=r"pip install 'mmrag-batch\[parquet\]'"):
+    with pytest.raises(UnavailableError, match=r"pip install 'pyarrow>=18'"):
         read_header(tmp_path / "in.parquet")
 
 

@@ -14,7 +14,7 @@ from mmrag_batch.generation.engine import Engine
 from mmrag_batch.generation.engines.vllm_limits import GIB, Limits, choose_limits
 from mmrag_batch.generation.engines.vllm_process import Dtype, VllmProcess, prepare_environment
 from mmrag_batch.generation.supervisor import Supervisor
-from mmrag_batch.machine import cores, retrieval_cores
+from mmrag_batch.machine import cores, install, retrieval_cores
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.settings import PredictSettings
 
@@ -36,7 +36,7 @@ def open_engine(settings: PredictSettings, bundle: Bundle, spec: PromptSpec) -> 
     if device not in ("cpu", "cuda") or settings.device not in ("auto", device):
         raise UnavailableError(
             f"vLLM {__version__} runs on {device or 'no device'} here, not on {settings.device}. "
-            "For a GPU: pip install 'mmrag-batch[gpu]'; or use --engine transformers."
+            f"For a GPU: {install('gpu')}; or use --engine transformers."
         )
     default: Dtype = "bfloat16" if device == "cuda" else "float32"
     dtype = default if settings.dtype == "auto" else settings.dtype
