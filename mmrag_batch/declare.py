@@ -21,6 +21,8 @@ from mmrag_batch.errors import ConfigError, MissingError
 C = TypeVar("C")
 KEY = "setting"
 """What a declaration is called in the metadata of its field."""
+NEEDED: Any = MISSING
+"""The default of what has none and must be given."""
 
 
 class Rule(NamedTuple):

@@ -19,22 +19,14 @@ from typer.testing import CliRunner
 
 from mmrag_batch.cli.app import app
 from mmrag_batch.cli.demo import demo
+from mmrag_batch.cli.making import CONFIGS, config_of
 from mmrag_batch.cli.models import train
 from mmrag_batch.declare import load_config
-from mmrag_batch.export.settings import ExportConfig
 from mmrag_batch.machine import extras
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.names import parse_names, tell_columns
 from mmrag_batch.table.rows import read_header, read_rows
 from mmrag_batch.table.truth import read_labelled_rows
-from mmrag_batch.train.settings import (
-    DemoEncodersConfig,
-    DemoVisionConfig,
-    EncodersConfig,
-    GeneratorConfig,
-    RetrieverConfig,
-    VisionConfig,
-)
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -44,15 +36,6 @@ TABLES_OF = {"predict", "merge", "validate", "evaluate", "calibrate", "explain",
 PACKAGES = ("mmrag_batch", "train", "export")
 ALL_AT_ONCE = (ROOT / "docs" / "your-data.md").read_text().partition("## All of it at once")[2]
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text().partition("## A page of it all")[0]
-CONFIGS = {
-    "demo encoders": DemoEncodersConfig,
-    "demo vision": DemoVisionConfig,
-    "train encoders": EncodersConfig,
-    "train vision": VisionConfig,
-    "train retriever": RetrieverConfig,
-    "train generator": GeneratorConfig,
-    "export": ExportConfig,
-}
 
 
 def named_commands() -> list[list[str]]:
@@ -192,7 +175,7 @@ def test_the_commands_that_train_and_export_name_what_there_is(
             name, arguments = words[1], words[2:]
         for file in arguments:
             if file.endswith(".yaml"):
-                load_config(Path(file), CONFIGS[name])
+                load_config(Path(file), config_of(name))
 
 
 EXTRAS = re.compile(r"(?:\.|\.whl|mmrag-batch)\[([\w, -]+)\]")
@@ -250,7 +233,8 @@ def test_a_config_begins_with_the_command_that_runs_it(file: Path) -> None:
     first = file.read_text().splitlines()[0]
     name, _, config = first.removeprefix("# mmrag-batch ").rpartition(" ")
     assert ROOT / config == file
-    load_config(file, CONFIGS[name])
+    assert name in CONFIGS
+    load_config(file, config_of(name))
 
 
 def test_the_table_of_the_readme_is_one_that_predict_reads(

@@ -24,7 +24,7 @@ LAYERS = (
     "images families",
     "parts",
     "hub",
-    "bundle settings stages extras plugs trackers",
+    "bundle settings stages extras plugs configs trackers",
     "prompt declare progress sources confined specs machine",
     "records",
     "errors",
@@ -55,6 +55,7 @@ COMMANDS = [
     ["report"],
     ["doctor"],
     ["import"],
+    ["init"],
     ["train"],
     ["train", "encoders"],
     ["train", "generator"],
@@ -152,7 +153,7 @@ def test_the_runtime_does_not_know_how_its_models_are_made() -> None:
         for module, other in ARROWS
         if room_of(module) not in MAKERS and room_of(other) in MAKERS
     ]
-    commands = {"mmrag_batch.cli.demo", "mmrag_batch.cli.models"}
+    commands = {f"mmrag_batch.cli.{name}" for name in ("demo", "init", "models")}
     assert {module for module, _ in makers} == commands
     loaded = {name for one in commands for name in imports_of(outside_functions(parse(one)))}
     assert not MAKERS & {room_of(module) for module in loaded}
@@ -177,6 +178,7 @@ def test_configuration_stops_at_the_factory() -> None:
     known |= {"run.calibrate"}  # which asks what a run was given
     known |= {"train.settings"}  # what a table calls our columns is declared once
     known |= {"parts"}  # which knows where the demo bundle is
+    known |= {"cli.init"}  # which writes a file of them
     openers = {"generation.engine"}
     openers |= {f"retrieval.{name}" for name in ("candidates", "given", "retriever")}
     engines = {module for module in users if is_below(module, "mmrag_batch.generation.engines")}

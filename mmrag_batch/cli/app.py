@@ -23,6 +23,7 @@ from mmrag_batch.cli.datasets import datasets
 from mmrag_batch.cli.demo import demo
 from mmrag_batch.cli.facts import Json, print_json
 from mmrag_batch.cli.help import SETTINGS, Group, Grouped
+from mmrag_batch.cli.init import setup
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.cli.models import export, train
 from mmrag_batch.errors import ExitCode, MmragError
@@ -69,6 +70,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(setup)
 app.add_typer(checks)
 app.add_typer(calibration)
 app.add_typer(datasets)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mmrag_batch.cli.models import Config, alone, training_imports
+from mmrag_batch.cli.making import Config, Keys, alone, training_imports
 from mmrag_batch.declare import load_config
 
 demo = typer.Typer(rich_markup_mode=None, help="Make a part of the demo bundle.")
@@ -31,7 +31,7 @@ def _world(
 
 
 @demo.command("encoders")
-def _encoders(config: Config) -> None:
+def _encoders(config: Config, _keys: Keys = False) -> None:
     """Train small image and text encoders of ImageBind's architecture."""
     from mmrag_batch.train.settings import DemoEncodersConfig
 
@@ -59,7 +59,7 @@ def _generator(
 
 
 @demo.command("vision")
-def _vision(config: Config) -> None:
+def _vision(config: Config, _keys: Keys = False) -> None:
     """Teach the vision tower of that generator to name what it sees."""
     from mmrag_batch.train.settings import DemoVisionConfig
 

@@ -1,26 +1,20 @@
 """The commands that make models. What they need of train and export is imported inside of them."""
 
-import logging
-import os
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from mmrag_batch.bundle import Precision
-from mmrag_batch.cli.logs import start_logging
+from mmrag_batch.cli.making import Config, Keys, alone, told_to_download, training_imports
 from mmrag_batch.declare import load_config
-from mmrag_batch.errors import OutputError
-from mmrag_batch.hub.names import Part
 from mmrag_batch.prompt import Scoring
 
 train = typer.Typer(rich_markup_mode=None, help="Train a model, as a YAML file says.")
 export = typer.Typer(rich_markup_mode=None)
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see train/configs.")]
 Table = Annotated[Path | None, typer.Option(help="A table, in place of the config's `table`.")]
 PRECISION = "fp16 is for CUDA, int8 for CPUs with VNNI."
 SAMPLE = "A table or a folder of pictures to compare on.  [default: drawn ones]"
@@ -31,7 +25,7 @@ DryRun = Annotated[
 
 
 @train.command("retriever")
-def _train_retriever(config: Config, dry_run: DryRun = False) -> None:
+def _train_retriever(config: Config, dry_run: DryRun = False, _keys: Keys = False) -> None:
     """Train the towers on frozen embeddings; started again, it goes on."""
     from mmrag_batch.train.settings import RetrieverConfig
 
@@ -40,7 +34,7 @@ def _train_retriever(config: Config, dry_run: DryRun = False) -> None:
         from mmrag_batch.train.retriever import plan_retriever, train_retriever
 
     if dry_run:
-        if not _told_to_download({"retriever": settings.encoders, "generator": settings.generator}):
+        if not told_to_download({"retriever": settings.encoders, "generator": settings.generator}):
             typer.echo(plan_retriever(settings))
         return
     with alone(settings.out):
@@ -48,7 +42,7 @@ def _train_retriever(config: Config, dry_run: DryRun = False) -> None:
 
 
 @train.command("generator")
-def _train_generator(config: Config, dry_run: DryRun = False) -> None:
+def _train_generator(config: Config, dry_run: DryRun = False, _keys: Keys = False) -> None:
     """Tune a Llama 3.2 Vision on a table of questions; started again, it goes on."""
     from mmrag_batch.train.settings import GeneratorConfig
 
@@ -61,7 +55,7 @@ def _train_generator(config: Config, dry_run: DryRun = False) -> None:
         with alone(settings.out):
             typer.echo(train_generator(settings))
         return
-    if _told_to_download({"generator": settings.base, "retriever": settings.retriever}):
+    if told_to_download({"generator": settings.base, "retriever": settings.retriever}):
         return
     if settings.lora_rank:  # an adapter of what cannot be merged into would be of no use
         read_base(with_parts(settings).base)
@@ -69,7 +63,7 @@ def _train_generator(config: Config, dry_run: DryRun = False) -> None:
 
 
 @train.command("encoders")
-def _train_encoders(config: Config, table: Table = None) -> None:
+def _train_encoders(config: Config, table: Table = None, _keys: Keys = False) -> None:
     """Train small image and text encoders on a table of your own."""
     from mmrag_batch.train.settings import EncodersConfig
 
@@ -82,7 +76,7 @@ def _train_encoders(config: Config, table: Table = None) -> None:
 
 
 @train.command("vision")
-def _train_vision(config: Config, table: Table = None) -> None:
+def _train_vision(config: Config, table: Table = None, _keys: Keys = False) -> None:
     """Make a small Llama 3.2 Vision, or take one, and teach it to see what a table asks about."""
     from mmrag_batch.train.settings import VisionConfig
 
@@ -98,8 +92,10 @@ def _train_vision(config: Config, table: Table = None) -> None:
 def _export_bundle(
     ctx: typer.Context,
     config: Annotated[
-        Path | None, typer.Option(help="A YAML file with any of these; see export/configs.")
+        Path | None,
+        typer.Option(help="A YAML file with any of these, as `init` writes one."),
     ] = None,
+    _keys: Keys = False,
     encoders: Annotated[
         Path | None,
         typer.Option(
@@ -152,7 +148,7 @@ def _export_bundle(
     """Make a bundle of models, trained here or not, or, with a command, a part of one."""
     if ctx.invoked_subcommand:
         return
-    own = ("config", "overwrite", "dry_run")
+    own = ("config", "_keys", "overwrite", "dry_run")
     settings = {name: value for name, value in ctx.params.items() if name not in own}
     if config is None and not any(settings.values()):
         raise typer.BadParameter(
@@ -168,7 +164,7 @@ def _export_bundle(
     if dry_run:
         models = {"generator": parts.generator, "adapter": parts.adapter}
         retriever = {"retriever": parts.encoders, "towers": parts.towers}
-        if not _told_to_download(retriever | models):
+        if not told_to_download(retriever | models):
             typer.echo(show(plan_bundle(parts, overwrite=overwrite), parts.out))
         return
     with alone(parts.out):
@@ -246,48 +242,6 @@ def _export_generator(
     typer.echo(f"merged weights: {done.weights:.2f} rounding steps from W + B A scale at most")
     if done.logits is not None:
         _show_parity({"merged_logits": done.logits})
-
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Around what writes `out`, so that no other command does meanwhile; `.out.lock` beside it says
-    who. Raises LockedError, or OutputError where nothing can be written."""
-    from mmrag_batch.run.lock import hold_lock
-
-    if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first one holds it
-        yield
-        return
-    place = out.resolve()
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{place.parent} cannot be made ({error.strerror}).") from None
-    with hold_lock(place.with_name(f".{place.name}.lock"), wait=False):
-        yield
-
-
-@contextmanager
-def training_imports() -> Iterator[None]:
-    """Around imports of train and export: shows what they log, or says what to install."""
-    from mmrag_batch.extras import requires
-
-    start_logging()
-    # It advises a package that would load code from a hub.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    with requires("train"):
-        yield
-
-
-def _told_to_download(parts: Mapping[str, Path | None]) -> bool:
-    """Say what of the parts a plan would have to download first, if anything."""
-    from mmrag_batch.hub.fetch import to_download
-
-    named = [(path, cast(Part, part)) for part, path in parts.items() if path is not None]
-    told = [line for path, part in named if (line := to_download(path, part))]
-    if told:
-        told.append("Nothing was downloaded or written; the rest of the plan needs what is there.")
-        typer.echo("\n".join(told))
-    return bool(told)
 
 
 def _show_figures(figures: Mapping[str, float]) -> None:
