@@ -51,3 +51,24 @@ def test_a_task_queues_itself_again_when_it_was_stopped_and_not_too_often(
     told = tmp_path / "told"
     assert told.exists() == requeued
     assert not requeued or told.read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "image", "says"),
+    [
+        ("predict", None, "srun mmrag-batch predict"),
+        ("predict", "my image.sif", "srun apptainer run --nv my image.sif predict"),
+        ("merge", None, "mmrag-batch merge"),
+        ("merge", "my image.sif", "apptainer run my image.sif merge"),
+    ],
+)
+def test_a_task_runs_in_the_image_that_is_named(
+    tmp_path: Path, script: str, image: str | None, says: str
+) -> None:
+    for name in ("srun", "apptainer", "mmrag-batch"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **({"IMAGE": image} if image else {})}
+    words = ("bash", EXAMPLES / f"{script}.sbatch", "in.csv", "out.csv")
+    done = subprocess.run(words, env=environ, timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{says} in.csv out.csv\n")
