@@ -135,9 +135,6 @@ class GeneratorConfig:
         otherwise="what shares a question, a picture or a document",
     )
     save_every: int = setting(WHOLE, 500, "Steps between checkpoints.")
-    report_to: str = setting(
-        TEXT, "none", "Where figures go besides `metrics.jsonl`: tensorboard, wandb, ..."
-    )
     report_to: TrackerName = tracker_setting()
     seed: int = setting(WHOLE, 0, "Of the adapter, order and what is held out.")
 
