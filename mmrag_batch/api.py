@@ -16,7 +16,7 @@ from mmrag_batch.settings import load_predict_settings
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mmrag_batch.report.metrics import Metrics
+    from mmrag_batch.report.notebook import Evaluation
 
 __all__ = ["Bundle", "evaluate", "open_bundle", "predict", "read_answers"]
 
@@ -61,14 +61,15 @@ def evaluate(
     by: Sequence[str] = (),
     labels: Literal["text", "index", "letter"] | None = None,
     columns: str = "",
-) -> "Metrics":
-    """The figures of an output whose rows have labels, also for each value of the columns `by`.
+) -> "Evaluation":
+    """The figures of an output whose rows have labels, also for each value of the columns `by`; in
+    a notebook they show themselves, as the page of `mmrag-batch report` does.
 
     `labels` is how labels are read, where not as fits the whole column; `columns` what the table
     calls ours, as in `label=answer`. Raises InputError for a table that `predict` did not write,
     ConfigError for a column that is not there.
     """
-    from mmrag_batch.report.metrics import evaluate as measure
+    from mmrag_batch.report.notebook import evaluate as measure
     from mmrag_batch.table.names import parse_names
 
     return measure(Path(output), by=by, reading=labels, names=parse_names(columns))

@@ -51,8 +51,9 @@ def test_a_call_and_a_command_write_the_same_and_measure_the_same(folder: Path) 
     assert CliRunner().invoke(app, ["predict", "in.csv", "typed.csv", *words]).exit_code == 0
     assert called.read_bytes() == (folder / "typed.csv").read_bytes()
     said = CliRunner().invoke(app, ["evaluate", "typed.csv", "--json", "--by", "kind"])
-    measured = mmrag_batch.evaluate(called, by=["kind"])
-    assert json.loads(json.dumps(asdict(measured))) == json.loads(said.stdout)
+    measured = asdict(mmrag_batch.evaluate(called, by=["kind"]))
+    del measured["page"]
+    assert json.loads(json.dumps(measured)) == json.loads(said.stdout)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "csv.gz"])

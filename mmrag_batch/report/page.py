@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
+from html import escape
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -83,8 +84,7 @@ class Overview:
 
 def render(overview: Overview, cards: Iterable[Card], rule: Callable[[int], str]) -> bytes:
     """The page, with as many rows as there is room for; `rule` says of so many which they are."""
-    environment = _environment()
-    template = environment.get_template("row.html")
+    template = _environment().get_template("row.html")
     rows: list[Markup] = []
     size = 0
     for card in cards:
@@ -93,23 +93,30 @@ def render(overview: Overview, cards: Iterable[Card], rule: Callable[[int], str]
         if size > MOST_BYTES:
             break
         rows.append(row)
-    style, script = _own("page.css"), _own("page.js")
-    text = environment.get_template("page.html").render(
-        page=overview,
-        rows=rows,
-        rule=rule(len(rows)),
-        style=style,
-        script=script,
-        policy=_policy(style, script),
-    )
-    data = text.encode("utf-8", errors="replace")
+    data = _fill(overview, rows=rows, rule=rule(len(rows)))
     return data + f"{MARK}{sha256(data).hexdigest()} -->\n".encode()
+
+
+def render_head(overview: Overview) -> str:
+    """What stands on the page above its rows, in a frame for another page, such as a notebook:
+    neither's style reaches the other, and nothing in the frame may run."""
+    title, page = escape(plain(overview.title)), escape(_fill(overview, rows=None).decode())
+    style = "width:100%;height:72rem;border:0"
+    return f'<iframe title="{title}" srcdoc="{page}" sandbox style="{style}"></iframe>'
 
 
 def is_ours(data: bytes) -> bool:
     """Whether `render` made a page, and nobody changed it since."""
     page, mark, end = data.rpartition(MARK.encode())
     return bool(mark) and end == f"{sha256(page).hexdigest()} -->\n".encode()
+
+
+def _fill(overview: Overview, **parts: object) -> bytes:
+    style, script = _own("page.css"), _own("page.js")
+    policy = _policy(style, script)
+    template = _environment().get_template("page.html")
+    text = template.render(page=overview, style=style, script=script, policy=policy, **parts)
+    return text.encode("utf-8", errors="replace")
 
 
 @lru_cache(1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mmrag_batch import evaluate
 from tests.report.outputs import make_row, make_rows, write_output
 from tests.report.test_page import HOSTILE, call
 
@@ -167,6 +168,19 @@ def test_without_scripts_every_row_is_there(open_page: Open) -> None:
     page = open_page(java_script_enabled=False)
     assert page.locator("article.row").count() == 24
     assert not page.locator("#filters").is_visible()
+
+
+def test_in_a_notebook_it_keeps_to_its_frame(open_page: Open, page_file: Path) -> None:
+    frame = evaluate(page_file.with_name("out.csv"), by=["kind"])._repr_html_()
+    notebook = page_file.with_name("notebook.html")
+    notebook.write_text(f"<!doctype html><title>cells</title><p>a cell</p>{frame}", "utf-8")
+    page = open_page(notebook, color_scheme="dark")
+    head = page.frame_locator("iframe")
+    assert head.locator("#accuracy").inner_text() == "0.696"
+    assert head.locator("svg.plot").count() == 2
+    ground = "(one) => getComputedStyle(one).backgroundColor"
+    assert head.locator("body").evaluate(ground) == "rgb(20, 22, 26)"
+    assert page.locator("body").evaluate(ground) == "rgba(0, 0, 0, 0)"
 
 
 def test_a_hostile_table_runs_nothing(open_page: Open, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from mmrag_batch import evaluate
 from mmrag_batch.cli.app import app
 from mmrag_batch.report.page import MARK, MOST_BYTES, is_ours
 from tests.report.outputs import make_row, make_rows, write_output
@@ -178,6 +179,35 @@ def test_a_page_loads_nothing_and_allows_no_script_but_its_own(page: str) -> Non
         assert (attributes.get("href") or "#").startswith("#")
         assert not [name for name in attributes if name.startswith("on")]
     assert "http" not in re.sub(r"http-equiv", "", page)
+
+
+def test_a_notebook_shows_the_figures_and_plots_of_the_page_alone(output: Path, page: str) -> None:
+    metrics = evaluate(output, by=["kind", "label", "status"])
+    assert repr(metrics).startswith("Evaluation(overall=Scores(rows=24")
+    ((tag, frame),) = Elements(metrics._repr_html_()).elements
+    assert (tag, frame["title"], frame["sandbox"]) == ("iframe", "Figures of out.csv", None)
+    head = frame["srcdoc"] or ""
+    for part in ("figures", "confidence"):
+        start, end = f'<section id="{part}"', "</section>"
+        assert page.count(start) == 1
+        assert page.partition(start)[2].partition(end)[0] in head
+    tags = {tag for tag, _ in Elements(head).elements}
+    assert tags >= {"svg", "table", "style"}
+    assert tags.isdisjoint({"script", "article", "nav", "a", "img"})
+
+
+def test_a_hostile_table_is_text_in_a_notebook(tmp_path: Path) -> None:
+    rows = [
+        make_row(number, kind=text, error=f"bad_{text}: {text}", status="degraded")
+        for number, text in enumerate(HOSTILE)
+    ]
+    output = write_output(tmp_path / "<b>'\".csv", rows)
+    ((_, frame),) = Elements(evaluate(output, by=["kind"])._repr_html_()).elements
+    assert frame.keys() == {"title", "srcdoc", "sandbox", "style"}
+    head = Elements(frame["srcdoc"] or "")
+    assert {tag for tag, _ in head.elements}.isdisjoint({"script", "img", "b", "i"})
+    assert not [name for _, some in head.elements for name in some if name.startswith("on")]
+    assert {text.strip() for text in head.texts} >= set(HOSTILE[:-1])
 
 
 def test_a_hostile_table_is_text(tmp_path: Path, page: str) -> None:
