@@ -218,8 +218,12 @@ def test_the_next_command_repeats_what_holds_for_the_whole_of_an_output() -> Non
     }
 
 
-def test_the_page_of_settings_is_that_of_their_declarations() -> None:
-    assert settings_page.PAGE.read_text(encoding="utf-8") == settings_page.written()
+@pytest.mark.parametrize("page", settings_page.PAGES)
+def test_the_pages_of_settings_are_those_of_their_declarations(page: str) -> None:
+    file = settings_page.DOCS / f"{page}.md"
+    assert file.read_text(encoding="utf-8") == settings_page.written(page), (
+        "python -m tests.settings_page"
+    )
 
 
 def test_the_help_says_which_engines_a_flag_is_for() -> None:
