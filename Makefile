@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2 --dist loadfi
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test check quick coverage demo-bundle clean
+.PHONY: help demo test check quick coverage site demo-bundle clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ check: $(READY) $(VLLM) $(DOCS)  ## What CI runs: ruff, mypy strict, tests
 coverage: $(READY)  ## What the tests of one process cover, a floor under it
 	$(PYTEST) -m "not (slurm or vllm)" --ignore=tests/faults \
 		--cov --cov-report=term
+
+site: $(DOCS)  ## Build the documentation as a site, strictly: build/site/html/index.html
+	$(BIN)/python -m tests.site
 
 # What loads no torch, no vLLM and no Slurm; mypy is left to `check`. The same .venv serves both: one
 # without torch would need pins of its own, and be no faster.

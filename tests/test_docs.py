@@ -9,11 +9,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.main import get_group
 from typer.testing import CliRunner
 
@@ -27,6 +29,7 @@ from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.table.names import parse_names, tell_columns
 from mmrag_batch.table.rows import read_header, read_rows
 from mmrag_batch.table.truth import read_labelled_rows
+from tests.site import LINK
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -206,7 +209,6 @@ def test_the_readme_is_read_in_one_sitting() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
-LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 LINKING = (*PAGES, *(ROOT / f"{name}.md" for name in ("CONTRIBUTING", "SECURITY", "CHANGELOG")))
 
 
@@ -229,6 +231,31 @@ def test_the_tree_has_a_line_for_each_module() -> None:
     assert named == {
         file.relative_to(ROOT).as_posix() for file in files if not file.name.startswith("__")
     }
+
+
+def test_each_answer_to_a_question_is_held_by_tests_that_there_are() -> None:
+    text = (ROOT / "docs" / "faq.md").read_text()
+    answers = text.split("\n### ")[1:]
+    held = [re.findall(r"test_\w+", one.partition("<!-- tests:")[2]) for one in answers]
+    assert len(answers) >= 20
+    assert all(held)
+    files = [*(ROOT / "tests").rglob("test_*.py")]
+    known = {
+        name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
+    assert not {name for names in held for name in names} - known
+
+
+def test_who_cites_names_what_is_packaged() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["title"] == project["name"]
+    assert citation["abstract"] == project["description"]
+    assert citation["license"] == project["license"]
+    assert citation["keywords"] == project["keywords"]
+    assert citation["message"]
+    assert citation["authors"]
 
 
 def section(title: str) -> str:
