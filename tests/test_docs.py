@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,10 +44,11 @@ ALL_AT_ONCE = (ROOT / "docs" / "your-data.md").read_text().partition("## All of 
 EVALUATION = (ROOT / "docs" / "evaluation.md").read_text().partition("## A page of it all")[0]
 
 
-def named_commands() -> list[list[str]]:
+def named_commands(pages: Sequence[Path] = PAGES) -> list[list[str]]:
     """The words of each command of ours in blocks and in running text, in order of appearance."""
-    found = [line or inline for page in PAGES for line, inline in COMMAND.findall(page.read_text())]
-    return [shlex.split(command, comments=True) for command in dict.fromkeys(found)]
+    found = [line or inline for page in pages for line, inline in COMMAND.findall(page.read_text())]
+    words = [tuple(shlex.split(command, comments=True)) for command in found]
+    return [list(command) for command in dict.fromkeys(words)]
 
 
 def on_tables(*, engine: str | None = None) -> list[list[str]]:

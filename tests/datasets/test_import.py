@@ -18,6 +18,7 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.records import Row
 from mmrag_batch.table.check import check_table
 from mmrag_batch.table.truth import read_labelled_rows
+from tests.test_docs import named_commands
 
 
 def picture(color: str, kind: str = "png") -> bytes:
@@ -250,6 +251,24 @@ def test_webqa_has_snippets_and_pictures(tmp_path: Path) -> None:
     assert val.question is not None
     assert val.question.text == "Which colour is the gate?"
     assert val.cells["label"] == ["The gate is green."]
+
+
+IMPORTS = [words[1:] for words in named_commands() if words[1] == "import"]
+
+
+@pytest.mark.parametrize("words", IMPORTS, ids=lambda words: words[1])
+def test_the_commands_of_the_page_run_as_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    LAYOUTS[words[1]](Path(words[2]))
+    done = call(*words)
+    assert done.exit_code == 0, done.output
+    assert list(read_labelled_rows(tmp_path / words[3]))
+
+
+def test_the_page_has_a_command_for_each_of_them() -> None:
+    assert sorted(words[1] for words in IMPORTS) == sorted(DATASETS)
 
 
 def test_one_split_is_written_alone_and_a_wrong_one_is_told(tmp_path: Path) -> None:
