@@ -36,13 +36,13 @@ class Lock:
     def describe(self, **work: object) -> None:
         """Say at what this process is."""
         self._says |= work
-        self._path.write_text(json.dumps(self._says) + "\n", encoding="utf-8")
+        self._text = json.dumps(self._says).encode() + b"\n"
+        self._path.write_bytes(self._text)
 
     def check(self) -> None:
         """Raise LockedError if the lock is no longer ours, OSError if it is gone."""
         # Some network file systems keep locks to one machine: then the last to come writes.
-        if read_holder(self._path) != json.loads(json.dumps(self._says)):
-            self._path.stat()
+        if self._path.read_bytes() != self._text:
             raise LockedError(f"Another run has taken this output over: {_show(self._path)}.")
 
     def free(self) -> None:

@@ -49,6 +49,8 @@ class AnswerStore:
         self._lock = threading.RLock()
         self._pending: dict[bytes, Kept] = {}
         self._timer: threading.Timer | None = None
+        self._revision = 0
+        """Of the last commit here."""
         self._failed: MmragError | None = None
         if not check_store(path) and check_lock is None:
             raise OutputError(f"There is no store {path}.")
@@ -65,6 +67,9 @@ class AnswerStore:
             if check_lock is not None:
                 self._sql.execute("PRAGMA synchronous = FULL")
                 self._sql.execute("PRAGMA journal_mode = PERSIST")
+                # As long as a statement is not at its end, SQLite keeps the journal open. Else it
+                # opens it for each commit, and syncs the folder.
+                self._unread = self._sql.execute("SELECT 1 FROM notes")
 
     def _check_format(self) -> None:
         (version,) = self._sql.execute("PRAGMA user_version").fetchone()
@@ -164,7 +169,8 @@ class AnswerStore:
                 rows = [(key, *kept, checksum(key, kept)) for key, kept in self._pending.items()]
                 self._sql.execute(database.keep(len(rows)), tuple(chain.from_iterable(rows)))
                 self._has_answers = True
-                self._put("revision", (self.revision or secrets.randbits(48)) + 1)
+                self._revision = (self._revision or self.revision or secrets.randbits(48)) + 1
+                self._put("revision", self._revision)
                 if self.start is not None:
                     self._write(self.start)
             self._pending.clear()
@@ -259,6 +265,7 @@ class AnswerStore:
                 self._timer.cancel()
             if self._check_lock is not None and self._failed is None:
                 with suppress(sqlite3.Error):  # who reads now leaves an empty journal behind
+                    self._unread.close()
                     self._sql.execute("PRAGMA journal_mode = DELETE")
             self._sql.close()
 

@@ -182,16 +182,16 @@ def test_starts_are_numbered_and_told_as_far_as_they_came(store: AnswerStore, pa
         assert [one.id for one in other.starts()] == [1, 2]
 
 
-def test_notes_are_read_as_they_were_and_damaged_ones_are_none(
-    store: AnswerStore, path: Path
-) -> None:
-    assert store.read_note("settings") is None
-    store.note("settings", {"top_k": 3, "é": None})
-    assert store.read_note("settings") == {"top_k": 3, "é": None}
+def test_notes_are_read_as_they_were_and_damaged_ones_are_none(path: Path) -> None:
+    with AnswerStore(path, nobody) as store:
+        assert store.read_note("settings") is None
+        store.note("settings", {"top_k": 3, "é": None})
+        assert store.read_note("settings") == {"top_k": 3, "é": None}
     with sqlite3.connect(path) as sql:
         sql.execute("UPDATE notes SET note = replace(note, '3', '4')")
     sql.close()
-    assert store.read_note("settings") is None
+    with AnswerStore(path) as store:
+        assert store.read_note("settings") is None
 
 
 def test_d05_a_store_of_another_format_is_refused_by_its_number(path: Path) -> None:
