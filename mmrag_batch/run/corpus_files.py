@@ -1,0 +1,76 @@
+"""The files of one segment of a corpus, while they are written."""
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmrag_batch.retrieval.corpus_manifest import Segment
+
+BUFFER = 2**20
+
+
+class SegmentFiles:
+    """A new segment in `directory`, written document by document."""
+
+    def __init__(self, directory: Path) -> None:
+        self._name = uuid4().hex
+        self._files: dict[str, _HashedFile] = {}
+        self.rows = 0
+        try:
+            for kind in ("vectors", "rows", "documents"):
+                self._files[kind] = _HashedFile(directory / f"{self._name}.{kind}")
+        except BaseException:
+            self.discard()
+            raise
+
+    def add(self, name: bytes, content: bytes, line: bytes, vector: bytes) -> None:
+        """A document: hashes of its id and content, its record, its vector."""
+        start = self._files["documents"].size
+        self._files["vectors"].write(vector)
+        self._files["rows"].write(name + content + start.to_bytes(8, "little"))  # as ROW
+        self._files["documents"].write(line)
+        self.rows += 1
+
+    def discard(self) -> None:
+        """Give the segment up; who writes next removes its files."""
+        for file in self._files.values():
+            with suppress(OSError):  # what is still to be written, to a disk that is full
+                file.stream.close()
+
+    def close(self) -> Segment:
+        """Wait until all of it is on disk."""
+        files = {file.path.name: file.close() for file in self._files.values()}
+        return Segment(self._name, self.rows, "", files)
+
+
+class _HashedFile:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.stream = path.open("xb", buffering=BUFFER)
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self._digest.update(data)
+        self.stream.write(data)
+        self.size += len(data)
+
+    def close(self) -> str:
+        with self.stream:
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
+        return self._digest.hexdigest()
+
+
+def write_dead(directory: Path, segment: Segment, alive: NDArray[np.bool_]) -> Segment:
+    """The segment with a new file that says which of its rows are dead, which is on disk."""
+    file = _HashedFile(directory / f"{uuid4().hex}.dead")
+    file.write(np.nonzero(~alive)[0].astype("<u4").tobytes())
+    files = {name: digest for name, digest in segment.files.items() if name != segment.dead}
+    files[file.path.name] = file.close()
+    return Segment(segment.name, segment.rows, file.path.name, files)
