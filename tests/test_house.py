@@ -56,6 +56,7 @@ COMMANDS = [
     ["doctor"],
     ["import"],
     ["init"],
+    ["index"],
     ["train"],
     ["train", "encoders"],
     ["train", "generator"],
@@ -176,6 +177,7 @@ def test_configuration_stops_at_the_factory() -> None:
     known |= {"doctor", "parity"}  # which open engines as a run does
     known |= {"run.explain", "run.again"}  # which open all of a run but its engine
     known |= {"run.calibrate"}  # which asks what a run was given
+    known |= {"cli.corpus", "run.index"}  # which take from them what retrieval needs
     known |= {"train.settings"}  # what a table calls our columns is declared once
     known |= {"parts"}  # which knows where the demo bundle is
     known |= {"cli.init"}  # which writes a file of them

@@ -19,6 +19,7 @@ import typer
 from mmrag_batch import __version__
 from mmrag_batch.cli.calibration import calibration
 from mmrag_batch.cli.checks import Table, checks
+from mmrag_batch.cli.corpus import corpus
 from mmrag_batch.cli.datasets import datasets
 from mmrag_batch.cli.demo import demo
 from mmrag_batch.cli.facts import Json, print_json
@@ -74,6 +75,7 @@ app.add_typer(setup)
 app.add_typer(checks)
 app.add_typer(calibration)
 app.add_typer(datasets)
+app.add_typer(corpus)
 app.add_typer(train, name="train", cls=Group)
 app.add_typer(export, name="export", cls=Group)
 app.add_typer(demo, name="demo", cls=Group)

@@ -80,6 +80,21 @@ class Embedder:
         self._encode(window)
         return [self._assemble(window, *asked) for asked in zip(rows, questions)]
 
+    def embed_documents(self, documents: Sequence[Document]) -> list[Embedding | RowError]:
+        """The embedding of each document, none of which is a PDF of several pages, or why there is
+        none."""
+        window = _Window()
+        for document in documents:
+            self._collect(window, document.text, document.image)
+        self._encode(window)
+        results: list[Embedding | RowError] = []
+        for document in documents:
+            try:
+                results.append(self._embedding(window, document.text, document.image))
+            except RowError as error:
+                results.append(error)
+        return results
+
     def _collect_row(self, window: _Window, row: Row) -> Question | None:
         """The question, with the pages of its PDFs, once all that it needs is noted."""
         if row.error is not None or row.question is None:

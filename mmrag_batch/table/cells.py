@@ -63,7 +63,7 @@ def parse_documents(
     if not items:
         return ()
     documents = tuple(
-        _parse_document(number, item, names, notes) for number, item in enumerate(items)
+        parse_document(number, item, names, notes) for number, item in enumerate(items)
     )
     ids: set[str] = set()
     for number, document in enumerate(documents):
@@ -75,7 +75,11 @@ def parse_documents(
     return documents
 
 
-def _parse_document(number: int, item: object, names: Names, notes: list[str] | None) -> Document:
+def parse_document(
+    number: int, item: object, names: Names = AS_THEY_ARE, notes: list[str] | None = None
+) -> Document:
+    """The document that an item of a list is, called by its number unless it has an id. Raises
+    RowError `bad_documents`."""
     if isinstance(item, str):
         if names_source(item):  # what it names may not be there: then it is a problem, and no text
             return Document(id=str(number), text=None, image=item)

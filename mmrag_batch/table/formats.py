@@ -109,6 +109,11 @@ def used_columns(columns: Sequence[str], names: Names = AS_THEY_ARE) -> dict[str
     return used | {name: theirs for name, theirs in found.items() if name in COLUMNS}
 
 
+def read_any(path: Path) -> Iterator[Record]:
+    """The rows of a table that need not be one of questions, as it calls its columns."""
+    return _reader(path).records(path)
+
+
 def describe(path: Path, columns: Sequence[str], names: Names = AS_THEY_ARE) -> str:
     """What a table was taken for: its format, its columns that are ours, and how many others."""
     table_format = _reader(path)

@@ -39,7 +39,7 @@ UP_FRONT = """
 """.split()
 WHEN_CALLED = """
     typer._adapters filelock mmrag_batch.factory mmrag_batch.run.predict mmrag_batch.run.merge
-    mmrag_batch.run.status mmrag_batch.generation.answerer
+    mmrag_batch.run.status mmrag_batch.run.index mmrag_batch.generation.answerer
     mmrag_batch.generation.engines.scripted mmrag_batch.generation.engines.scripted_worker
     mmrag_batch.retrieval.retriever mmrag_batch.retrieval.sessions mmrag_batch.retrieval.embedder
     mmrag_batch.images.loader

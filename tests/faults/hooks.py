@@ -53,6 +53,12 @@ def settle(changes: Mapping[str, Any]) -> None:
         mock.patch(name, _rewriting(pkgutil.resolve_name(name), count)).start()
 
 
+def make_small_segments(documents: int) -> None:
+    """Let a segment of a corpus have as few documents, which are looked up in twos."""
+    mock.patch("mmrag_batch.run.corpus_writer.SEGMENT", documents).start()
+    mock.patch("mmrag_batch.run.index.BATCH", 2).start()
+
+
 def spare_the_start() -> None:
     """Let the command in this process know already what it is made of and runs on."""
     mock.patch("mmrag_batch.run.predict.find_versions", VERSIONS.copy).start()

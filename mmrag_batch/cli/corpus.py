@@ -1,0 +1,94 @@
+"""The command that makes a corpus."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmrag_batch.cli.logs import start_logging
+from mmrag_batch.errors import PartialError
+from mmrag_batch.masking import mask
+from mmrag_batch.settings import load_predict_settings
+
+corpus = typer.Typer(rich_markup_mode=None)
+
+
+@corpus.command("index")
+def _index(
+    docs: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DOCS",
+            help="A table with `id`, `text`, `title` or `image`, or a folder of texts, pictures "
+            "and PDFs.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The corpus: a folder.")],
+    bundle: Annotated[
+        Path | None, typer.Option(help="The models.  [default: the demo bundle]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where they run.  [default: auto]")] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Where image paths start.  [default: the folder of DOCS]")
+    ] = None,
+    allow_media_domain: Annotated[
+        str | None, typer.Option(help="Hosts to fetch images from, with commas.  [default: none]")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="What DOCS calls our columns: text=body,image=photo")
+    ] = None,
+    embedding_cache: Annotated[
+        Path | None,
+        typer.Option(help="A folder that keeps embeddings.  [default: OUT/embeddings]"),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Embed one part of the documents alone, as 0/4.  [default: by Slurm]"),
+    ] = None,
+) -> None:
+    """Make OUT the corpus of all documents in DOCS, for `predict --corpus OUT`.
+
+    The same command again costs what is new, changed or removed in DOCS, and goes on where one that
+    was stopped had come. Shards embed their parts, on as many machines; then the command without a
+    shard writes the corpus. Exits with 3 if documents were left out, each told by its line.
+    """
+    given = {
+        "bundle": bundle,
+        "device": device,
+        "image_root": image_root,
+        "allow_media_domain": allow_media_domain,
+        "columns": columns,
+        "embedding_cache": embedding_cache,
+        "shard": shard,
+    }
+    settings = load_predict_settings(docs, out, given, environ=os.environ)
+    start_logging()
+    from mmrag_batch.cli.models import alone
+    from mmrag_batch.extras import requires
+
+    with requires("cpu"):
+        from mmrag_batch.run.index import index
+        from mmrag_batch.run.shards import find_shard
+
+    part = find_shard(settings.shard, os.environ, out)
+
+    def report(problem: str) -> None:
+        typer.echo(mask(problem))
+
+    if part is not None:
+        done = index(settings, report, part)
+        typer.echo(f"{out}: {done.added:,} documents of shard {part.index}/{part.count} embedded.")
+        return
+    with alone(out):
+        done = index(settings, report)
+    typer.echo(
+        f"{out}: {done.documents:,} documents; {done.added:,} added or changed, {done.removed:,} "
+        f"removed. Next: mmrag-batch predict in.csv out.csv --corpus {shlex.quote(str(out))}"
+    )
+    if done.broken:
+        raise PartialError(
+            f"{done.broken:,} documents were left out, as told above. Mend them, then run the same "
+            "command again: it costs only these."
+        )
