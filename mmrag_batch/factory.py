@@ -20,7 +20,6 @@ from mmrag_batch.stages import ImageStore, OpenStage, Stage
 
 if TYPE_CHECKING:
     from mmrag_batch.generation.rendering import Rendering
-    from mmrag_batch.images.loader import ImageLoader
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +29,19 @@ def split_hosts(setting: str) -> list[str]:
     return [host.strip() for host in setting.split(",") if host.strip()]
 
 
-def open_images(settings: PredictSettings) -> "ImageLoader":
-    """Where the images of a run come from."""
+def open_images(settings: PredictSettings) -> ImageStore:
+    """Where the images of a run come from. Raises what `read_corpus` does."""
+    from mmrag_batch.images.both import TableAndCorpus
     from mmrag_batch.images.loader import ImageLoader
+    from mmrag_batch.retrieval.corpus_manifest import read_corpus
 
     root = settings.image_root or settings.input.parent
-    return ImageLoader(root, hosts=split_hosts(settings.allow_media_domain))
+    hosts = split_hosts(settings.allow_media_domain)
+    images = ImageLoader(root, hosts=hosts)
+    if settings.corpus is None:
+        return images
+    root = settings.corpus / read_corpus(settings.corpus).image_root
+    return TableAndCorpus(images, ImageLoader(root, hosts=hosts))
 
 
 def load_bundle(settings: PredictSettings, *, weights: bool = True) -> Bundle:
@@ -63,12 +69,12 @@ def open_retrieval(
     settings: PredictSettings, bundle: Bundle, images: ImageStore
 ) -> Iterator[Stage]:
     """The stage that finds evidence."""
-    from mmrag_batch.retrieval.candidates import open_source
+    from mmrag_batch.retrieval.candidates import name_source, open_source
     from mmrag_batch.retrieval.retriever import Retriever
 
     threads = retrieval_cores() if _engine_name(settings) == "vllm" else None
     with _loading("retriever"), _blaming(bundle.retriever_dir):
-        source = open_source(settings.candidates, settings, bundle, images, threads)
+        source = open_source(name_source(settings), settings, bundle, images, threads)
     yield Retriever(source)
 
 

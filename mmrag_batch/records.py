@@ -57,6 +57,14 @@ class Evidence:
     score: float
 
 
+class Found(NamedTuple):
+    """What a search of documents that all rows share has found for a question: a digest of the
+    evidence, all of it that a generator is shown, and the version of what was searched."""
+
+    version: str
+    digest: str
+
+
 @dataclass(frozen=True, slots=True)
 class TextProbability:
     """How probable a text was that a generator wrote token by token, from 0 to 1.
@@ -116,7 +124,8 @@ class Row:
     `problems` are documents that were left out (the row is still answered, as `degraded`).
     `images` are the SHA-256 (hex) of the image files that the question names, by source, None for
     one that cannot be read. `notes` are what was read otherwise than it was written, or not at all.
-    `usage` is what it cost, where somebody counts.
+    `usage` is what it cost, where somebody counts. `found` is set where documents that rows share
+    were searched.
     """
 
     number: int
@@ -131,3 +140,4 @@ class Row:
     images: dict[str, str | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
+    found: Found | None = None

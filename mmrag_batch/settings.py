@@ -108,6 +108,9 @@ class PredictSettings:
     candidates: str = setting(
         NAME, "row", "Whose documents: row, or given, in the row's order.", changes_answers=True
     )
+    corpus: Path | None = setting(
+        PATH, None, "Documents for all rows: a folder that `index` wrote.", repeated=True
+    )
     top_k: int | None = setting(
         number(0, 100),
         None,

@@ -161,6 +161,12 @@ def describe(source: str) -> str:
     return f"; it looks {first}" if first else ""
 
 
+CORPUS = "corpus:"
+"""What the id of a document begins with that is not the row's own."""
+CORPUS_FILE = "corpus://"
+"""What the source of its image begins with: the path is one below the corpus' image root."""
+
+
 def image_files(question: Question) -> Iterator[str]:
     """The sources of a question's images, but for those inside the table, which cannot change."""
     sources = (question.image, *(document.image for document in question.documents))

@@ -36,7 +36,7 @@ PAGES = (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").g
 COMMAND = re.compile(r"^    ((?:mmrag-batch|python) .*)$|`((?:mmrag-batch|python) [^`]+)`", re.M)
 GROUPS = {"train": train, "demo": demo}
 TABLES_OF = {
-    *("predict", "merge", "validate", "evaluate", "calibrate"),
+    *("index", "predict", "merge", "validate", "evaluate", "calibrate"),
     *("status", "explain", "report"),
 }
 PACKAGES = ("mmrag_batch", "train", "export")
@@ -75,6 +75,10 @@ def checkout(tmp_path: Path) -> Path:
     for ours, theirs in names.items():
         table = table.replace(f",{ours},", f",{theirs},", 1)
     (tmp_path / "others.csv").write_text(table)
+    (documents,) = re.findall(
+        r"^```csv\n(.*?)^```", (ROOT / "docs" / "corpus.md").read_text(), re.M | re.S
+    )
+    (tmp_path / "docs.csv").write_text(documents)
     shutil.copytree(DEMO_BUNDLE, tmp_path / "my-bundle")
     return tmp_path
 

@@ -175,14 +175,16 @@ def test_configuration_stops_at_the_factory() -> None:
     users = {module for module, other in ARROWS if other == "mmrag_batch.settings"}
     known = {"api", "cli.app", "cli.checks", "factory", "run.plan", "run.predict", "testing"}
     known |= {"doctor", "parity"}  # which open engines as a run does
-    known |= {"run.explain", "run.again"}  # which open all of a run but its engine
+    known |= {"run.explain", "run.again", "run.recall"}  # which open all of a run but its engine
     known |= {"run.calibrate"}  # which asks what a run was given
     known |= {"cli.corpus", "run.index"}  # which take from them what retrieval needs
     known |= {"train.settings"}  # what a table calls our columns is declared once
     known |= {"parts"}  # which knows where the demo bundle is
     known |= {"cli.init"}  # which writes a file of them
     openers = {"generation.engine"}
-    openers |= {f"retrieval.{name}" for name in ("candidates", "given", "retriever")}
+    openers |= {
+        f"retrieval.{name}" for name in ("candidates", "corpus_source", "given", "retriever")
+    }
     engines = {module for module in users if is_below(module, "mmrag_batch.generation.engines")}
     assert users - engines <= {f"mmrag_batch.{module}" for module in known | openers}
 

@@ -1,7 +1,7 @@
 """The commands that look and change no answer: at a table, an output, a run, this machine."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -113,6 +113,10 @@ def evaluate(
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many rows --ablate asks at most.")] = 300,
     store: Store = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rank once more, for recall among so many documents as well."),
+    ] = None,
     log_to: Annotated[TrackerName, typer.Option(help="Send the figures there as well.")] = "none",
     json_: Json = False,
 ) -> None:
@@ -135,6 +139,10 @@ def evaluate(
     names = parse_names(settings.columns)
     wanted = [] if ablate is None else parse_ablations(ablate)
     metrics = measure(output, by=by or [], reading=labels, names=names)
+    if depth is not None:
+        from mmrag_batch.run.depth import measure_depth
+
+        metrics = replace(metrics, candidates=measure_depth(output, depth, {"columns": columns}))
     compared = []
     if wanted:
         start_logging()

@@ -56,11 +56,13 @@ class Scores:
 @dataclass(frozen=True, slots=True)
 class Metrics:
     """The figures of a whole file, and of the rows of each value of each column asked for; and how
-    its labels were read, in words."""
+    its labels were read, in words. `candidates` are the figures of retrieval among more documents
+    than were kept, where that was asked for."""
 
     overall: Scores
     by: dict[str, dict[str, Scores]]
     labels: list[str]
+    candidates: Retrieval | None = None
 
 
 def evaluate(

@@ -40,7 +40,16 @@ def as_text(metrics: Metrics) -> str:
     for column, scores in metrics.by.items():
         groups |= {f"{column}={value}": its for value, its in scores.items()}
     table = _align(tabulate(list(groups.items()), metrics.overall))
-    return "\n".join([*table, *([""] if metrics.labels else []), *metrics.labels])
+    said = [*_candidates(metrics), *metrics.labels]
+    return "\n".join([*table, *([""] if said else []), *said])
+
+
+def _candidates(metrics: Metrics) -> Iterator[str]:
+    if (found := metrics.candidates) is not None:
+        figures = [f"recall@{k} {value:.3f}" for k, value in found.recall.items()]
+        figures += [f"success@{found.depth} {found.success[found.depth]:.3f}"]
+        figures += [f"MRR@{found.depth} {found.mrr:.3f}", f"nDCG@{found.depth} {found.ndcg:.3f}"]
+        yield f"candidates: {', '.join(figures)} ({found.rows:,} rows, ranked once more)."
 
 
 def tell_ablations(comparisons: Sequence[Comparison]) -> str:

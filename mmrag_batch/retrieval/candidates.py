@@ -35,23 +35,36 @@ Open = Callable[[PredictSettings, Bundle, ImageStore, int | None], Candidates]
 
 class Source(NamedTuple):
     """How a source is opened: by a function, or by one named `module:function` that nothing imports
-    before. `key` gives what answers depend on beyond the row, such as the hash of a corpus; `extra`
-    is what to install."""
+    before. `key` gives what answers depend on beyond the row: where it changes, every row is asked.
+    `version` is that of documents which come and go: where it changes, rows are asked for which
+    others are found; they get a `found`. `extra` is what to install."""
 
     open: Open | str
     key: Callable[[PredictSettings], str] = lambda _: ""
     extra: str | None = None
+    version: Callable[[PredictSettings], str] | str = lambda _: ""
 
 
 SOURCES: dict[str, Source] = {
     "row": Source("mmrag_batch.retrieval.retriever:open_row_documents", extra="cpu"),
     "given": Source("mmrag_batch.retrieval.given:open_given_documents"),
+    "corpus": Source(
+        "mmrag_batch.retrieval.corpus_source:open_corpus",
+        extra="cpu",
+        version="mmrag_batch.retrieval.corpus_source:find_version",
+    ),
 }
 
 
 def add_source(name: str, open_source: Open, *, key: Callable[[PredictSettings], str]) -> None:
     """Let `--candidates NAME` mean this source."""
     SOURCES[name] = Source(open_source, key)
+
+
+def name_source(settings: PredictSettings) -> str:
+    """Which source these settings ask for: a corpus that is named is one."""
+    is_corpus = settings.corpus is not None and settings.candidates == "row"
+    return "corpus" if is_corpus else settings.candidates
 
 
 def find_source(name: str) -> Source:

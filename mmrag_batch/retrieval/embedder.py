@@ -68,17 +68,18 @@ class Embedder:
         self._cache = cache
         self._images = images
 
-    def embed(self, rows: Sequence[Row]) -> list[EmbeddedRow | None]:
-        """One entry a row; None for one without documents, or with an error, which it may now get.
+    def embed(self, rows: Sequence[Row], *, bare: bool = False) -> list[EmbeddedRow | None]:
+        """One entry a row; None for one without documents, unless `bare` ones are embedded as well,
+        or with an error, which it may now get.
 
         A question with a broken image becomes a row error. A document with a broken image is left
         out and noted in `row.problems`. A PDF is as many documents as it has pages. The digests of
         a row's image files go to `row.images`.
         """
         window = _Window()
-        questions = [self._collect_row(window, row) for row in rows]
+        questions = [self._collect_row(window, row, bare=bare) for row in rows]
         self._encode(window)
-        return [self._assemble(window, *asked) for asked in zip(rows, questions)]
+        return [self._assemble(window, *asked, bare=bare) for asked in zip(rows, questions)]
 
     def embed_documents(self, documents: Sequence[Document]) -> list[Embedding | RowError]:
         """The embedding of each document, none of which is a PDF of several pages, or why there is
@@ -95,12 +96,12 @@ class Embedder:
                 results.append(error)
         return results
 
-    def _collect_row(self, window: _Window, row: Row) -> Question | None:
+    def _collect_row(self, window: _Window, row: Row, *, bare: bool) -> Question | None:
         """The question, with the pages of its PDFs, once all that it needs is noted."""
         if row.error is not None or row.question is None:
             return None
         question = with_pages(row.question, self._images)
-        if question.documents:
+        if question.documents or bare:
             self._collect(window, question.text, question.image)
         for document in question.documents:
             self._collect(window, document.text, document.image)
@@ -163,11 +164,13 @@ class Embedder:
             window.vectors[key] = vector
             self._cache.put(key, vector)
 
-    def _assemble(self, window: _Window, row: Row, question: Question | None) -> EmbeddedRow | None:
+    def _assemble(
+        self, window: _Window, row: Row, question: Question | None, *, bare: bool
+    ) -> EmbeddedRow | None:
         if question is None:
             return None
         try:
-            if not question.documents:
+            if not question.documents and not bare:
                 self._raise_error(window, question.image)
                 return None
             question_embedding = self._embedding(window, question.text, question.image)

@@ -102,7 +102,7 @@ class Retriever:
 
     def __init__(self, candidates: Candidates) -> None:
         self._candidates = candidates
-        self.window = WINDOW
+        self.window: int = getattr(candidates, "window", WINDOW)
 
     def __call__(self, rows: Iterable[Row], /) -> Iterator[Row]:
         for window in in_batches(rows, self.window):
@@ -154,14 +154,14 @@ def open_row_documents(
     spec, directory = bundle.manifest.retriever, bundle.retriever_dir
     if spec is None:
         return NoDocuments(images)
-    device, store = find_device(settings.device), _store(settings, bundle, spec)
+    device, store = find_device(settings.device), find_store(settings, bundle, spec)
     embedder = open_embedder(directory, spec, images, device=device, threads=threads, store=store)
     towers = Towers(directory, device=device, threads=threads)
     top_k = bundle.manifest.generator.top_k if settings.top_k is None else settings.top_k
     return RowDocuments(embedder, towers, top_k=top_k, temperature=spec.temperature)
 
 
-def _store(settings: PredictSettings, bundle: Bundle, spec: RetrieverSpec) -> Path | None:
+def find_store(settings: PredictSettings, bundle: Bundle, spec: RetrieverSpec) -> Path | None:
     """Where embeddings of the bundle's encoders are kept."""
     if settings.embedding_cache is None:
         return None

@@ -13,6 +13,7 @@ from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import Prompt
 from mmrag_batch.records import Evidence, Problem, Row
 from mmrag_batch.report.explanation import Sent
+from mmrag_batch.retrieval.candidates import name_source
 from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import ImageStore
 
@@ -62,7 +63,7 @@ def _rank(
 ) -> None:
     """The evidence of a row; of its own documents, all that can be read are ranked."""
     top_k = bundle.manifest.generator.top_k if settings.top_k is None else settings.top_k
-    asked = ALL if settings.candidates == "row" else top_k
+    asked = ALL if name_source(settings) == "row" else top_k
     alone = replace(settings, top_k=asked, engine="transformers")  # which leaves it all cores
     with open_retrieval(alone, bundle, images) as retrieve:
         [done] = retrieve([row])

@@ -6,13 +6,14 @@ found, nor any column that only passes through or is needed by evaluation alone.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 
 from mmrag_batch.bundle import BundleManifest
+from mmrag_batch.errors import InputError
 from mmrag_batch.generation.engine import find_engine
 from mmrag_batch.images.pixels import PIXELS_VERSION
-from mmrag_batch.records import Question
+from mmrag_batch.records import Found, Question
 from mmrag_batch.retrieval.candidates import digest_files
 from mmrag_batch.stages import ImageStore
 
@@ -22,6 +23,9 @@ OWN = "the bundle's"
 FREE_FORM_VERSION = 2
 """What is kept of an answer in free form: since 2, how probable it was. It is asked again where it
 was kept without."""
+CORPUS = "corpus"
+"""The one of the settings that says which documents there were for all rows: it may change, as a
+table may."""
 AnswerSettings = Mapping[str, object]
 """Everything but the question that an answer depends on, as JSON has it."""
 
@@ -45,13 +49,17 @@ def answer_settings(bundle: BundleManifest, asked: Mapping[str, object]) -> dict
     }
 
 
-def differences(before: AnswerSettings, now: AnswerSettings) -> list[str]:
-    """What is not as it was: each field, what it was and what it is."""
+def differences(
+    before: AnswerSettings, now: AnswerSettings, *, may_change: Collection[str] = ()
+) -> list[str]:
+    """What is not as it was: each field, what it was and what it is; without those that
+    `may_change`, where both have them."""
     fields = [*before, *(name for name in now if name not in before)]
     return [
         f"{name}: was {_short(before.get(name))}, is {_short(now.get(name))}"
         for name in fields
         if before.get(name) != now.get(name)
+        if not (name in may_change and name in before and name in now)
     ]
 
 
@@ -72,6 +80,25 @@ def key_maker(settings: AnswerSettings) -> Callable[[Question], bytes]:
         return hashlib.blake2b(means.encode(), key=secret, digest_size=KEY_BYTES).digest()
 
     return key_of
+
+
+def found_key_maker(settings: AnswerSettings) -> Callable[[Question, Found], bytes]:
+    """A function that gives the key under which an answer is found again by the evidence that a
+    corpus had for its question, whatever else came or went there. It raises InputError where
+    another version was searched than these settings name."""
+    version = settings.get(CORPUS)
+    key_of = key_maker({name: value for name, value in settings.items() if name != CORPUS})
+
+    def key_of_found(question: Question, found: Found) -> bytes:
+        if found.version != version:
+            raise InputError(
+                "The corpus was changed while the run began. Run the same command again: it asks "
+                "the rows for which there is other evidence."
+            )
+        means = key_of(question) + found.digest.encode()
+        return hashlib.blake2b(means, digest_size=KEY_BYTES).digest()
+
+    return key_of_found
 
 
 def digest_of(images: Mapping[str, str | None]) -> bytes:

@@ -11,14 +11,14 @@ from pathlib import Path
 from mmrag_batch.bundle import read_manifest, sha256
 from mmrag_batch.declare import SWITCH, settings_of
 from mmrag_batch.errors import ConfigError, InternalError, MmragError, OutputError
-from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.masking import mask
+from mmrag_batch.plugs import load
 from mmrag_batch.records import Question, Status
-from mmrag_batch.retrieval.candidates import find_source
+from mmrag_batch.retrieval.candidates import find_source, name_source
 from mmrag_batch.run.answers import STATUSES, Kept
 from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.job import NOTE, Job
-from mmrag_batch.run.keys import OWN, answer_settings, differences, digest_images
+from mmrag_batch.run.keys import CORPUS, OWN, answer_settings, differences, digest_images
 from mmrag_batch.run.lock import Lock, is_held, read_holder
 from mmrag_batch.run.manifest import FORMAT, Manifest, check_replaceable, find_published, settle
 from mmrag_batch.run.mending import move_aside
@@ -32,6 +32,7 @@ from mmrag_batch.settings import (
     flag_of,
     load_predict_settings,
 )
+from mmrag_batch.stages import ImageStore
 from mmrag_batch.table.names import parse_names
 
 log = logging.getLogger(__name__)
@@ -109,8 +110,12 @@ def find_answer_settings(settings: PredictSettings) -> dict[str, object]:
     declared = settings_of(type(settings)).items()
     asked = {name: getattr(settings, name) for name, one in declared if one.changes_answers}
     values = answer_settings(read_manifest(settings.bundle), asked)
-    if key := find_source(settings.candidates).key(settings):
+    values["candidates"] = name_source(settings)
+    source = find_source(name_source(settings))
+    if key := source.key(settings):
         values["documents"] = key
+    if version := load(source.version)(settings):
+        values[CORPUS] = version
     return values
 
 
@@ -118,7 +123,7 @@ def check_documents(settings: PredictSettings, survey: Survey) -> None:
     """Raise ConfigError where rows have documents and the bundle has no retriever for them."""
     manifest = read_manifest(settings.bundle)
     top_k = manifest.generator.top_k if settings.top_k is None else settings.top_k
-    is_needed = settings.candidates == "row" and top_k > 0 and survey.with_documents > 0
+    is_needed = name_source(settings) == "row" and top_k > 0 and survey.with_documents > 0
     if is_needed and manifest.retriever is None:
         bundle = shlex.quote(str(settings.bundle))
         raise ConfigError(
@@ -137,7 +142,7 @@ def statuses_to_ask(settings: PredictSettings) -> frozenset[Status]:
     return frozenset(status for status, is_wanted in wanted.items() if is_wanted)
 
 
-def find_acceptable(settings: PredictSettings, images: ImageLoader) -> Accepts:
+def find_acceptable(settings: PredictSettings, images: ImageStore) -> Accepts:
     """A function that says whether an answer will do: not if it is to be asked again, or with
     `verify_inputs` if an image that it rests on is not what it was."""
     again = statuses_to_ask(settings)
@@ -181,7 +186,7 @@ def check_same(
         before = manifest.settings
     else:
         return
-    if changes := differences(before, now):
+    if changes := differences(before, now, may_change=(CORPUS,)):
         raise ConfigError(f"{output} was begun with something else: {'; '.join(changes)}. {ANEW}")
     if store.is_empty():
         raise ConfigError(

@@ -24,7 +24,7 @@ from mmrag_batch.run.adopt import adopt
 from mmrag_batch.run.answers import Start
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.job import Job, note_job
-from mmrag_batch.run.keys import key_maker
+from mmrag_batch.run.keys import found_key_maker, key_maker
 from mmrag_batch.run.lock import Lock, describe_process, hold_lock
 from mmrag_batch.run.manifest import Manifest, find_published
 from mmrag_batch.run.mending import mending
@@ -44,6 +44,7 @@ from mmrag_batch.run.plan import (
 )
 from mmrag_batch.run.progress import RowProgress
 from mmrag_batch.run.publish import check_failures, publish
+from mmrag_batch.run.recall import recall
 from mmrag_batch.run.shards import Shard, claiming, find_shard, open_folder, shard_paths
 from mmrag_batch.run.signals import StopSignals
 from mmrag_batch.run.store import AnswerStore
@@ -208,6 +209,7 @@ class _Run:
         note_job(store, self.job, settings.output, tasks)
         if survey.missing and not settings.fresh and not settings.verify_inputs:
             adopt(store, others, survey, statuses_to_ask(settings))
+            recall(settings, self.job, store, survey, self.executor, self.stop)
         missing = survey.missing
         kept = len(rows) - missing - survey.unreadable
         log.info(
@@ -232,7 +234,8 @@ class _Run:
         tell_versions(store.starts(), start)
         store.begin(start)
         self.at_work.append((store, start))
-        work = Work(survey, store, start, key_maker(self.job.settings), busy)
+        keys = self.job.settings
+        work = Work(survey, store, start, key_maker(keys), busy, found_key_maker(keys))
         progress = RowProgress(len(rows), quiet=settings.quiet, done=len(rows) - missing)
 
         def report(counts: Mapping[Status, int]) -> None:

@@ -16,7 +16,7 @@ from mmrag_batch.errors import (
     StorageError,
 )
 from mmrag_batch.execute.executor import Executor
-from mmrag_batch.records import Answer, Row, Status
+from mmrag_batch.records import Answer, Found, Question, Row, Status
 from mmrag_batch.run.answers import STATUSES, Start, answer_of, to_kept, tokens_in_words
 from mmrag_batch.run.database import DamagedError
 from mmrag_batch.run.keys import digest_of
@@ -36,7 +36,8 @@ log = logging.getLogger(__name__)
 class Work:
     """Rows without an answer, each question once, and what becomes of them.
 
-    Rows in `busy` are left to who is at them. `start` counts what is done.
+    Rows in `busy` are left to who is at them. `start` counts what is done. What was answered from a
+    corpus is also kept under the key that `key_of_found` gives.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class Work:
         start: Start,
         key_of: KeyMaker,
         busy: Collection[range] = (),
+        key_of_found: Callable[[Question, Found], bytes] | None = None,
     ) -> None:
         self._survey = survey
         self._store = store
         self._start = start
         self._key_of = key_of
         self._busy = busy
+        self._key_of_found = key_of_found
         self._lock = threading.Lock()
         self._keys: dict[int, bytes] = {}
         """Of the rows in work, by number."""
@@ -110,6 +113,10 @@ class Work:
         """Keep what became of a row, and of all that ask the same."""
         answer = answer_of(row)
         kept = to_kept(answer, start=self._start.id, images=digest_of(row.images))
+        if row.question and row.found and self._key_of_found:  # to be found again by the evidence
+            found = self._key_of_found(row.question, row.found)
+            if answer.status != "error":
+                self._store.keep(found, kept)
         with self._lock:
             key = self._keys.pop(row.number)
             self._start.asked += 1

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmrag_batch.errors import RowError
-from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import with_pages
 from mmrag_batch.records import Document, Problem, Question, Row
 from mmrag_batch.sources import document_problem
+from mmrag_batch.stages import ImageStore
 from mmrag_batch.table.formats import used_columns
 from mmrag_batch.table.names import AS_THEY_ARE, Names, tell_columns
 from mmrag_batch.table.output import check_names_are_free
@@ -31,7 +31,7 @@ class Finding(NamedTuple):
 
 def check_table(
     path: Path,
-    images: ImageLoader,
+    images: ImageStore,
     reading: Reading | None = None,
     *,
     names: Names = AS_THEY_ARE,
@@ -81,7 +81,7 @@ def facts_of(
     }
 
 
-def _check_rows(path: Path, images: ImageLoader, labels: Labels, names: Names) -> Iterator[Finding]:
+def _check_rows(path: Path, images: ImageStore, labels: Labels, names: Names) -> Iterator[Finding]:
     valid_digests: set[str] = set()
     notes: set[str] = set()
     for row in read_rows(path, names=names):
@@ -100,7 +100,7 @@ def _check_rows(path: Path, images: ImageLoader, labels: Labels, names: Names) -
 
 
 def _check_question(
-    question: Question, images: ImageLoader, valid_digests: set[str]
+    question: Question, images: ImageStore, valid_digests: set[str]
 ) -> Iterator[tuple[Problem, bool]]:
     if question.image is not None and (
         error := _check_image(question.image, images, valid_digests)
@@ -129,7 +129,7 @@ def _check_truth(
             yield Problem("bad_relevant", f"relevant: {name!r} is no page that can be read")
 
 
-def _check_image(source: str, images: ImageLoader, valid_digests: set[str]) -> RowError | None:
+def _check_image(source: str, images: ImageStore, valid_digests: set[str]) -> RowError | None:
     try:
         digest = images.digest(source)
         if digest not in valid_digests:

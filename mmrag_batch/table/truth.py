@@ -17,7 +17,7 @@ from typing import Literal
 
 from mmrag_batch.errors import RowError
 from mmrag_batch.records import Document, Question, Row
-from mmrag_batch.sources import may_be_pdf, name_page, split_page
+from mmrag_batch.sources import CORPUS, may_be_pdf, name_page, split_page
 from mmrag_batch.table.cells import parse_choices
 from mmrag_batch.table.names import AS_THEY_ARE, Names
 from mmrag_batch.table.record import Record
@@ -183,6 +183,8 @@ def find_relevant(
 
     The cell lists ids (texts) and 0-based indices (integers), or is one of these. A document with
     an image may be a PDF: its pages are named as `ID#page=N`, and are left out beside all of it.
+    What begins with `corpus:` is a document of a corpus, and so is all that is named by a row which
+    has no documents.
     """
     column, expected = "relevant", "a list of document ids or 0-based indices"
     if isinstance(cell, int | float) and not is_empty(cell):
@@ -203,14 +205,17 @@ def find_relevant(
         index = _read_index(item, documents) if not isinstance(item, str) else None
         if index is not None:
             relevant_ids.add(documents[index].id)
-        elif isinstance(item, str) and item in ids:
+        elif isinstance(item, str) and (item in ids or item.startswith(CORPUS)):
             relevant_ids.add(item)
+        elif isinstance(item, str | int) and not documents:
+            relevant_ids.add(f"{CORPUS}{item}")
         elif isinstance(item, str) and (page := split_page(item))[0] in pdfs and page[1]:
             relevant_ids.add(name_page(page[0], page[1]))
         else:
             what = "the id or the index of a document of the row"
             errors.append(expected_error("bad_relevant", column, what, item, number))
-    named_twice = {one for one in relevant_ids - ids if _whole_of(one, ids) in relevant_ids}
+    wholes = {one: split_page(one)[0] for one in relevant_ids - ids}
+    named_twice = {one for one, whole in wholes.items() if whole != one and whole in relevant_ids}
     return frozenset(relevant_ids - named_twice), tuple(errors)
 
 
@@ -219,7 +224,8 @@ def find_ranks(
 ) -> tuple[int, ...]:
     """The ranks, from 1, at which relevant documents are found among the ids of evidence. Of one
     that is relevant as a whole, the first page counts and no other."""
-    ids, wanted, ranks = {document.id for document in documents}, set(relevant), []
+    wanted, ranks = set(relevant), []
+    ids = {one.id for one in documents} | {one for one in wanted if one.startswith(CORPUS)}
     for rank, name in enumerate(evidence, start=1):
         found = name if name in wanted else _whole_of(name, ids)
         if found in wanted:

@@ -1,0 +1,212 @@
+"""What a corpus of a million documents costs: to make, to change, to search.
+
+    python -m benchmarks.corpus [--documents 1000000] [--folder DIR]
+
+Vectors of 1,024 dimensions in overlapping clusters stand in for what encoders and tower would give,
+which takes days; the rest is what `mmrag-batch index` and `predict --corpus` run. Each step is a
+process of its own; its seconds are those of the processor, user and system. Beside the search there
+is a plain product in numpy, which finds the same. Prints two tables in Markdown.
+"""
+
+import csv
+import json
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from subprocess import PIPE, Popen
+from time import process_time
+from typing import Annotated
+from unittest import mock
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from mmrag_batch.errors import RowError
+from mmrag_batch.records import Document
+from mmrag_batch.retrieval.corpus import Corpus
+from mmrag_batch.retrieval.corpus_manifest import Models
+from mmrag_batch.retrieval.embedder import Embedding
+from mmrag_batch.retrieval.preprocess import Floats
+from mmrag_batch.run import index as indexing
+from mmrag_batch.settings import PredictSettings
+
+SIZE, CLUSTERS, NOISES, COUNT = 1024, 1000, 4093, 100
+CHANGED = 1000
+seconds_of_vectors = 0.0
+
+
+@cache
+def _parts() -> tuple[Floats, Floats]:
+    random = np.random.default_rng(0)
+    return (
+        random.standard_normal((CLUSTERS, SIZE), np.float32),
+        2 * random.standard_normal((NOISES, SIZE), np.float32),
+    )
+
+
+def make_vectors(numbers: Sequence[int]) -> Floats:
+    """(N, SIZE) unit vectors, each of its number alone: a cluster's centre, and noise of twice its
+    length that is turned on for each round of NOISES numbers."""
+    centres, noises = _parts()
+    vectors = np.empty((len(numbers), SIZE), np.float32)
+    for at, number in enumerate(numbers):
+        turns = number // NOISES % SIZE
+        vectors[at, turns:] = noises[number % NOISES, : SIZE - turns]
+        vectors[at, :turns] = noises[number % NOISES, SIZE - turns :]
+        vectors[at] += centres[number % CLUSTERS]
+    normed: Floats = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return normed
+
+
+def make_questions(count: int) -> Floats:
+    """(N, SIZE) unit vectors, each near to a document."""
+    near = make_vectors(range(7, 7 + 997 * count, 997))
+    random = np.random.default_rng(1)
+    near += 0.5 / SIZE**0.5 * random.standard_normal(near.shape, np.float32)
+    normed: Floats = near / np.linalg.norm(near, axis=1, keepdims=True)
+    return normed
+
+
+class MadeUp:
+    """An embedder and towers in one: the number that ends a text says which vector it has."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def embed_documents(self, documents: Sequence[Document]) -> list[Embedding | RowError]:
+        """What the tower below reads."""
+        numbers = [int((one.text or "").rpartition(" ")[2]) for one in documents]
+        return [Embedding(np.array([n], np.float32), np.ones(1, np.float32)) for n in numbers]
+
+    def documents(self, embeddings: Sequence[Embedding]) -> Floats:
+        """Their vectors, and how long that took."""
+        global seconds_of_vectors
+        started = process_time()
+        vectors = make_vectors([int(one.modalities[0]) for one in embeddings])
+        seconds_of_vectors += process_time() - started
+        return vectors
+
+
+def write_documents(path: Path, first: int, stop: int) -> None:
+    """A table of documents with a text of usual length."""
+    with path.open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["id", "text", "source"])
+        words = "a passage of a manual that says what the machine weighs and where it is kept " * 4
+        table.writerows((f"d{n}", f"{words}{n}", "manual") for n in range(first, stop))
+
+
+def index(folder: Path) -> dict[str, object]:
+    """Index the table in `folder`."""
+    settings = PredictSettings(folder / "docs.csv", folder / "corpus")
+    with (
+        mock.patch.object(indexing, "models_of", lambda _: Models("made", "up", SIZE)),
+        mock.patch.object(indexing, "open_embedder", MadeUp),
+        mock.patch.object(indexing, "Towers", MadeUp),
+    ):
+        done = indexing.index(settings, typer.echo)
+    return {"added": done.added, "removed": done.removed, "vectors": seconds_of_vectors}
+
+
+def search(folder: Path, questions: int) -> dict[str, object]:
+    """Search the corpus, and by a plain product as well."""
+    started = process_time()
+    corpus = Corpus(folder / "corpus")
+    opened = process_time() - started
+    asked = make_questions(questions)
+    started = process_time()
+    found = corpus.search(asked, COUNT)
+    exact = process_time() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    started = process_time()
+    places = multiply(corpus, asked)
+    plain = process_time() - started
+    same = np.mean([len(set(a) & set(b)) / COUNT for a, b in zip(found.places, places)])
+    return {"open": opened, "search": exact, "plain": plain, "same": float(same), "peak": peak}
+
+
+def multiply(corpus: Corpus, questions: Floats) -> list[NDArray[np.int64]]:
+    """The same by numpy alone, without a second look at what a product has rounded."""
+    scores: list[Floats] = []
+    places: list[NDArray[np.int64]] = []
+    for block in corpus._blocks():
+        products = questions @ block.vectors.astype(np.float32).T
+        if block.alive is not None:
+            products[:, ~block.alive] = -2
+        best = np.argpartition(-products, COUNT, axis=1)[:, :COUNT]
+        scores.append(np.take_along_axis(products, best, 1))
+        places.append(block.places[best])
+    together, there = np.concatenate(scores, axis=1), np.concatenate(places, axis=1)
+    best = np.argpartition(-together, COUNT, axis=1)[:, :COUNT]
+    return list(np.take_along_axis(there, best, 1))
+
+
+def run(*words: object) -> dict[str, float]:
+    """A step in a process of its own: what it says, its seconds and its peak memory in MiB."""
+    command = [sys.executable, "-m", "benchmarks.corpus", *map(str, words)]
+    process = Popen(command, stdout=PIPE, text=True)  # noqa: S603  # our own command
+    assert process.stdout is not None
+    said = process.stdout.read().strip().splitlines()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise typer.Exit(1)
+    seconds = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "memory": usage.ru_maxrss / 1024, **json.loads(said[-1])}
+
+
+def measure(folder: Path, documents: int) -> None:
+    """Every step, and its row."""
+    typer.echo("| step | documents | seconds | of these for vectors | peak memory, MiB |")
+    typer.echo("|---|---|---|---|---|")
+    ranges = {
+        "make": (0, documents),
+        "the same again": (0, documents),
+        f"add {CHANGED:,} and remove {CHANGED:,}": (CHANGED, documents + CHANGED),
+        "remove a third, which writes segments anew": (documents // 3, documents + CHANGED),
+    }
+    for name, (first, stop) in ranges.items():
+        write_documents(folder / "docs.csv", first, stop)
+        if name.startswith("remove"):
+            tell_search(folder)
+        done = run("--step", "index", "--folder", folder)
+        cells = f"{done['seconds']:.1f} | {done['vectors']:.1f} | {done['memory']:.0f}"
+        typer.echo(f"| {name} | {stop - first:,} | {cells} |")
+    size = sum(file.stat().st_size for file in (folder / "corpus").rglob("*") if file.is_file())
+    typer.echo(f"\n{size / 1e9:.2f} GB on disk in the end.")
+
+
+def tell_search(folder: Path) -> None:
+    """The rows of the second table, to the log, for the first is not finished."""
+    lines = ["| questions | open | search | a question | plain product | found alike | memory |"]
+    for questions in (64, 512):
+        done = run("--step", "search", "--folder", folder, "--questions", questions)
+        lines.append(
+            f"| {questions} | {done['open']:.1f} | {done['search']:.1f} s | "
+            f"{1000 * done['search'] / questions:.0f} ms | {done['plain']:.1f} s | "
+            f"{done['same']:.4f} | {done['peak']:.0f} MiB |"
+        )
+    typer.echo("\n".join(lines), err=True)
+
+
+def main(
+    documents: Annotated[int, typer.Option(help="In the corpus.")] = 1_000_000,
+    folder: Annotated[Path | None, typer.Option(help="Where it is made.")] = None,
+    step: Annotated[str | None, typer.Option(hidden=True)] = None,
+    questions: Annotated[int, typer.Option(hidden=True)] = 64,
+) -> None:
+    """Make, change and search a corpus."""
+    if step is not None and folder is not None:
+        done = index(folder) if step == "index" else search(folder, questions)
+        typer.echo(json.dumps(done))
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        measure(Path(name), documents)
+
+
+if __name__ == "__main__":
+    typer.run(main)
