@@ -56,9 +56,15 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def add_source(name: str, open_source: Open, *, key: Callable[[PredictSettings], str]) -> None:
+def add_source(
+    name: str,
+    open_source: Open,
+    *,
+    key: Callable[[PredictSettings], str],
+    version: Callable[[PredictSettings], str] = lambda _: "",
+) -> None:
     """Let `--candidates NAME` mean this source."""
-    SOURCES[name] = Source(open_source, key)
+    SOURCES[name] = Source(open_source, key, version=version)
 
 
 def name_source(settings: PredictSettings) -> str:
