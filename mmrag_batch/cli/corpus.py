@@ -65,7 +65,7 @@ def _index(
     }
     settings = load_predict_settings(docs, out, given, environ=os.environ)
     start_logging()
-    from mmrag_batch.cli.models import alone
+    from mmrag_batch.cli.making import alone
     from mmrag_batch.extras import requires
 
     with requires("cpu"):

@@ -16,7 +16,7 @@ from mmrag_batch.table.truth import Reading
 class Evaluation(Metrics):
     """Metrics that show themselves in a notebook: `page` is the head of the page of `report`."""
 
-    page: str = field(repr=False, compare=False)
+    page: str = field(default="", repr=False, compare=False)
 
     def _repr_html_(self) -> str:
         return self.page
@@ -43,4 +43,4 @@ def evaluate(
         comparison=None,
         ablations=(),
     )
-    return Evaluation(metrics.overall, metrics.by, metrics.labels, render_head(overview))
+    return Evaluation(metrics.overall, metrics.by, metrics.labels, page=render_head(overview))

@@ -215,7 +215,7 @@ def test_a_retrained_tower_needs_no_encoder(tmp_path: Path, encoded: list[object
 
 
 def test_one_command_at_a_time_writes_a_corpus(tmp_path: Path) -> None:
-    from mmrag_batch.cli.models import alone
+    from mmrag_batch.cli.making import alone
 
     docs = write_table(tmp_path / "docs.csv", facts(2))
     with alone(tmp_path / "corpus"):
