@@ -1,6 +1,9 @@
 """Which engine a run gets, and where it retrieves."""
 
 import ctypes
+import gc
+import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,3 +110,29 @@ def test_m03_auto_works_on_a_login_node_that_has_the_gpu_extra(
 
 def test_cores_are_parted_between_retrieval_and_the_engine() -> None:
     assert 1 <= machine.retrieval_cores() <= max(1, machine.cores() // 2)
+
+
+def test_a_part_that_is_loaded_is_told_and_the_collector_rests_meanwhile(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "mmrag_batch")
+    with factory._loading("retriever"):
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    (message,) = caplog.messages
+    assert re.fullmatch(r"The retriever is ready, after [0-9.]+ s\.", message)
+    caplog.clear()
+    with pytest.raises(MemoryError), factory._loading("generator"):
+        raise MemoryError
+    assert gc.isenabled()
+    assert not caplog.messages
+
+
+def test_a_collector_that_somebody_stopped_stays_stopped() -> None:
+    gc.disable()
+    try:
+        with factory._loading("retriever"):
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -5,6 +5,7 @@ inside of it, so that `--help` loads nothing heavy.
 """
 
 import errno
+import gc
 import inspect
 import logging
 import os
@@ -83,7 +84,10 @@ app.add_typer(demo, name="demo", cls=Group)
 
 def main() -> None:
     """The console script."""
-    app(prog_name="mmrag-batch")
+    try:
+        app(prog_name="mmrag-batch")
+    finally:
+        gc.freeze()  # the interpreter would look through all of it as it ends, for over a second
 
 
 def _print_version(wanted: bool) -> None:

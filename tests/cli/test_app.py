@@ -147,6 +147,13 @@ def test_the_first_line_comes_before_anything_that_takes_a_while_is_imported(tab
     assert slow <= {line.rsplit("|", 1)[-1].strip() for line in after.splitlines()}
 
 
+def test_a_command_leaves_the_interpreter_nothing_to_look_through() -> None:
+    words = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count()))"
+    words += "; sys.argv[1:] = ['--version']; from mmrag_batch.cli.app import main; main()"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
+    assert int(done.stdout.split()[-1]) > 1000
+
+
 @pytest.mark.parametrize("flag", ["--quiet", "-q"])
 def test_quiet_prints_nothing_on_success(table: Path, bundle: Path, flag: str) -> None:
     done = predict(table, bundle, flag)
