@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from typer.testing import Result
 
 from mmrag_batch import doctor
 from mmrag_batch.parity import Parity
+from mmrag_batch.report.explanation import Explanation
+from mmrag_batch.report.metrics import Metrics
+from mmrag_batch.report.temperature import Fit
 from tests.run.parts import Place, call, questions
 
 PAGE = Path(__file__).parents[2] / "docs" / "terminal.md"
@@ -107,7 +111,7 @@ def test_status_gives_each_shard_and_the_command_that_joins_them(place: Place) -
     place.merge()
     complete = facts(call("status", place.output, "--json"))["complete"]
     said = keys_of(complete) | set(found["parts"][0]) | keys_of(found["parts"][0]["start"])
-    assert said == documented("`rows` counts") - {"complete", "status"}
+    assert said == documented("`rows` counts") - {"complete", "status", "abstained"}
 
 
 def test_status_gives_what_it_wrote(place: Place) -> None:
@@ -154,6 +158,12 @@ def test_the_next_command_is_one_for_the_table_as_it_is(place: Place) -> None:
 def test_a_run_that_was_stopped_prints_no_object(place: Place) -> None:
     done = place.predict("--json", "--max-row-errors", 1, oom=[1, 2, 3])
     assert (done.exit_code, done.stdout) == (4, "")
+
+
+def test_the_page_has_the_figures_of_what_is_measured() -> None:
+    assert documented("| `evaluate` |") == {one.name for one in fields(Metrics)} | {"ablations"}
+    assert documented("| `calibrate` |") == {*Fit._fields, "bundle", "refused"}
+    assert documented("| `explain` |") <= {one.name for one in fields(Explanation)}
 
 
 def test_doctor_gives_the_machine_and_what_runs_on_it() -> None:
