@@ -8,7 +8,7 @@ from typer.core import TyperCommand, TyperGroup
 COMMANDS = {
     "Answer questions": "predict merge status",
     "Look closer": "validate evaluate explain report doctor",
-    "Make tables and models": "import index train calibrate export demo",
+    "Make tables and models": "init import index train calibrate export demo",
 }
 """The commands by what they are for; others are in a group of their own."""
 SETTINGS: Mapping[str, str] = {

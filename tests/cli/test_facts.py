@@ -162,7 +162,7 @@ def test_a_run_that_was_stopped_prints_no_object(place: Place) -> None:
 
 def test_the_page_has_the_figures_of_what_is_measured() -> None:
     assert documented("| `evaluate` |") == {one.name for one in fields(Metrics)} | {"ablations"}
-    assert documented("| `calibrate` |") == {*Fit._fields, "bundle", "refused"}
+    assert documented("| `calibrate` |") == {*Fit._fields, "bundle", "refused", "next"}
     assert documented("| `explain` |") <= {one.name for one in fields(Explanation)}
 
 
