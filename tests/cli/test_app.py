@@ -255,7 +255,7 @@ def test_h06_a_missing_package_names_the_line_that_installs_it(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     done = predict(table, bundle)
     assert done.exit_code == 69
-    assert f"ONNX Runtime is not installed: {install('cpu')}\n" in done.stderr
+    assert f"onnxruntime is not installed. Run `{install('cpu')}`.\n" in done.stderr
 
 
 @pytest.mark.parametrize(
