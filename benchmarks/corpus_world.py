@@ -99,7 +99,7 @@ def grow(folder: Path, rows: Sequence[Row], more: Sequence[Row], searched: int) 
 
 def main(
     rows: Annotated[int, typer.Option(help="Whose documents are pooled.")] = 2500,
-    answered: Annotated[int, typer.Option(help="By the packaged generator.")] = 300,
+    answered: Annotated[int, typer.Option(help="By the packaged generator; 0: none.")] = 300,
     searched: Annotated[int, typer.Option(help="When the corpus grows.")] = 2000,
 ) -> None:
     """Pool the documents of a demo world."""
@@ -110,7 +110,8 @@ def main(
         pool(world[:rows], folder / "docs.csv")
         ask(world[:rows], folder / "bare.csv")
         typer.echo(call("index", folder / "docs.csv", folder / "corpus").splitlines()[-1])
-        compare(folder, answered)
+        if answered:
+            compare(folder, answered)
         grow(folder, world[:rows], world[rows:], searched)
 
 
