@@ -67,7 +67,8 @@ def compare(folder: Path, answered: int) -> None:
     ):
         out = folder / f"answers.{table}"
         call("predict", folder / table, out, "--limit", answered, "--device", "cpu", *options)
-        figures = json.loads(call("evaluate", out, "--format", "json", "--depth", 100))
+        said = call("evaluate", out, "--json", "--depth", 100)
+        figures, _ = json.JSONDecoder().raw_decode(said, said.index("{"))  # the log is around it
         retrieval, more = figures["overall"]["retrieval"], figures["candidates"]["recall"]
         typer.echo(
             f"| {name} | {answered:,} | {figures['overall']['accuracy']['value']:.3f} | "

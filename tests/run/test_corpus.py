@@ -307,9 +307,9 @@ def test_relevant_names_documents_of_the_corpus(folder: Path) -> None:
     own = {"documents": ["A red thing."], "relevant": ["corpus:star 9"]}
     write_rows(folder, [*rows, {"question_text": "What does the red star of 9 cost?", **own}])
     predict(folder)
-    code, said = call("evaluate", folder / "out.csv", "--depth", 12, "--format", "json")
+    code, said = call("evaluate", folder / "out.csv", "--depth", 12, "--json")
     assert code == 0, said
-    figures = json.loads(said)
+    figures, _ = json.JSONDecoder().raw_decode(said, said.index("{"))  # the log is around it
     kept, candidates = figures["overall"]["retrieval"], figures["candidates"]
     assert (kept["rows"], kept["depth"]) == (9, 3)
     assert (candidates["rows"], candidates["depth"]) == (9, 12)
