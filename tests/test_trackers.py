@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from mmrag_batch import trackers
 from mmrag_batch.cli.app import app
+from mmrag_batch.machine import pip
 from mmrag_batch.trackers import Tracker, TrackerName, flatten
 from tests.report.outputs import make_row, write_output
 
@@ -190,7 +191,7 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 69, done.stderr
-    assert "trackio is not installed. Run `pip install trackio`." in done.stderr
+    assert f"trackio is not installed. Run `{pip()} install trackio`." in done.stderr
     assert not (tmp_path / "run").exists()
 
 
