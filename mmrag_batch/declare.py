@@ -72,6 +72,10 @@ FOLDER = Rule(
     "a folder here, not on the hub (`mmrag-batch export` or `hf download` makes one)",
     lambda value: not str(value).startswith(HUB),
 )
+COLUMNS = pattern(
+    "our names and the table's, as in 'question_image=image,label=answer'",
+    r"([a-z_. ]+=[^,=]+(,[a-z_. ]+=[^,=]+)*)?",
+)
 TEXT = Rule((str,), "a text")
 SWITCH = Rule((bool,), "true or false")
 WHOLE = Rule((int,), "a whole number")
@@ -105,6 +109,17 @@ def setting(
     """Declares a field. What changes answers is repeated as well."""
     declared = Setting(rule, text, otherwise, changes_answers, repeated or changes_answers)
     return field(default=default, metadata={KEY: declared})
+
+
+def columns_setting() -> Any:
+    """Declares what a table calls our columns: for all that reads one."""
+    return setting(
+        COLUMNS,
+        "",
+        "What the table calls our columns: question_image=image,label=answer",
+        otherwise="as we do",
+        repeated=True,
+    )
 
 
 def settings_of(kind: type[Any]) -> dict[str, Setting]:

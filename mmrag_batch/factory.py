@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def split_hosts(setting: str) -> list[str]:
-    """The hosts that `allow_media_domain` names."""
+    """The hosts that `allow_media_domain` names, or the places that `allow_remote` does."""
     return [host.strip() for host in setting.split(",") if host.strip()]
 
 
@@ -37,12 +37,12 @@ def open_images(settings: PredictSettings) -> ImageStore:
     from mmrag_batch.retrieval.corpus_manifest import read_corpus
 
     root = settings.image_root or settings.input.parent
-    hosts = split_hosts(settings.allow_media_domain)
-    images = ImageLoader(root, hosts=hosts)
+    hosts, places = split_hosts(settings.allow_media_domain), split_hosts(settings.allow_remote)
+    images = ImageLoader(root, hosts=hosts, places=places)
     if settings.corpus is None:
         return images
     root = settings.corpus / read_corpus(settings.corpus).image_root
-    return TableAndCorpus(images, ImageLoader(root, hosts=hosts))
+    return TableAndCorpus(images, ImageLoader(root, hosts=hosts, places=places))
 
 
 def load_bundle(settings: PredictSettings, *, weights: bool = True) -> Bundle:

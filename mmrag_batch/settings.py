@@ -23,6 +23,7 @@ from mmrag_batch.declare import (
     Rule,
     between,
     build,
+    columns_setting,
     number,
     pattern,
     rules_of,
@@ -31,6 +32,7 @@ from mmrag_batch.declare import (
     word,
 )
 from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.remote import PLACE
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 IfLocked = Literal["fail", "skip", "wait"]
@@ -49,25 +51,14 @@ HOSTS = pattern(
     "host names with commas between them, as in 'example.org,cdn.example.org'",
     r"[\w.-]+(\s*,\s*[\w.-]+)*",
 )
+PLACES = pattern(
+    "places on object stores with commas between them, as in 's3://bucket/pictures'",
+    rf"{PLACE}(\s*,\s*{PLACE})*",
+)
 SHARE = pattern(
     "20 or another number of rows, or a share of them, as in 0.05", r"\d+|0?\.\d+", int, float
 )
-COLUMNS = pattern(
-    "our names and the table's, as in 'question_image=image,label=answer'",
-    r"([a-z_. ]+=[^,=]+(,[a-z_. ]+=[^,=]+)*)?",
-)
 SHARD = pattern("a shard and their number, as in '0/4'", r"\d+/\d+")
-
-
-def columns_setting() -> Any:
-    """Declares what a table calls our columns: for all that reads one."""
-    return setting(
-        COLUMNS,
-        "",
-        "What the table calls our columns: question_image=image,label=answer",
-        otherwise="as we do",
-        repeated=True,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +93,13 @@ class PredictSettings:
         "",
         "Hosts to fetch images from, with commas.",
         otherwise="no network at all",
+        repeated=True,
+    )
+    allow_remote: str = setting(
+        PLACES,
+        "",
+        "Where images may lie on object stores, with commas: s3://bucket/pictures.",
+        otherwise="nowhere",
         repeated=True,
     )
     columns: str = columns_setting()
@@ -176,6 +174,12 @@ class PredictSettings:
     )
     store: Path | None = setting(
         PATH, None, "A file that keeps answers for several outputs.", otherwise="OUTPUT.store"
+    )
+    upload: str | None = setting(
+        pattern("a place on an object store, as in 's3://bucket/run'", PLACE),
+        None,
+        "Write OUTPUT there as well when it is whole: s3://bucket/run.",
+        repeated=True,
     )
     overwrite: bool = setting(SWITCH, False, "Replace an OUTPUT that is not as it was.")
     fresh: bool = setting(SWITCH, False, "Ask every row again; answers are kept aside.")

@@ -25,7 +25,7 @@ LAYERS = (
     "parts",
     "hub",
     "bundle settings stages extras plugs configs trackers",
-    "prompt declare progress sources confined specs machine",
+    "prompt declare progress sources remote confined specs machine",
     "records",
     "errors",
     "masking",
@@ -176,9 +176,9 @@ def test_configuration_stops_at_the_factory() -> None:
     known = {"api", "cli.app", "cli.checks", "factory", "run.plan", "run.predict", "testing"}
     known |= {"doctor", "parity"}  # which open engines as a run does
     known |= {"run.explain", "run.again", "run.recall"}  # which open all of a run but its engine
+    known |= {"run.copies", "run.validate"}  # which bring here what a run was given the name of
     known |= {"run.calibrate"}  # which asks what a run was given
     known |= {"cli.corpus", "run.index"}  # which take from them what retrieval needs
-    known |= {"train.settings"}  # what a table calls our columns is declared once
     known |= {"parts"}  # which knows where the demo bundle is
     known |= {"cli.init"}  # which writes a file of them
     openers = {"generation.engine"}

@@ -7,9 +7,18 @@ once: `--keys` and `mmrag-batch init` show what stands here.
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmrag_batch.declare import NEEDED, NUMBER, PATH, SWITCH, TEXT, WHOLE, setting, word
+from mmrag_batch.declare import (
+    NEEDED,
+    NUMBER,
+    PATH,
+    SWITCH,
+    TEXT,
+    WHOLE,
+    columns_setting,
+    setting,
+    word,
+)
 from mmrag_batch.prompt import Scoring
-from mmrag_batch.settings import columns_setting
 from mmrag_batch.trackers import TrackerName, tracker_setting
 from mmrag_batch.train.supervision import SupervisionName
 

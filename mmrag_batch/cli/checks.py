@@ -27,7 +27,8 @@ Table = Annotated[
     Path,
     typer.Argument(
         metavar="INPUT",
-        help="A .csv, .tsv, .jsonl or .parquet table; text may end in .gz.",
+        help="A .csv, .tsv, .jsonl or .parquet table, here or at s3://, gs://, hf://; text may "
+        "end in .gz.",
         callback=_refuse_stdin,
     ),
 ]
@@ -44,6 +45,10 @@ Store = Annotated[
 MediaDomain = Annotated[
     str | None, typer.Option(help="Hosts to fetch images from, with commas.  [default: none]")
 ]
+Remote = Annotated[
+    str | None,
+    typer.Option(help="Where images may lie on object stores, with commas.  [default: nowhere]"),
+]
 LabelReading = Annotated[
     Literal["text", "index", "letter"] | None,
     typer.Option("--labels", help="What labels are.  [default: what fits the whole column]"),
@@ -59,6 +64,7 @@ def validate(
     input_: Table,
     image_root: ImageRoot = None,
     allow_media_domain: MediaDomain = None,
+    allow_remote: Remote = None,
     labels: LabelReading = None,
     columns: ColumnNames = None,
     json_: Json = False,
@@ -67,36 +73,22 @@ def validate(
 
     Exits with 3 if some rows could not be answered, with 65 if it cannot be read as a table.
     """
-    from mmrag_batch.factory import open_images
-    from mmrag_batch.table.check import check_table, facts_of
-    from mmrag_batch.table.formats import describe, read_header
-    from mmrag_batch.table.names import parse_names
+    from mmrag_batch.run.validate import find_facts
+    from mmrag_batch.run.validate import validate as look
 
     given = {
         "image_root": image_root,
         "allow_media_domain": allow_media_domain,
+        "allow_remote": allow_remote,
         "columns": columns,
     }
     settings = load_predict_settings(input_, input_, given, environ=os.environ)
-    names = parse_names(settings.columns)
-    truth, findings = check_table(input_, open_images(settings), labels, names=names)
     if json_:
-        facts = facts_of(input_, truth, findings, names)
+        facts = find_facts(settings, labels)
         print_json(facts)
-        if facts["unanswerable"]:
-            raise typer.Exit(ExitCode.PARTIAL)
-        return
-    problems = 0
-    unanswerable = set()
-    for line, name, problem, fatal in findings:
-        typer.echo(mask(f"{input_}:{line}: {name}: {problem.code}: {problem.message}"))
-        problems += 1
-        if fatal:
-            unanswerable.add(line)
-    typer.echo(f"{input_}: {describe(input_, read_header(input_, names), names)}")
-    for text in truth.describe():
-        typer.echo(f"{input_}: {text}")
-    typer.echo(f"{input_}: {problems} problems; {len(unanswerable)} rows would get no answer.")
+        unanswerable = facts["unanswerable"]
+    else:
+        unanswerable = look(settings, labels, typer.echo)
     if unanswerable:
         raise typer.Exit(ExitCode.PARTIAL)
 
@@ -200,6 +192,7 @@ def explain(
     bundle: Annotated[Path | None, typer.Option(help="The models.  [default: the run's]")] = None,
     image_root: RootOfRun = None,
     allow_media_domain: MediaDomain = None,
+    allow_remote: Remote = None,
     labels: LabelReading = None,
     columns: ColumnNames = None,
     store: Store = None,
@@ -217,6 +210,7 @@ def explain(
         "bundle": bundle,
         "image_root": image_root,
         "allow_media_domain": allow_media_domain,
+        "allow_remote": allow_remote,
         "columns": columns,
     }
     explanation = look(output, row, given, store=store, reading=labels)
@@ -240,6 +234,7 @@ def report(
     ] = False,
     image_root: RootOfRun = None,
     allow_media_domain: MediaDomain = None,
+    allow_remote: Remote = None,
     labels: LabelReading = None,
     columns: ColumnNames = None,
     store: Store = None,
@@ -258,6 +253,7 @@ def report(
     given = {
         "image_root": image_root,
         "allow_media_domain": allow_media_domain,
+        "allow_remote": allow_remote,
         "columns": columns,
     }
     size = write_report(

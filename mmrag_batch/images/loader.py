@@ -17,9 +17,11 @@ from mmrag_batch.images.guard import (
     render_within_limits,
 )
 from mmrag_batch.images.inline import read_inline
+from mmrag_batch.images.objects import ObjectFetcher
 from mmrag_batch.images.pdf import several_pages
 from mmrag_batch.images.pixels import settle_warnings
 from mmrag_batch.images.recent import Recent
+from mmrag_batch.remote import find_url
 from mmrag_batch.sources import is_inline, is_url, name_page, split_page, unwrap
 from mmrag_batch.stages import Page, pixel_bytes
 
@@ -32,11 +34,13 @@ TEXT_BYTES, TEXTS = 128 * 2**20, 16_384
 INLINE_BYTES = 16 * 2**20
 """Of a PDF in the table itself, times its pages, each of which is named by all of it."""
 _HOW_TO_FETCH = "download it, or name its host with --allow-media-domain"
+_HOW_TO_OPEN = "name where it lies with --allow-remote"
 
 
 class ImageLoader:
-    """Images by source: a path under `root`, base64 in the text, or a URL on one of `hosts`; of a
-    PDF a page, as in `manual.pdf#page=12`. Thread-safe.
+    """Images by source: a path under `root`, base64 in the text, a URL on one of `hosts`, or an
+    object below one of `places` (`s3://bucket/pictures`), where `root` may be as well; of a PDF a
+    page, as in `manual.pdf#page=12`. Thread-safe.
 
     `digest`, `load` and `pages` share the last files read, so a file is normally read once; an
     image is decoded once while it is among the last ones, whatever its sources are. All raise
@@ -45,9 +49,13 @@ class ImageLoader:
     the root, or no regular file), `image_denied` (a URL elsewhere).
     """
 
-    def __init__(self, root: Path, *, hosts: Collection[str] = ()) -> None:
-        self._root = root.resolve()
+    def __init__(
+        self, root: Path, *, hosts: Collection[str] = (), places: Collection[str] = ()
+    ) -> None:
+        self._store = find_url(root)
+        self._root = root if self._store else root.resolve()
         self._fetch = MediaFetcher(hosts, max_bytes=MAX_BYTES) if hosts else None
+        self._objects = ObjectFetcher(places, max_bytes=MAX_BYTES) if places else None
         self._files: Recent[tuple[bytes, str]] = Recent(FILE_BYTES, FILES)
         self._decoded: Recent[Image.Image | RowError] = Recent(PIXEL_BYTES, IMAGES)
         self._pages: Recent[tuple[Page, ...] | RowError] = Recent(TEXT_BYTES, TEXTS)
@@ -120,11 +128,16 @@ class ImageLoader:
     def _read(self, source: str) -> bytes:
         if is_inline(source):
             return read_inline(source)
-        if not is_url(source):
+        if not is_url(source) and not self._store:
             return read_file(self._root, source)
+        url = unwrap(source) if is_url(source) else f"{self._store}/{unwrap(source)}"
+        if find_url(url):
+            if self._objects is None:
+                raise RowError("image_denied", f"{url} is not opened; {_HOW_TO_OPEN}")
+            return self._objects(url)
         if self._fetch is None:
             raise RowError("image_denied", f"URLs are not fetched; {_HOW_TO_FETCH}")
-        return self._fetch(unwrap(source))
+        return self._fetch(url)
 
 
 def _digest(data: bytes) -> str:

@@ -23,6 +23,7 @@ from mmrag_batch.records import Document, Question, Row
 from mmrag_batch.report.compare import Comparison, Pairs, compare_pairs
 from mmrag_batch.report.explanation import Answered
 from mmrag_batch.report.facts import Facts, read_facts
+from mmrag_batch.run.copies import bring_bundle
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.one import Output, check_as_written, find_output, read_written
 from mmrag_batch.run.plan import find_answer_settings, settings_of_run
@@ -70,7 +71,7 @@ def ablate(
     """Ask at most so many labelled rows of a finished output again, drawn by hash, and compare
     with what it has. Raises what `predict` does, InputError where no row has a label."""
     output = find_output(Paths.of(path, store))
-    settings = settings_of_run(output.paths, output.job, output.manifest, given)
+    settings = bring_bundle(settings_of_run(output.paths, output.job, output.manifest, given))
     check_as_written(output, find_answer_settings(settings))
     facts = read_facts(path, reading=reading, names=parse_names(settings.columns))
     chosen = _draw(facts, rows)
@@ -96,6 +97,7 @@ def ablate(
             abstain_below=None,
             max_row_errors=str(10**9),
             overwrite=True,
+            upload=None,
         )
     )
     return read_ablations(output, facts) or []

@@ -21,6 +21,7 @@ from mmrag_batch.report.explanation import (
     Picture,
 )
 from mmrag_batch.run.again import Again, ask_again, failure
+from mmrag_batch.run.copies import bring_bundle
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.keys import differences, digest_of
 from mmrag_batch.run.one import (
@@ -59,6 +60,8 @@ def explain(
     """
     output = find_output(Paths.of(path, store))
     settings = settings_of_run(output.paths, output.job, output.manifest, given)
+    with suppress(MmragError):  # what is known without a bundle is shown all the same
+        settings = bring_bundle(settings)
     # One row takes no GPU from who is at work, writes no cache, and waits for no engine.
     settings = replace(settings, device="cpu", embedding_cache=None)
     table = path if output.is_there else settings.input

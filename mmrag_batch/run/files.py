@@ -5,6 +5,7 @@ out.csv.manifest.json    what they are: written last
 out.csv.store            the answer store, kept for the next run
 out.csv.lock             held while a run writes
 out.csv.shards/          the same of each shard, until they are merged
+out.csv.input/           the table, where it is a copy of one on an object store
 """
 
 import errno
@@ -41,6 +42,10 @@ class Paths:
     @property
     def shards(self) -> Path:
         return _beside(self.output, ".shards")
+
+    @property
+    def input(self) -> Path:
+        return _beside(self.output, ".input")
 
 
 def _beside(output: Path, suffix: str) -> Path:

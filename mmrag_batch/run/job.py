@@ -23,7 +23,8 @@ NOTE = "job"
 @dataclass(frozen=True, slots=True)
 class Job:
     """Which rows are answered, and how; and how that is shown. `options` are those that `predict`
-    needs to go on, `names` what the table calls our columns."""
+    needs to go on, `names` what the table calls our columns; `source` is the URL that the table is
+    a copy of, if it is."""
 
     table: Path
     limit: int | None
@@ -31,11 +32,12 @@ class Job:
     options: tuple[str, ...] = ()
     names: Names = field(default_factory=dict)
     presentation: Presentation = AS_GIVEN
+    source: str = ""
 
     def command(self, output: Path, *more: str) -> str:
         """What to type to go on."""
-        words = ["mmrag-batch", "predict", str(self.table), str(output), *self.options, *more]
-        return shlex.join(words)
+        table = self.source or str(self.table)
+        return shlex.join(["mmrag-batch", "predict", table, str(output), *self.options, *more])
 
 
 def note_job(store: AnswerStore, job: Job, output: Path, tasks: tuple[int, int] | None) -> None:
@@ -51,6 +53,8 @@ def note_job(store: AnswerStore, job: Job, output: Path, tasks: tuple[int, int] 
         "presentation": asdict(job.presentation),
         "tasks": None if tasks is None else list(tasks),
     }
+    if job.source:
+        note["source"] = job.source
     if store.read_note(NOTE) != note:
         store.note(NOTE, note)
 
@@ -89,7 +93,9 @@ def find_job(output: Path, stores: Iterable[Path], table: Path | None = None) ->
     note = known[first]
     options, names = tuple(note["options"]), note.get("names", {})
     presentation = Presentation(**note["presentation"])
-    return Job(table or tables.pop(), limit, note["settings"], options, names, presentation)
+    source = "" if table else note.get("source", "")
+    table = table or tables.pop()
+    return Job(table, limit, note["settings"], options, names, presentation, source)
 
 
 def _read_note(store: Path) -> Any:

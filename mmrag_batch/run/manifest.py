@@ -64,10 +64,18 @@ def read_manifest(paths: Paths) -> Manifest | None:
     if not check_ours(paths.manifest):
         return None
     try:
-        values = json.loads(paths.manifest.read_bytes())
+        return parse_manifest(paths.manifest.read_bytes())
+    except OSError:
+        return None
+
+
+def parse_manifest(data: bytes) -> Manifest | None:
+    """The manifest that a file of such bytes is; None where it is none that is whole."""
+    try:
+        values = json.loads(data)
         checksum = values.pop("checksum")
         return Manifest(**values) if checksum == _checksum(values) else None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError):
         return None
 
 

@@ -17,12 +17,14 @@ from mmrag_batch.run.job import Job, find_job, note_job, survey_all
 from mmrag_batch.run.lock import Lock, hold_lock, is_held
 from mmrag_batch.run.manifest import Manifest, find_published
 from mmrag_batch.run.mending import mending
+from mmrag_batch.run.plan import read_options
 from mmrag_batch.run.publish import Tally, check_failures, publish, write_answers
 from mmrag_batch.run.shards import Shard, find_shards, shard_rows
 from mmrag_batch.run.signals import StopSignals
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.summary import Ending, Summary
 from mmrag_batch.run.survey import MISSING, Survey
+from mmrag_batch.run.upload import upload_output
 from mmrag_batch.table.output import RowFormat, check_output
 from mmrag_batch.table.rows import read_header, read_records
 from mmrag_batch.table.text import check_file
@@ -63,6 +65,7 @@ def merge(
     with stop, hold_lock(paths.lock, wait=False) as lock:
         stop.working = True
         manifest = mending(paths.store, lambda: _merge(paths, job, lock, overwrite))
+    upload_output(paths, read_options(job.options).get("upload"), overwrite=overwrite)
     log.info("%d shards of %s are joined.", len(shards), output)
     ending.tell(manifest.rows, manifest.input["columns"], job.names, kept=manifest.kept)
     check_failures(manifest.rows, manifest, allowed=0, command=job.command(output))

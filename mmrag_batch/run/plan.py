@@ -5,7 +5,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from mmrag_batch.bundle import read_manifest, sha256
@@ -14,6 +14,7 @@ from mmrag_batch.errors import ConfigError, InternalError, MmragError, OutputErr
 from mmrag_batch.masking import mask
 from mmrag_batch.plugs import load
 from mmrag_batch.records import Question, Status
+from mmrag_batch.remote import find_url
 from mmrag_batch.retrieval.candidates import find_source, name_source
 from mmrag_batch.run.answers import STATUSES, Kept
 from mmrag_batch.run.files import Paths, has_bytes
@@ -55,7 +56,8 @@ def options_of(settings: PredictSettings) -> tuple[str, ...]:
         if isinstance(value, bool):
             words.append(flag_of(name, on=value))
         else:
-            text = str(value.absolute()) if isinstance(value, Path) else mask(str(value))
+            is_here = isinstance(value, Path) and not find_url(value)
+            text = str(value.absolute()) if is_here else mask(find_url(value) or str(value))
             words += [flag_of(name), text]
     return tuple(words)
 
@@ -77,13 +79,13 @@ def settings_of_run(
     if names:
         known["columns"] = ",".join(f"{ours}={theirs}" for ours, theirs in names.items())
     if job is not None:
-        known |= _read_options(job.options)
+        known |= read_options(job.options)
     variables = {PREFIX + name.upper(): text for name, text in known.items()}
     environ = variables if job or manifest else os.environ
     return load_predict_settings(table, paths.output, given, environ=environ)
 
 
-def _read_options(options: Sequence[str]) -> dict[str, str]:
+def read_options(options: Sequence[str]) -> dict[str, str]:
     """The settings that `options_of` has written, each as a text."""
     declared = settings_of(PredictSettings)
     values: dict[str, str] = {}
@@ -97,12 +99,14 @@ def _read_options(options: Sequence[str]) -> dict[str, str]:
     return {name: text for name, text in values.items() if name in declared}
 
 
-def make_job(settings: PredictSettings) -> Job:
-    """What a run's answers are answers to. Raises MissingError if there is no such bundle."""
-    options = options_of(settings)
+def make_job(settings: PredictSettings, asked: PredictSettings) -> Job:
+    """What a run's answers are answers to; `asked` are its settings with the names of what was
+    copied here. Raises MissingError if there is no such bundle."""
+    options = options_of(replace(settings, bundle=asked.bundle))
     answers, names = find_answer_settings(settings), parse_names(settings.columns)
     shown = find_presentation(settings.bundle, answers, settings.abstain_below)
-    return Job(settings.input, settings.limit, answers, options, names, shown)
+    source = mask(find_url(asked.input) or "")
+    return Job(settings.input, settings.limit, answers, options, names, shown, source)
 
 
 def find_answer_settings(settings: PredictSettings) -> dict[str, object]:

@@ -22,6 +22,7 @@ from mmrag_batch.factory import find_stages, load_bundle, open_images
 from mmrag_batch.records import Status
 from mmrag_batch.run.adopt import adopt
 from mmrag_batch.run.answers import Start
+from mmrag_batch.run.copies import bring, check_table
 from mmrag_batch.run.files import Paths
 from mmrag_batch.run.job import Job, note_job
 from mmrag_batch.run.keys import found_key_maker, key_maker
@@ -50,6 +51,7 @@ from mmrag_batch.run.signals import StopSignals
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.summary import Ending, Summary
 from mmrag_batch.run.survey import Survey, take_survey
+from mmrag_batch.run.upload import check_upload, upload_output
 from mmrag_batch.run.versions import find_versions, tell_versions
 from mmrag_batch.run.work import Work, ask_missing, is_gaining, too_many
 from mmrag_batch.settings import PredictSettings
@@ -58,7 +60,6 @@ from mmrag_batch.table.formats import describe
 from mmrag_batch.table.names import tell_columns
 from mmrag_batch.table.output import RowFormat, check_output
 from mmrag_batch.table.rows import read_header
-from mmrag_batch.table.text import check_file
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ def predict(settings: PredictSettings, tell: Callable[[Summary], None] = lambda 
     ending = Ending(settings.output, shard, tell)
     executor = find_executor(settings.executor)
     check_output(settings.output, settings.input)
-    check_file(settings.input)
     paths = _find_paths(settings, shard)
+    check_table(settings)
     at_work: list[tuple[AnswerStore, Start]] = []
 
     def leave() -> ExitCode:
@@ -91,9 +92,10 @@ def predict(settings: PredictSettings, tell: Callable[[Summary], None] = lambda 
         try:
             with _hold(settings, paths) as lock:
                 metrics.begin()
-                job = make_job(settings)
+                here = bring(settings, paths)
+                job = make_job(here, settings)
                 about = (executor, lock, stop, metrics, at_work, ending)
-                run = _Run(settings, job, paths, shard, *about)
+                run = _Run(here, job, paths, shard, *about)
                 mending(paths.store, run.complete)
         except LockedError as error:
             metrics.withdraw()
@@ -150,6 +152,7 @@ class _Run:
             manifest = self._find_manifest(store)
             if manifest is not None and is_done(settings, self.job, manifest, store):
                 log.info("%s is complete; there is nothing to do.", settings.output)
+                upload_output(paths, settings.upload, overwrite=settings.overwrite)
                 self.ending.tell(manifest.rows, manifest.input["columns"], self.job.names)
                 self._end(manifest.rows, manifest)
                 return
@@ -166,6 +169,7 @@ class _Run:
             if self.shard is not None and not settings.fresh:
                 check_beside(settings.output, self.job.settings)
             store.check()
+            check_upload(settings.output, settings.upload, overwrite=settings.overwrite)
             with closing(self._survey(store)) as survey:
                 for note in survey.notes:
                     log.warning("%s: %s", settings.input, note)
@@ -175,6 +179,7 @@ class _Run:
                         paths, self.job, survey, store, asked=asked, overwrite=settings.overwrite
                     )
                     rows = manifest.rows
+                    upload_output(paths, settings.upload, overwrite=settings.overwrite)
             kept = sum(rows.values()) - survey.unreadable - asked
             self.ending.tell(rows, columns, self.job.names, asked=asked, kept=kept)
             self._end(rows, manifest)

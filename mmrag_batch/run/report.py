@@ -80,9 +80,9 @@ def make_report(asked: Asked, given: Mapping[str, object], folder: Path) -> byte
     which are written to `folder`."""
     output = find_output(Paths.of(asked.output, asked.store))
     settings = settings_of_run(output.paths, output.job, output.manifest, given)
-    # A picture of the web is fetched for who asks for it now, not because a run was allowed to.
-    hosts = str(given.get("allow_media_domain") or "")
-    images = open_images(replace(settings, allow_media_domain=hosts))
+    # A picture from elsewhere is fetched for who asks for it now, not because a run was allowed to.
+    hosts, places = (str(given.get(f"allow_{of}") or "") for of in ("media_domain", "remote"))
+    images = open_images(replace(settings, allow_media_domain=hosts, allow_remote=places))
     names = parse_names(settings.columns)
     notes = list(tell_output(output, settings))
     table = output.paths.output

@@ -6,7 +6,9 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmrag_batch.errors import InputError, OutputError
+from mmrag_batch.masking import mask
 from mmrag_batch.records import Answer
+from mmrag_batch.remote import find_url
 from mmrag_batch.table.formats import find_writer, open_writer
 
 OUTPUT_COLUMNS = (
@@ -24,6 +26,12 @@ OUTPUT_COLUMNS = (
 def check_output(path: Path, input_path: Path) -> None:
     """Raise OutputError if `path` cannot become the output; call it before anything is loaded."""
     find_writer(path)
+    if url := find_url(path):
+        here = f"{shlex.quote(path.name)} --upload {shlex.quote(mask(url.rpartition('/')[0]))}"
+        raise OutputError(
+            "OUTPUT is a file here, with its answers beside it. To write it to an object store as "
+            f"well, give `{here}`."
+        )
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(f"{folder} is no folder. Run `mkdir -p {shlex.quote(str(folder))}`.")
