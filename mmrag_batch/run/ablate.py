@@ -69,10 +69,16 @@ def ablate(
     reading: Reading | None = None,
 ) -> list[Comparison]:
     """Ask at most so many labelled rows of a finished output again, drawn by hash, and compare
-    with what it has. Raises what `predict` does, InputError where no row has a label."""
+    with what it has. Raises what `predict` does, InputError where no row has a label, ConfigError
+    for what cannot be asked of a run on a corpus."""
     output = find_output(Paths.of(path, store))
     settings = bring_bundle(settings_of_run(output.paths, output.job, output.manifest, given))
     check_as_written(output, find_answer_settings(settings))
+    if settings.corpus is not None and (others := [one for one in ablations if one != "evidence"]):
+        raise ConfigError(
+            f"--ablate {others[0]}: documents of a corpus cannot be put beside a row yet; only "
+            "`--ablate evidence` can be asked of such a run."
+        )
     facts = read_facts(path, reading=reading, names=parse_names(settings.columns))
     chosen = _draw(facts, rows)
     if not chosen:
@@ -85,6 +91,11 @@ def ablate(
             row = facts.labels.tell(row)
             for question in _change(row, read_written(path, row), ablations, images):
                 stream.write(json.dumps({**question, "output": _sha256(output)}) + "\n")
+    if not files.questions.stat().st_size:
+        raise InputError(
+            f"{path}: no row has what would be changed: {', '.join(ablations)}. The rows with a "
+            "label have no evidence, no picture or no known relevant document."
+        )
     predict(
         replace(
             settings,
@@ -92,6 +103,7 @@ def ablate(
             output=files.answers,
             image_root=settings.image_root or settings.input.parent,
             candidates="given",
+            corpus=None,
             columns="",
             limit=None,
             abstain_below=None,
@@ -165,7 +177,7 @@ def _change(
     relevant = [by_id[name] for name in by_id if name in (question.relevant or ())]
     others = [document for document in evidence if document not in relevant]
     for name in ablations:
-        if name == "evidence" and evidence:
+        if name == "evidence" and answer.evidence:
             yield _as_row(name, row, question, [])
         elif name == "question-image" and question.image is not None:
             yield _as_row(name, row, replace(question, image=None), evidence)

@@ -153,6 +153,13 @@ def inputs(folder: Path) -> list[dict[str, str]]:
     return read(folder / "in.csv")
 
 
+def test_rows_that_have_nothing_to_change_are_told(folder: Path) -> None:
+    write(folder / "in.csv", [row | {"question_image": ""} for row in inputs(folder)])
+    assert predict(folder).exit_code == 0
+    done = evaluate(folder, "--ablate", "question-image")
+    assert (done.exit_code, "no row has what would be changed" in done.stderr) == (65, True)
+
+
 def test_what_cannot_be_compared_is_refused_before_anything_is_asked(folder: Path) -> None:
     done = evaluate(folder, "--ablate", "evidence,nothing")
     assert done.exit_code == 78

@@ -329,3 +329,14 @@ def test_a_row_is_explained_with_documents_of_the_corpus(folder: Path) -> None:
         assert f"kept        {name}: The red star" in said
     assert call("report", folder / "out.csv", "--out", folder / "page.html")[0] == 0
     assert "corpus:star" in (folder / "page.html").read_text()
+
+
+def test_of_ablations_only_the_one_without_evidence_can_be_asked(tmp_path: Path) -> None:
+    index(tmp_path, COSTS)
+    write_rows(tmp_path, [{"question_text": f"Is it {n}?", "label": "yes"} for n in range(4)])
+    predict(tmp_path)
+    code, said = call("evaluate", tmp_path / "out.csv", "--ablate", "evidence,oracle")
+    assert (code, "--ablate oracle: documents of a corpus cannot be" in said) == (78, True)
+    code, said = call("evaluate", tmp_path / "out.csv", "--ablate", "evidence")
+    assert code == 0, said
+    assert re.search(r"^no evidence +4 ", said, re.M)
