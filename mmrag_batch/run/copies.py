@@ -50,6 +50,9 @@ def bring(settings: PredictSettings, paths: Paths) -> PredictSettings:
 @contextmanager
 def looking_at(settings: PredictSettings) -> Iterator[PredictSettings]:
     """The same for a while, of the table alone and for who writes no output."""
+    if find_url(settings.input) is None:
+        yield settings
+        return
     with TemporaryDirectory(prefix="mmrag-") as folder:
         yield bring_table(settings, Path(folder), "copy")
 

@@ -283,7 +283,7 @@ def test_an_error_of_ours_is_not_swallowed(table: Path, monkeypatch: pytest.Monk
     def fail(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("mmrag_batch.table.check.check_table", fail)
+    monkeypatch.setattr("mmrag_batch.run.validate.check_table", fail)
     result = CliRunner().invoke(app, ["validate", str(table)])
     assert isinstance(result.exception, PermissionError)
 
