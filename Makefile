@@ -10,10 +10,12 @@ DEMO := build/demo
 # out, in order, so that what a file sets up is set up once.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2 --dist loadfile \
 	--no-loadscope-reorder
+# It writes the graphs of seven encoders, which `check` has no time for.
+REHEARSAL := tests/test_rehearsal.py::test_each_command_of_the_pages_that_make_models_runs_after_the_one_before
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test check quick coverage site demo-bundle clean
+.PHONY: help demo test check rehearsal quick coverage site demo-bundle clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,7 +53,10 @@ check: $(READY) $(VLLM) $(DOCS)  ## What CI runs: ruff, mypy strict, tests
 	$(BIN)/ruff check --quiet
 	$(BIN)/ruff format --quiet --check
 	$(BIN)/mypy
-	$(PYTEST)
+	$(PYTEST) --deselect $(REHEARSAL)
+
+rehearsal: $(READY) $(DOCS)  ## Run each command of the pages that makes models, in order: some minutes
+	$(PYTEST) $(REHEARSAL)
 
 # Not a part of `check`: on Python 3.11, measuring takes half as long again as what it measures.
 coverage: $(READY)  ## What the tests of one process cover, a floor under it

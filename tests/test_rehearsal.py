@@ -97,6 +97,8 @@ RUN_ELSEWHERE = {
     "demo world DIR --rows N --seed S": "cli/test_demo.py",
     "doctor --bundle my-bundle": "families/test_parity.py",
     "export --help": "test_house.py",
+    "export --keys": "cli/test_init.py",
+    "init my-project": "cli/test_init.py",
     "export encoders": "cli/test_models.py",  # its name alone
 }
 """What is not typed just as it stands on the page, and where the like of it is run."""

@@ -259,7 +259,7 @@ def test_numbers_are_named_by_where_they_stand() -> None:
 def test_evaluate_sends_the_figures_that_it_prints(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     output = write_output(tmp_path / "out.csv", [make_row(number) for number in range(8)])
-    command = ["evaluate", str(output), "--format", "json", "--log-to", "tensorboard"]
+    command = ["evaluate", str(output), "--json", "--log-to", "tensorboard"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.stderr
     printed = flatten(json.loads(done.stdout))

@@ -49,6 +49,7 @@ class AnswerStore:
         self._lock = threading.RLock()
         self._pending: dict[bytes, Kept] = {}
         self._timer: threading.Timer | None = None
+        self._unread: sqlite3.Cursor | None = None
         self._revision = 0
         """Of the last commit here."""
         self._failed: MmragError | None = None
@@ -263,9 +264,10 @@ class AnswerStore:
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
+            if self._unread is not None:  # or the file would stay locked for this process
+                self._unread.close()
             if self._check_lock is not None and self._failed is None:
                 with suppress(sqlite3.Error):  # who reads now leaves an empty journal behind
-                    self._unread.close()
                     self._sql.execute("PRAGMA journal_mode = DELETE")
             self._sql.close()
 

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import sys
 import termios
@@ -33,6 +34,7 @@ class Terminal:
         self._pid, self._screen = pty.fork()
         if self._pid == 0:
             os.chdir(self._folder)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a job in the background ignores
             os.execve(self._words[0], self._words, self._environ)
         size = struct.pack("HHHH", 24, COLUMNS, 0, 0)
         fcntl.ioctl(self._screen, termios.TIOCSWINSZ, size)
