@@ -87,11 +87,8 @@ RUN_ELSEWHERE = {
     "export encoders --encoders hf:google/siglip2-base-patch16-224 --out runs/graphs": (
         "hub/test_commands.py"
     ),
-    "export encoders --imagebind imagebind_huge.pth --out graphs --precision int8": (
-        "export/test_imagebind.py"  # with weights of fewer bytes
-    ),
     "export encoders --imagebind models/imagebind_huge.pth --out runs/graphs": (
-        "export/test_imagebind.py"
+        "export/test_imagebind.py"  # with weights of fewer bytes
     ),
     "export encoders --clip DIR": "export/test_clip.py",
     "demo world DIR --rows N --seed S": "cli/test_demo.py",

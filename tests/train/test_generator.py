@@ -215,9 +215,7 @@ def test_what_is_not_installed_is_said_before_anything_is_loaded(
     full: GeneratorConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmrag_batch.train.generator.find_spec", lambda _: None)
-    with pytest.raises(
-        UnavailableError, match=r"bitsandbytes is not installed\. Run `.* install"
-    ):
+    with pytest.raises(UnavailableError, match=r"bitsandbytes is not installed\. Run `.* install"):
         train_generator(replace(full, lora_rank=2, four_bits=True))
 
 
