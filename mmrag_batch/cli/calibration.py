@@ -1,11 +1,8 @@
 """The command that makes confidences mean what they say."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from mmrag_batch.cli.checks import ColumnNames, LabelReading, Store
+from mmrag_batch.cli.checks import BundleOfRun, ColumnNames, LabelReading, Store, Written
 from mmrag_batch.cli.facts import Json, print_json
 from mmrag_batch.masking import mask
 
@@ -14,8 +11,8 @@ calibration = typer.Typer(rich_markup_mode=None)
 
 @calibration.command()
 def calibrate(
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` wrote.")],
-    bundle: Annotated[Path | None, typer.Option(help="The models.  [default: the run's]")] = None,
+    output: Written,
+    bundle: BundleOfRun = None,
     labels: LabelReading = None,
     columns: ColumnNames = None,
     store: Store = None,

@@ -36,6 +36,8 @@ ImageRoot = Annotated[
     Path | None, typer.Option(help="Where image paths start.  [default: the folder of INPUT]")
 ]
 Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` writes.")]
+Written = Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` wrote.")]
+BundleOfRun = Annotated[Path | None, typer.Option(help="The models.  [default: the run's]")]
 RootOfRun = Annotated[
     Path | None, typer.Option(help="Where image paths start.  [default: as in the run]")
 ]
@@ -95,7 +97,7 @@ def validate(
 
 @checks.command()
 def evaluate(
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="What `predict` wrote.")],
+    output: Written,
     by: Annotated[list[str] | None, typer.Option(help="Also by this column; repeatable.")] = None,
     labels: LabelReading = None,
     columns: ColumnNames = None,
@@ -121,7 +123,8 @@ def evaluate(
     from mmrag_batch.table.names import parse_names
 
     check_tracker(log_to)
-    settings = load_predict_settings(output, output, {"columns": columns}, environ=os.environ)
+    given = {"columns": columns}
+    settings = load_predict_settings(output, output, given, environ=os.environ)
     with requires("report"):
         from mmrag_batch.report.metrics import evaluate as measure
         from mmrag_batch.report.text import as_text, sum_up, tell_ablations
@@ -134,11 +137,10 @@ def evaluate(
     if depth is not None:
         from mmrag_batch.run.depth import measure_depth
 
-        metrics = replace(metrics, candidates=measure_depth(output, depth, {"columns": columns}))
+        metrics = replace(metrics, candidates=measure_depth(output, depth, given, store=store))
     compared = []
     if wanted:
         start_logging()
-        given = {"columns": columns}
         compared = ask(output, wanted, rows=rows, given=given, store=store, reading=labels)
     figures = asdict(metrics) | ({"ablations": sum_up(compared)} if compared else {})
     if json_:
@@ -189,7 +191,7 @@ def status(
 def explain(
     output: Output,
     row: Annotated[str, typer.Argument(metavar="ROW", help="The `id` of a row, or its number.")],
-    bundle: Annotated[Path | None, typer.Option(help="The models.  [default: the run's]")] = None,
+    bundle: BundleOfRun = None,
     image_root: RootOfRun = None,
     allow_media_domain: MediaDomain = None,
     allow_remote: Remote = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mmrag_batch.cli.checks import MediaDomain
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.errors import PartialError
 from mmrag_batch.masking import mask
@@ -33,9 +34,7 @@ def _index(
     image_root: Annotated[
         Path | None, typer.Option(help="Where image paths start.  [default: the folder of DOCS]")
     ] = None,
-    allow_media_domain: Annotated[
-        str | None, typer.Option(help="Hosts to fetch images from, with commas.  [default: none]")
-    ] = None,
+    allow_media_domain: MediaDomain = None,
     columns: Annotated[
         str | None, typer.Option(help="What DOCS calls our columns: text=body,image=photo")
     ] = None,

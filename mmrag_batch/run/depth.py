@@ -15,11 +15,13 @@ from mmrag_batch.table.names import parse_names
 from mmrag_batch.table.truth import find_ranks, read_labels
 
 
-def measure_depth(path: Path, depth: int, given: Mapping[str, object]) -> Retrieval | None:
+def measure_depth(
+    path: Path, depth: int, given: Mapping[str, object], *, store: Path | None = None
+) -> Retrieval | None:
     """The figures of retrieval of an output at `depth`; None where no row has a relevant document.
     What is `given` stands in for settings of the run. Raises what `find_output`, `load_bundle` and
     opening a retriever do."""
-    output = find_output(Paths.of(path))
+    output = find_output(Paths.of(path, store))
     settings = settings_of_run(output.paths, output.job, output.manifest, given)
     # As many documents as are asked for, and all cores, for no engine is at work.
     settings = replace(settings, top_k=depth, engine="transformers")

@@ -49,9 +49,7 @@ class AnswerStore:
         self._lock = threading.RLock()
         self._pending: dict[bytes, Kept] = {}
         self._timer: threading.Timer | None = None
-        self._unread: sqlite3.Cursor | None = None
-        self._revision = 0
-        """Of the last commit here."""
+        self._revision = 0  # of the last commit here
         self._failed: MmragError | None = None
         if not check_store(path) and check_lock is None:
             raise OutputError(f"There is no store {path}.")
@@ -59,6 +57,7 @@ class AnswerStore:
             self._sql = sqlite3.connect(
                 path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
             )
+            self._unread = self._sql.cursor()
             self._sql.text_factory = bytes
             if check_lock is None:  # else SQLite reads nothing of a file that was cut short
                 self._sql.execute("PRAGMA writable_schema = ON")
@@ -70,7 +69,7 @@ class AnswerStore:
                 self._sql.execute("PRAGMA journal_mode = PERSIST")
                 # As long as a statement is not at its end, SQLite keeps the journal open. Else it
                 # opens it for each commit, and syncs the folder.
-                self._unread = self._sql.execute("SELECT 1 FROM notes")
+                self._unread.execute("SELECT 1 FROM notes")
 
     def _check_format(self) -> None:
         (version,) = self._sql.execute("PRAGMA user_version").fetchone()
@@ -264,8 +263,7 @@ class AnswerStore:
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
-            if self._unread is not None:  # or the file would stay locked for this process
-                self._unread.close()
+            self._unread.close()  # or the file would stay locked for this process
             if self._check_lock is not None and self._failed is None:
                 with suppress(sqlite3.Error):  # who reads now leaves an empty journal behind
                     self._sql.execute("PRAGMA journal_mode = DELETE")

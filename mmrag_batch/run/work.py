@@ -113,10 +113,9 @@ class Work:
         """Keep what became of a row, and of all that ask the same."""
         answer = answer_of(row)
         kept = to_kept(answer, start=self._start.id, images=digest_of(row.images))
-        if row.question and row.found and self._key_of_found:  # to be found again by the evidence
-            found = self._key_of_found(row.question, row.found)
-            if answer.status != "error":
-                self._store.keep(found, kept)
+        if row.question and row.found and self._key_of_found and answer.status != "error":
+            # to be found again by the evidence
+            self._store.keep(self._key_of_found(row.question, row.found), kept)
         with self._lock:
             key = self._keys.pop(row.number)
             self._start.asked += 1

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from mmrag_batch.run.files import Paths
 from mmrag_batch.run.lock import read_holder
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.run.survey import Survey
+from mmrag_batch.settings import DEMO_BUNDLE
 from tests.faults.commands import Commands, Running
 
 ROWS = 40
@@ -133,6 +135,17 @@ class Place:
         counts = Counter(numbers)
         log.unlink(missing_ok=True)
         return counts
+
+
+def with_another_tower(bundle: Path) -> Path:
+    """The demo bundle, copied there, whose document tower is another one."""
+    shutil.copytree(DEMO_BUNDLE, bundle)
+    shutil.copy(bundle / "retriever/question_tower.onnx", bundle / "retriever/document_tower.onnx")
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    files = manifest["files"]
+    files["retriever/document_tower.onnx"] = files["retriever/question_tower.onnx"]
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    return bundle
 
 
 def count(store: Path) -> int:

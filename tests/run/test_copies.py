@@ -30,9 +30,6 @@ class Remote(Place):
     def table(self) -> Path:
         return Path((self.folder / "url.txt").read_text())
 
-    def write(self, lines: object) -> None:
-        raise NotImplementedError
-
 
 def put(bucket: Bucket, lines: tuple[str, ...] = LINES, key: str = "data/in.csv") -> str:
     return bucket.write(key, "\n".join([HEADER, *lines, ""]).encode())

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from mmrag_batch.factory import load_bundle
 from mmrag_batch.retrieval import corpus_source
 from mmrag_batch.run.answers import Kept
 from mmrag_batch.run.store import AnswerStore
-from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
+from mmrag_batch.settings import PredictSettings
+from tests.run.parts import with_another_tower
 
 COSTS = {f"star {n}": f"The red star of {n} costs {n} coins." for n in range(2, 14)}
 
@@ -254,13 +254,7 @@ def test_answers_of_two_corpora_share_a_store_and_never_each_other(folder: Path)
 
 
 def test_a_corpus_of_other_models_is_refused_before_a_model_is_loaded(folder: Path) -> None:
-    bundle = folder / "bundle"
-    shutil.copytree(DEMO_BUNDLE, bundle)
-    shutil.copy(bundle / "retriever/question_tower.onnx", bundle / "retriever/document_tower.onnx")
-    manifest = json.loads((bundle / "bundle.json").read_text())
-    files = manifest["files"]
-    files["retriever/document_tower.onnx"] = files["retriever/question_tower.onnx"]
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    bundle = with_another_tower(folder / "bundle")
     words = ("predict", folder / "in.jsonl", folder / "out.csv", "--corpus", folder / "corpus")
     code, said = call(*words, "--bundle", bundle)
     assert (code, "mmrag-batch index DOCS" in said) == (78, True)

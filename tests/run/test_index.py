@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from mmrag_batch.cli.app import app
 from mmrag_batch.retrieval.corpus import Corpus
 from mmrag_batch.retrieval.corpus_manifest import read_corpus
 from mmrag_batch.retrieval.encoder import Encoder
-from mmrag_batch.settings import DEMO_BUNDLE
+from tests.run.parts import with_another_tower
 
 COLUMNS = ("id", "text", "title", "image", "year")
 
@@ -199,13 +198,7 @@ def test_a_retrained_tower_needs_no_encoder(tmp_path: Path, encoded: list[object
     docs, out = write_table(tmp_path / "docs.csv", facts(11)), tmp_path / "corpus"
     index(docs, out)
     before = read_corpus(out)
-    bundle = tmp_path / "bundle"
-    shutil.copytree(DEMO_BUNDLE, bundle)
-    shutil.copy(bundle / "retriever/question_tower.onnx", bundle / "retriever/document_tower.onnx")
-    manifest = json.loads((bundle / "bundle.json").read_text())
-    files = manifest["files"]
-    files["retriever/document_tower.onnx"] = files["retriever/question_tower.onnx"]
-    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    bundle = with_another_tower(tmp_path / "bundle")
     encoded.clear()
     code, said = index(docs, out, "--bundle", str(bundle))
     assert (code, "11 added or changed" in said) == (0, True), said
