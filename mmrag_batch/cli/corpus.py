@@ -42,6 +42,13 @@ def _index(
         Path | None,
         typer.Option(help="A folder that keeps embeddings.  [default: OUT/embeddings]"),
     ] = None,
+    approximate: Annotated[
+        bool,
+        typer.Option(
+            "--approximate",
+            help="Search it by an index of faiss: faster from a million documents on.",
+        ),
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(help="Embed one part of the documents alone, as 0/4.  [default: by Slurm]"),
@@ -68,6 +75,7 @@ def _index(
     from mmrag_batch.extras import requires
 
     with requires("cpu"):
+        from mmrag_batch.retrieval.approximate import DEPTH
         from mmrag_batch.run.index import index
         from mmrag_batch.run.shards import find_shard
 
@@ -81,7 +89,12 @@ def _index(
         typer.echo(f"{out}: {done.added:,} documents of shard {part.index}/{part.count} embedded.")
         return
     with alone(out):
-        done = index(settings, report)
+        done = index(settings, report, approximate=approximate)
+    if done.index is not None:
+        typer.echo(
+            f"{out}: searched approximately; of the {DEPTH} nearest documents "
+            f"{done.index.recall:.1%} were found when its index was made."
+        )
     typer.echo(
         f"{out}: {done.documents:,} documents; {done.added:,} added or changed, {done.removed:,} "
         f"removed. Next: mmrag-batch predict in.csv out.csv --corpus {shlex.quote(str(out))}"

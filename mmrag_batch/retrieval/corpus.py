@@ -3,7 +3,7 @@
 import json
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from mmrag_batch.bundle import hash_each
 from mmrag_batch.errors import MissingError, StorageError
+from mmrag_batch.retrieval.approximate import ApproximateIndex, read_index
 from mmrag_batch.retrieval.corpus_manifest import Segment, read_corpus
 from mmrag_batch.retrieval.preprocess import Floats
-from mmrag_batch.retrieval.search import Block, Nearest, find_nearest
+from mmrag_batch.retrieval.search import Best, Block, Nearest, scan
 
 ROW = np.dtype([("id", "S16"), ("content", "S16"), ("start", "<u8")])
 """Of a document: hashes of its id and of all that it is; where its record starts."""
@@ -27,31 +28,38 @@ Record = dict[str, Any]
 
 
 class Corpus:
-    """The documents of the corpus in `directory`, each at a place from 0.
+    """The documents of the corpus in `directory`, each at a place from 0. Where it has an
+    approximate index, that is searched by `threads`; None: one for each core.
 
     Every file is hashed when it is opened. Raises what `read_corpus` does, MissingError for files
-    that are gone or not what they were, StorageError where the disk fails.
+    that are gone or not what they were, StorageError where the disk fails, UnavailableError for an
+    approximate index without faiss.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, threads: int | None = None) -> None:
         for attempt in range(TRIES):
             self.manifest = read_corpus(directory)
             try:
                 check_files(directory, self.manifest.files())
+                self._first = np.cumsum([0, *(one.rows for one in self.manifest.segments)])
                 self._segments = [OpenSegment(directory, one) for one in self.manifest.segments]
+                self._approximate = self._open_approximate(directory, threads)
                 break
             except MissingError:
                 # It was indexed again since, and files of before were removed.
                 if attempt + 1 == TRIES or read_corpus(directory) == self.manifest:
                     raise
-        self._first = np.cumsum([0, *(one.rows for one in self.manifest.segments)])
 
     def __len__(self) -> int:
         return self.manifest.documents
 
     def search(self, questions: Floats, count: int) -> Nearest:
         """The best `count` documents for each of `questions` (Q, D), which are unit vectors."""
-        return find_nearest(self._blocks(), questions, count)
+        best = Best(len(questions), count)
+        if self._approximate is not None:
+            self._approximate.add_best(questions, best)
+        scan(self._blocks(), questions, best)
+        return best.nearest()
 
     def read(self, place: int) -> Record:
         """The document at a place."""
@@ -59,15 +67,22 @@ class Corpus:
         return self._segments[number].record(place - int(self._first[number]))
 
     def _blocks(self) -> Iterator[Block]:
+        """Of the segments that an approximate index does not cover."""
+        covers = self.manifest.approximate.covers if self.manifest.approximate else {}
         for first, segment in zip(self._first, self._segments):
-            for start in range(0, segment.spec.rows, BLOCK):
-                stop = min(start + BLOCK, segment.spec.rows)
-                yield Block(
-                    segment.vectors(start, stop, self.manifest.models.size),
-                    None if segment.all_alive else segment.alive[start:stop],
-                    segment.ties[start:stop],
-                    np.arange(first + start, first + stop),
-                )
+            if segment.spec.name not in covers:
+                yield from segment.blocks(self.manifest.models.size, int(first))
+
+    def _open_approximate(self, directory: Path, threads: int | None) -> ApproximateIndex | None:
+        spec = self.manifest.approximate
+        if spec is None:
+            return None
+        names = [one.spec.name for one in self._segments]
+        segments, places = dict(zip(names, self._segments)), dict(zip(names, self._first.tolist()))
+        index = read_index(directory / spec.name)
+        opened = ApproximateIndex(index, spec.covers, segments, places, threads=threads)
+        opened.probes = spec.probes
+        return opened
 
 
 class OpenSegment:
@@ -92,6 +107,22 @@ class OpenSegment:
         """Some of its vectors (N, D)."""
         data = self._read(self._vectors, 2 * size * start, 2 * size * (stop - start))
         return np.frombuffer(data, np.float16).reshape(-1, size)
+
+    def blocks(self, size: int, first: int = 0) -> Iterator[Block]:
+        """All of it; `first` is the place of its first row, `size` D."""
+        for start in range(0, self.spec.rows, BLOCK):
+            stop = min(start + BLOCK, self.spec.rows)
+            yield Block(
+                self.vectors(start, stop, size),
+                None if self.all_alive else self.alive[start:stop],
+                self.ties[start:stop],
+                np.arange(first + start, first + stop),
+            )
+
+    def gather(self, rows: NDArray[np.int64], size: int) -> NDArray[np.float16]:
+        """The vectors (N, D) of some rows."""
+        data = [self._read(self._vectors, 2 * size * row, 2 * size) for row in rows.tolist()]
+        return np.frombuffer(b"".join(data), np.float16).reshape(-1, size)
 
     def record(self, row: int) -> Record:
         """The document of a row."""
@@ -143,9 +174,9 @@ def check_files(directory: Path, files: Iterator[tuple[str, str]]) -> None:
             raise MissingError(f"{path} is damaged. {AGAIN}")
 
 
-def is_whole(directory: Path, segment: Segment) -> bool:
-    """Whether every file of a segment is what it was."""
+def is_whole(directory: Path, files: Mapping[str, str]) -> bool:
+    """Whether each file (its name, its SHA-256) is what it was."""
     with suppress(MissingError):
-        check_files(directory, iter(segment.files.items()))
+        check_files(directory, iter(files.items()))
         return True
     return False

@@ -6,6 +6,7 @@
     <name>.rows         for each of them ROW: hashes of its id and its content, where its record is
     <name>.documents    the records, a JSON object a line
     <name>.dead         numbers (uint32) of rows that were changed or removed since
+    <name>.faiss        an approximate index of some segments, where one was asked for
     embeddings/         an embedding store: another document tower needs no encoder
 
 Files but the manifests are never written to again, so who has read a manifest has all that it names
@@ -24,7 +25,7 @@ from mmrag_batch.specs import parse_spec
 
 MANIFEST, BUILDING, EMBEDDINGS = "corpus.json", "building.json", "embeddings"
 FORMAT = 1
-RANGES = {"rows": (0, 2**40), "size": (1, 2**16)}
+RANGES = {"rows": (0, 2**40), "size": (1, 2**16), "probes": (1, 2**32), "recall": (0, 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +49,38 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Approximate:
+    """An approximate index: the name of its file and its SHA-256; the names of the segments that it
+    `covers`, in order, and their rows; how many of its lists are looked through, and the share of
+    the nearest documents that was found when it was made."""
+
+    name: str
+    sha256: str
+    covers: dict[str, int]
+    probes: int
+    recall: float
+
+
+@dataclass(frozen=True, slots=True)
 class CorpusManifest:
-    """`corpus.json`. `version` is a hash of the documents, in whatever segments and order, and of
-    the models; `documents` is how many there are. `image_root` leads from the corpus to where its
-    images are, as a relative path."""
+    """`corpus.json`. `version` is a hash of the documents, in whatever segments and order, of the
+    models, and of an approximate index; `documents` is how many there are.
+    `image_root` leads from the corpus to where its images are, as a relative path."""
 
     models: Models
     version: str
     documents: int
     image_root: str
     segments: tuple[Segment, ...]
+    approximate: Approximate | None = None
     format: int = FORMAT
 
     def files(self) -> Iterator[tuple[str, str]]:
         """Every file, with its SHA-256."""
         for segment in self.segments:
             yield from segment.files.items()
+        if self.approximate is not None:
+            yield self.approximate.name, self.approximate.sha256
 
 
 def models_of(bundle: BundleManifest) -> Models | None:
@@ -106,13 +123,14 @@ def read_manifest(file: Path) -> CorpusManifest | None:
             raise ValueError(f"it is not of format {FORMAT}")
         models = parse_spec(Models, values.get("models"), RANGES)
         segments = tuple(parse_spec(Segment, one, RANGES) for one in values.get("segments", ()))
+        index = values.get("approximate")
+        approximate = None if index is None else parse_spec(Approximate, index, RANGES)
         given = {"models": models, "segments": ()}
         manifest = parse_spec(_Head, values | given, RANGES)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file} cannot be used: {error}. {_anew(file)}") from None
-    return CorpusManifest(
-        models, manifest.version, manifest.documents, manifest.image_root, segments
-    )
+    head = (manifest.version, manifest.documents, manifest.image_root)
+    return CorpusManifest(models, *head, segments, approximate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,7 +156,7 @@ def open_documents(
     spec, directory = bundle.manifest.retriever, bundle.retriever_dir
     assert spec is not None  # `_check` has seen to it
     assert settings.corpus is not None
-    corpus = Corpus(settings.corpus)
+    corpus = Corpus(settings.corpus, threads)
     device, store = find_device(settings.device), find_store(settings, bundle, spec)
     return CorpusDocuments(
         open_embedder(directory, spec, images, device=device, threads=threads, store=store),

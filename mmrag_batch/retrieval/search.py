@@ -39,7 +39,14 @@ class Nearest(NamedTuple):
 def find_nearest(blocks: Iterable[Block], questions: Floats, count: int) -> Nearest:
     """The `count` documents with the highest products with each of `questions` (Q, D), both unit
     vectors; of equal ones the lowest tie comes first."""
-    best = _Best(len(questions), count)
+    best = Best(len(questions), count)
+    scan(blocks, questions, best)
+    return best.nearest()
+
+
+def scan(blocks: Iterable[Block], questions: Floats, best: "Best") -> None:
+    """Add to `best` all documents that are among the best for `questions`."""
+    count = best.scores.shape[1]
     transposed = np.ascontiguousarray(questions.T)
     slack = 4 * questions.shape[1] * 2.0**-24  # of two sums of D products, each below |x| |y|
     for block in blocks if count and len(questions) else ():
@@ -60,7 +67,6 @@ def find_nearest(blocks: Iterable[Block], questions: Floats, count: int) -> Near
             part = slice(start, start + PAIRS)
             scores[part] = score(vectors[rows[part]], questions[columns[part]])
         best.add(columns, scores, block.ties[rows], block.places[rows])
-    return Nearest(best.scores, best.places)
 
 
 def score(documents: Floats, questions: Floats) -> Floats:
@@ -70,8 +76,8 @@ def score(documents: Floats, questions: Floats) -> Floats:
     return products
 
 
-class _Best:
-    """The best documents of each question so far."""
+class Best:
+    """The best `count` documents so far of each of so many questions."""
 
     def __init__(self, questions: int, count: int) -> None:
         self.scores = np.full((questions, count), -np.inf, np.float32)
@@ -83,6 +89,10 @@ class _Best:
         """(Q,): what a document must score to be among them."""
         floors: Floats = self.scores[:, -1]
         return floors
+
+    def nearest(self) -> Nearest:
+        """What they are."""
+        return Nearest(self.scores, self.places)
 
     def add(
         self,

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -9,9 +10,13 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from mmrag_batch.retrieval.corpus_manifest import Segment
+from mmrag_batch.retrieval.approximate import build_index
+from mmrag_batch.retrieval.corpus import OpenSegment
+from mmrag_batch.retrieval.corpus_manifest import Approximate, Segment
 
 BUFFER = 2**20
+UNINDEXED = 1 / 16
+"""As many documents for each of an approximate index are searched exactly beside it."""
 
 
 class SegmentFiles:
@@ -74,3 +79,29 @@ def write_dead(directory: Path, segment: Segment, alive: NDArray[np.bool_]) -> S
     files = {name: digest for name, digest in segment.files.items() if name != segment.dead}
     files[file.path.name] = file.close()
     return Segment(segment.name, segment.rows, file.path.name, files)
+
+
+def still_serves(
+    index: Approximate, segments: Sequence[OpenSegment], room: int, alive: float
+) -> bool:
+    """Whether at least the share `alive` of an approximate index counts, and what it lacks, `room`
+    documents or a few for each of its own, is soon searched exactly."""
+    live = {segment.spec.name: int(segment.alive.sum()) for segment in segments}
+    inside = sum(count for name, count in live.items() if name in index.covers)
+    outside = sum(live.values()) - inside
+    is_alive = inside >= alive * sum(index.covers.values())
+    return is_alive and outside <= max(room, UNINDEXED * inside)
+
+
+def write_approximate(directory: Path, segments: Sequence[OpenSegment], size: int) -> Approximate:
+    """An approximate index of segments, of vectors of `size` dimensions, which is on disk."""
+    file = _HashedFile(directory / f"{uuid4().hex}.faiss")
+    named = {segment.spec.name: segment for segment in segments}
+    try:
+        probes, recall = build_index(named, size, file.write)
+    except BaseException:
+        with suppress(OSError):
+            file.stream.close()
+        raise
+    covers = {name: segment.spec.rows for name, segment in named.items()}
+    return Approximate(file.path.name, file.close(), covers, probes, recall)

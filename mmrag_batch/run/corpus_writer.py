@@ -27,13 +27,14 @@ from mmrag_batch.retrieval.corpus_manifest import (
     BUILDING,
     EMBEDDINGS,
     MANIFEST,
+    Approximate,
     CorpusManifest,
     Models,
     Segment,
     as_json,
     read_manifest,
 )
-from mmrag_batch.run.corpus_files import SegmentFiles, write_dead
+from mmrag_batch.run.corpus_files import SegmentFiles, still_serves, write_approximate, write_dead
 from mmrag_batch.run.files import storing, sync_folder, write_whole
 
 SEGMENT = 65_536
@@ -43,20 +44,23 @@ DEAD = 0.2
 SMALL = 8
 """As many segments of less than a quarter of SEGMENT are written as one."""
 OURS = re.compile(
-    r"[0-9a-f]{32}\.(vectors|rows|documents|dead)|(corpus|building)\.json(\.partial)?"
+    r"[0-9a-f]{32}\.(vectors|rows|documents|dead|faiss)|(corpus|building)\.json(\.partial)?"
 )
 log = logging.getLogger(__name__)
 
 
 class CorpusWriter:
-    """The corpus in `directory`, made with `models`; `image_root` is where its images are.
+    """The corpus in `directory`, made with `models`; `image_root` is where its images are. It has
+    an approximate index if it is to be `approximate`.
 
     A context manager. Goes on from building.json or else corpus.json; a segment that is damaged, or
     of other models, counts as not there. Raises OutputError for a folder of something else,
     StorageError where the disk fails.
     """
 
-    def __init__(self, directory: Path, models: Models, image_root: Path) -> None:
+    def __init__(
+        self, directory: Path, models: Models, image_root: Path, *, approximate: bool = False
+    ) -> None:
         self._directory = directory
         self._models = models
         self._image_root = os.path.relpath(image_root.resolve(), directory.resolve())
@@ -67,6 +71,7 @@ class CorpusWriter:
             self._remove_strays([current, building])
             self._segments = [_Known(directory, one) for one in self._usable(building or current)]
         self._current = current
+        self._is_approximate, self._approximate = approximate, self._usable_index(current)
         self._files: SegmentFiles | None = None
         self._new_ids: dict[bytes, bytes] = {}
         """The documents of the segment that is being written: hashes of id and content."""
@@ -143,6 +148,7 @@ class CorpusWriter:
                 self.removed += int((segment.alive & ~segment.seen).sum())
                 segment.alive &= segment.seen
             self._compact()
+            self._approximate = self._derive() if self._is_approximate else None
             manifest = self._write(MANIFEST)
             if (building := self._directory / BUILDING).exists():
                 building.unlink()
@@ -179,6 +185,14 @@ class CorpusWriter:
             self._files = None
         self._segments = kept
 
+    def _derive(self) -> Approximate | None:
+        for segment in self._segments:
+            segment.open.alive, segment.open.all_alive = segment.alive, bool(segment.alive.all())
+        segments = [one.open for one in self._segments if one.alive.any()]
+        if (it := self._approximate) and still_serves(it, segments, SEGMENT // 4, 1 - DEAD):
+            return it
+        return write_approximate(self._directory, segments, self._models.size) if segments else None
+
     def _close(self, files: SegmentFiles) -> "_Known":
         return _Known(self._directory, files.close())
 
@@ -199,6 +213,7 @@ class CorpusWriter:
             documents=sum(int(one.alive.sum()) for one in self._segments),
             image_root=self._image_root,
             segments=tuple(segments),
+            approximate=self._approximate if name == MANIFEST else None,
         )
         path = self._directory / name
         if manifest != self._current or name != MANIFEST:
@@ -215,7 +230,8 @@ class CorpusWriter:
         ]
         pairs = np.concatenate([np.empty(0, [("id", "S16"), ("content", "S16")]), *parts])
         ordered = pairs[np.argsort(pairs["id"], kind="stable")]
-        head = json.dumps([self._models.encoders, self._models.tower, self._models.size])
+        index = () if (it := self._approximate) is None else (it.sha256, it.probes)
+        head = json.dumps([self._models.encoders, self._models.tower, self._models.size, *index])
         return hashlib.sha256(head.encode() + ordered.tobytes()).hexdigest()
 
     def _check_folder(self) -> None:
@@ -240,10 +256,17 @@ class CorpusWriter:
             log.info("%s was made with other models: its vectors are made again.", self._directory)
             return
         for segment in manifest.segments:
-            if is_whole(self._directory, segment):
+            if is_whole(self._directory, segment.files):
                 yield segment
             else:
                 log.warning("%s: a segment is damaged, and is made again.", self._directory)
+
+    def _usable_index(self, manifest: CorpusManifest | None) -> Approximate | None:
+        """The approximate index of before, unless it is damaged or of other models."""
+        if manifest is None or manifest.models != self._models or manifest.approximate is None:
+            return None
+        index = manifest.approximate
+        return index if is_whole(self._directory, {index.name: index.sha256}) else None
 
 
 class _Known:

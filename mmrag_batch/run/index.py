@@ -24,8 +24,9 @@ from mmrag_batch.factory import load_bundle, split_hosts
 from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import with_pages
 from mmrag_batch.records import Document, Problem, Question
+from mmrag_batch.retrieval.approximate import check_faiss
 from mmrag_batch.retrieval.corpus import Record
-from mmrag_batch.retrieval.corpus_manifest import EMBEDDINGS, Models, models_of
+from mmrag_batch.retrieval.corpus_manifest import EMBEDDINGS, Approximate, Models, models_of
 from mmrag_batch.retrieval.embedder import Embedder, Embedding
 from mmrag_batch.retrieval.retriever import Towers, open_embedder
 from mmrag_batch.retrieval.sessions import find_device
@@ -49,20 +50,26 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class Indexed:
     """What became of documents: how many are in the corpus, how many of these were added, or
-    changed, and how many were removed; and how many `broken` ones were left out."""
+    changed, and how many were removed; how many `broken` ones were left out; the approximate index,
+    if it has one."""
 
     documents: int = 0
     added: int = 0
     removed: int = 0
     broken: int = 0
+    index: Approximate | None = None
 
 
 def index(
-    settings: PredictSettings, report: Callable[[str], None], shard: Shard | None = None
+    settings: PredictSettings,
+    report: Callable[[str], None],
+    shard: Shard | None = None,
+    *,
+    approximate: bool = False,
 ) -> Indexed:
     """Let the corpus at `settings.output` hold the documents of `settings.input`, which is a table
     or a folder. `report` is told what is wrong with a document that is left out. A shard embeds its
-    part, and writes no corpus.
+    part, and writes no corpus. An `approximate` corpus is searched by an index that faiss makes.
 
     Raises what `check_documents`, `load_bundle` and `CorpusWriter` do; InputError where no document
     can be read at all, which leaves the corpus as it was.
@@ -73,6 +80,8 @@ def index(
     models, spec = models_of(bundle.manifest), bundle.manifest.retriever
     if models is None or spec is None:
         raise ConfigError(f"{settings.bundle} has no retriever, which a corpus is made with.")
+    if approximate:
+        check_faiss()
     for note in notes:
         log.warning("%s: %s", docs, note)
     root = settings.image_root or (docs if docs.is_dir() else docs.parent)
@@ -95,13 +104,14 @@ def index(
         for batch in in_batches(listed(), BATCH):
             done.added += len(step.embed(batch, done, report))
         return done
-    with CorpusWriter(settings.output, models, root) as writer:
+    with CorpusWriter(settings.output, models, root, approximate=approximate) as writer:
         for batch in in_batches(listed(), BATCH):
             step.write(batch, writer, done, report)
         if not done.documents:
             raise InputError(f"{docs}: no document can be read; {settings.output} is as it was.")
         manifest = writer.finish()
     done.documents, done.added, done.removed = manifest.documents, writer.added, writer.removed
+    done.index = manifest.approximate
     return done
 
 

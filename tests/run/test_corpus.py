@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from mmrag_batch.bundle import Bundle
 from mmrag_batch.cli.app import app
+from mmrag_batch.errors import ExitCode
 from mmrag_batch.factory import load_bundle
 from mmrag_batch.retrieval import corpus_source
 from mmrag_batch.run.answers import Kept
@@ -31,13 +33,14 @@ def call(*words: object, script: Mapping[str, object] | None = None) -> tuple[in
     return done.exit_code, done.output
 
 
-def index(folder: Path, documents: Mapping[str, str], out: str = "corpus") -> None:
+def index(folder: Path, documents: Mapping[str, str], *options: str, out: str = "corpus") -> str:
     with (folder / "docs.csv").open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(["id", "text"])
         table.writerows(documents.items())
-    code, said = call("index", folder / "docs.csv", folder / out)
+    code, said = call("index", folder / "docs.csv", folder / out, *options)
     assert code == 0, said
+    return said
 
 
 def write_rows(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -334,3 +337,38 @@ def test_of_ablations_only_the_one_without_evidence_can_be_asked(tmp_path: Path)
     code, said = call("evaluate", tmp_path / "out.csv", "--ablate", "evidence")
     assert code == 0, said
     assert re.search(r"^no evidence +4 ", said, re.M)
+
+
+def test_an_approximate_index_finds_here_what_the_exact_search_does(folder: Path) -> None:
+    """The rows are searched again, for another search may find other documents; none is asked."""
+    documents = {f"d{n}": f"The red star of {n} costs {n % 90} coins." for n in range(1, 400)}
+    index(folder, documents)
+    exactly, asked = predict(folder)
+    assert asked == list(range(8))
+    said = index(folder, documents, "--approximate")
+    assert re.search(r"searched approximately; of the 50 nearest documents [\d.]+% were", said), (
+        said
+    )
+    approximately, asked = predict(folder)
+    assert approximately == exactly
+    assert asked == []
+    grown = documents | {f"e{n}": f"The red star of {n} costs {n} coins here." for n in range(9)}
+    index(folder, grown, "--approximate")
+    approximately, _ = predict(folder)
+    assert any("corpus:e" in row["evidence"] for row in approximately)
+    index(folder, grown)
+    assert predict(folder) == (approximately, [])
+
+
+def test_without_faiss_an_approximate_corpus_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(folder, COSTS, "--approximate")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    for command in (
+        ("index", folder / "docs.csv", folder / "corpus", "--approximate"),
+        ("predict", folder / "in.jsonl", folder / "out.csv", "--corpus", folder / "corpus"),
+    ):
+        code, said = call(*command)
+        assert code == ExitCode.UNAVAILABLE, said
+        assert re.search(r"faiss is not installed. Run `.*pip install .*faiss-cpu", said), said

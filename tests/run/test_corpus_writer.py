@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from mmrag_batch.errors import ConfigError, MissingError, OutputError, StorageError
 from mmrag_batch.retrieval.corpus import Corpus
 from mmrag_batch.retrieval.corpus_manifest import MANIFEST, Models, read_corpus
-from mmrag_batch.run import corpus_writer, files
+from mmrag_batch.run import corpus_files, corpus_writer, files
 from mmrag_batch.run.corpus_writer import CorpusWriter
 
 SIZE = 8
@@ -50,10 +51,11 @@ def write(
     models: Models = MODELS,
     batch: int = 3,
     until: int | None = None,
+    approximate: bool = False,
 ) -> CorpusWriter:
     """Bring a corpus to hold these documents; `until` so many were read, and it is left there."""
     items = list(documents.items())[:until]
-    with CorpusWriter(directory, models, directory.parent) as writer:
+    with CorpusWriter(directory, models, directory.parent, approximate=approximate) as writer:
         for start in range(0, len(items), batch):
             some = items[start : start + batch]
             contents = [digest(text) for _, text in some]
@@ -92,6 +94,9 @@ def small_segments() -> Iterator[None]:
     """Of a disk that is not waited for."""
     with mock.patch.object(corpus_writer, "SEGMENT", 8), mock.patch.object(os, "fsync"):
         yield
+
+
+write_corpus = write
 
 
 def texts(count: int, start: int = 0) -> dict[str, str]:
@@ -174,11 +179,12 @@ def test_other_models_make_every_vector_again(tmp_path: Path) -> None:
     assert read_corpus(tmp_path / "corpus").models == retrained
 
 
-@pytest.mark.parametrize("kind", ["vectors", "rows", "documents", "dead"])
+@pytest.mark.parametrize("kind", ["vectors", "rows", "documents", "dead", "faiss"])
 def test_a_damaged_file_is_told_and_made_again(tmp_path: Path, kind: str) -> None:
     corpus = tmp_path / "corpus"
-    write(corpus, texts(20))
-    write(corpus, texts(20) | {"d3": "another text"})
+    approximate = kind == "faiss"
+    write(corpus, texts(20), approximate=approximate)
+    write(corpus, texts(20) | {"d3": "another text"}, approximate=approximate)
     (file,) = list(corpus.glob(f"*.{kind}"))[:1]
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -188,7 +194,53 @@ def test_a_damaged_file_is_told_and_made_again(tmp_path: Path, kind: str) -> Non
     file.unlink()
     with pytest.raises(MissingError, match=r"gone.*mmrag-batch index"):
         Corpus(corpus)
+    write(corpus, texts(20), approximate=approximate)
+    assert held(corpus) == texts(20)
+
+
+def test_an_approximate_index_serves_until_much_has_changed(tmp_path: Path) -> None:
+    """What was added is searched beside it, what was removed is found no more."""
+    corpus = tmp_path / "corpus"
+    write(corpus, texts(64), approximate=True)
+    made = read_corpus(corpus).approximate
+    assert made is not None
+    assert sum(made.covers.values()) == 64
+    write(corpus, texts(64, start=1), approximate=True)
+    assert read_corpus(corpus).approximate == made
+    assert held(corpus) == texts(64, start=1)
+    write(corpus, texts(64, start=9), approximate=True)
+    again = read_corpus(corpus).approximate
+    assert again is not None
+    assert again != made
+    assert held(corpus) == texts(64, start=9)
+    write(corpus, texts(64, start=9))
+    assert read_corpus(corpus).approximate is None
+    write(corpus, texts(64, start=9))
+    assert not list(corpus.glob("*.faiss"))
+
+
+def test_a_corpus_that_is_searched_otherwise_is_of_another_version(tmp_path: Path) -> None:
+    versions = set()
+    for approximate in (False, True, False, True):
+        write(tmp_path / "corpus", texts(64), approximate=approximate)
+        versions.add(read_corpus(tmp_path / "corpus").version)
+    assert len(versions) == 2
+
+
+def test_a_disk_that_fails_under_an_approximate_index_is_told(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
     write(corpus, texts(20))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left")
+
+    with (
+        mock.patch.object(corpus_files._HashedFile, "write", fail),
+        pytest.raises(StorageError, match="No space left"),
+    ):
+        write(corpus, texts(20), approximate=True)
+    assert held(corpus) == texts(20)
+    write(corpus, texts(20), approximate=True)
     assert held(corpus) == texts(20)
 
 
@@ -266,8 +318,10 @@ def killed_at(operation: int) -> Iterator[list[int]]:
 
 
 @pytest.mark.slow
-def test_a_death_at_any_operation_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("approximate", [False, True])
+def test_a_death_at_any_operation_loses_nothing(tmp_path: Path, approximate: bool) -> None:
     """While a corpus is made, and while it is changed so that segments are written anew."""
+    write = partial(write_corpus, approximate=approximate)
     first, second = texts(30), {**texts(30, start=12), "d20": "another text"}
     deaths = 0
     for before, after in (({}, first), (first, second)):
@@ -318,9 +372,9 @@ class Corpora(RuleBasedStateMachine):
         seed.shuffle(items)
         self.wanted = dict(items)
 
-    @rule()
-    def index(self) -> None:
-        write(self.corpus, self.wanted)
+    @rule(approximate=st.booleans())
+    def index(self, approximate: bool) -> None:
+        write(self.corpus, self.wanted, approximate=approximate)
         self.seen = dict(self.wanted)
         names = {name for name, _ in read_corpus(self.corpus).files()}
         assert names <= {file.name for file in self.corpus.iterdir()}
@@ -329,11 +383,11 @@ class Corpora(RuleBasedStateMachine):
     def leave(self, documents: int) -> None:
         write(self.corpus, self.wanted, until=documents)
 
-    @rule(operation=st.integers(0, 60))
-    def die(self, operation: int) -> None:
+    @rule(operation=st.integers(0, 60), approximate=st.booleans())
+    def die(self, operation: int, approximate: bool) -> None:
         before = self.seen
         with suppress(Killed), killed_at(operation):
-            write(self.corpus, self.wanted)
+            write(self.corpus, self.wanted, approximate=approximate)
             self.seen = dict(self.wanted)
             return
         if (self.corpus / MANIFEST).exists():
