@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import log2
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,9 @@ from mmrag_batch.errors import MissingError
 from mmrag_batch.extras import requires
 from mmrag_batch.machine import cores
 from mmrag_batch.progress import Progress
+from mmrag_batch.retrieval.corpus_segment import OpenSegment
 from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.retrieval.search import PAIRS, Best, Nearest, find_nearest, score
-
-if TYPE_CHECKING:
-    from mmrag_batch.retrieval.corpus import OpenSegment
 
 PER_LIST = 40
 """Vectors that k-means sees for each list."""
@@ -50,7 +48,7 @@ class ApproximateIndex:
         self,
         index: Any,
         covers: Mapping[str, int],
-        segments: Mapping[str, "OpenSegment"],
+        segments: Mapping[str, OpenSegment],
         places: Mapping[str, int],
         *,
         threads: int | None = None,
@@ -133,7 +131,7 @@ def read_index(path: Path) -> Any:
 
 
 def build_index(
-    segments: Mapping[str, "OpenSegment"], size: int, write: Callable[[bytes], object]
+    segments: Mapping[str, OpenSegment], size: int, write: Callable[[bytes], object]
 ) -> tuple[int, float]:
     """Make an index of all rows of segments whose vectors have `size` dimensions, and `write` it;
     how many lists are to be looked through, and the recall at DEPTH that this gives. Raises
@@ -162,7 +160,7 @@ def build_index(
 
 def _tune(
     index: Any,
-    segments: Mapping[str, "OpenSegment"],
+    segments: Mapping[str, OpenSegment],
     size: int,
     lists: int,
     random: np.random.Generator,
@@ -197,7 +195,7 @@ def _recall(some: Nearest, exact: Nearest) -> float:
 
 
 def _sample(
-    segments: Mapping[str, "OpenSegment"], size: int, count: int, random: np.random.Generator
+    segments: Mapping[str, OpenSegment], size: int, count: int, random: np.random.Generator
 ) -> Floats:
     """(N, D): vectors of `count` live documents, or of all."""
     alive = [np.nonzero(segment.alive)[0] for segment in segments.values()]

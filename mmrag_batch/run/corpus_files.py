@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrag_batch.retrieval.approximate import build_index
-from mmrag_batch.retrieval.corpus import OpenSegment
 from mmrag_batch.retrieval.corpus_manifest import Approximate, Segment
+from mmrag_batch.retrieval.corpus_segment import OpenSegment
 
 BUFFER = 2**20
 UNINDEXED = 1 / 16

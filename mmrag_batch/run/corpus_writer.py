@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrag_batch.errors import OutputError
-from mmrag_batch.retrieval.corpus import BLOCK, OpenSegment, Record, is_whole
+from mmrag_batch.retrieval.corpus import is_whole
 from mmrag_batch.retrieval.corpus_manifest import (
     BUILDING,
     EMBEDDINGS,
@@ -34,6 +34,7 @@ from mmrag_batch.retrieval.corpus_manifest import (
     as_json,
     read_manifest,
 )
+from mmrag_batch.retrieval.corpus_segment import BLOCK, OpenSegment, Record
 from mmrag_batch.run.corpus_files import SegmentFiles, still_serves, write_approximate, write_dead
 from mmrag_batch.run.files import storing, sync_folder, write_whole
 

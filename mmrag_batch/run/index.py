@@ -25,8 +25,8 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import with_pages
 from mmrag_batch.records import Document, Problem, Question
 from mmrag_batch.retrieval.approximate import check_faiss
-from mmrag_batch.retrieval.corpus import Record
 from mmrag_batch.retrieval.corpus_manifest import EMBEDDINGS, Approximate, Models, models_of
+from mmrag_batch.retrieval.corpus_segment import Record
 from mmrag_batch.retrieval.embedder import Embedder, Embedding
 from mmrag_batch.retrieval.retriever import Towers, open_embedder
 from mmrag_batch.retrieval.sessions import find_device

@@ -15,8 +15,8 @@ from mmrag_batch.retrieval.approximate import (
     build_index,
     read_index,
 )
-from mmrag_batch.retrieval.corpus import OpenSegment
 from mmrag_batch.retrieval.corpus_manifest import Segment
+from mmrag_batch.retrieval.corpus_segment import OpenSegment
 from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.retrieval.search import Best, Nearest, find_nearest
 from mmrag_batch.run.corpus_files import SegmentFiles, write_dead
