@@ -4,9 +4,10 @@
 
 Draws a demo world and pools the documents of its rows: eight a row, and so as many as make the
 question hard, for each row deals its own facts about the same things. Answers the first rows with
-the packaged bundle from either, and from the corpus by an approximate index as well. Then lets the corpus grow by a hundredth, and counts the rows that
-are asked again, by the scripted engine; the output is compared with that of a fresh run. Prints two
-tables in Markdown.
+the packaged bundle, with their own documents and with those of all, which are searched exactly and
+then approximately. Then lets the corpus grow by a hundredth, and counts the rows that are asked
+again, by the scripted engine; the output is compared with that of a fresh run. Prints two tables in
+Markdown.
 """
 
 import csv
