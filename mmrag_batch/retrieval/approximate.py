@@ -75,7 +75,7 @@ class ApproximateIndex:
 
     def add_best(self, questions: Floats, best: Best) -> None:
         """Add to `best` the documents that are worth a look for each of `questions` (Q, D)."""
-        wanted = LOOK * max(DEPTH, best.scores.shape[1])
+        wanted = LOOK * max(DEPTH, best.count)
         rows = self._choose(questions, min(wanted, int(self._first[-1])))
         columns = np.repeat(np.arange(len(questions)), rows.shape[1])
         order = np.argsort(rows, axis=None)

@@ -46,7 +46,7 @@ def find_nearest(blocks: Iterable[Block], questions: Floats, count: int) -> Near
 
 def scan(blocks: Iterable[Block], questions: Floats, best: "Best") -> None:
     """Add to `best` all documents that are among the best for `questions`."""
-    count = best.scores.shape[1]
+    count = best.count
     transposed = np.ascontiguousarray(questions.T)
     slack = 4 * questions.shape[1] * 2.0**-24  # of two sums of D products, each below |x| |y|
     for block in blocks if count and len(questions) else ():
@@ -56,12 +56,12 @@ def scan(blocks: Iterable[Block], questions: Floats, best: "Best") -> None:
             products[~block.alive] = -np.inf
         floors = best.floors - slack
         is_near = products >= floors
-        if len(vectors) > count and is_near.sum() > 4 * count * len(questions):
+        if len(vectors) > count and np.count_nonzero(is_near) > 4 * count * len(questions):
             own = np.partition(products, len(vectors) - count, axis=0)[len(vectors) - count]
             is_near = products >= np.maximum(floors, own - slack)
         if block.alive is not None:
             is_near[~block.alive] = False
-        rows, columns = np.nonzero(is_near)
+        rows, columns = np.divmod(np.flatnonzero(is_near), len(questions))
         scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), PAIRS):
             part = slice(start, start + PAIRS)
@@ -77,22 +77,26 @@ def score(documents: Floats, questions: Floats) -> Floats:
 
 
 class Best:
-    """The best `count` documents so far of each of so many questions."""
+    """The best `count` documents so far of each of so many questions. Those that come wait until
+    they are many, for to sort them in is what costs."""
 
     def __init__(self, questions: int, count: int) -> None:
-        self.scores = np.full((questions, count), -np.inf, np.float32)
-        self.places = np.full((questions, count), -1, np.int64)
+        self.count = count
+        self._scores = np.full((questions, count), -np.inf, np.float32)
+        self._places = np.full((questions, count), -1, np.int64)
         self._ties = np.zeros((questions, count), np.uint64)
+        self._waiting: list[_Scored] = []
 
     @property
     def floors(self) -> Floats:
-        """(Q,): what a document must score to be among them."""
-        floors: Floats = self.scores[:, -1]
+        """(Q,): what a document must score to be among them; or less, while others wait."""
+        floors: Floats = self._scores[:, -1]
         return floors
 
     def nearest(self) -> Nearest:
         """What they are."""
-        return Nearest(self.scores, self.places)
+        self._sort_in()
+        return Nearest(self._scores, self._places)
 
     def add(
         self,
@@ -102,16 +106,29 @@ class Best:
         places: NDArray[np.int64],
     ) -> None:
         """Documents, and the question that each of them is near to."""
-        if not len(columns):
+        self._waiting.append(_Scored(columns, scores, ties, places))
+        if sum(len(one.scores) for one in self._waiting) > self._scores.size // 2:
+            self._sort_in()
+
+    def _sort_in(self) -> None:
+        if not self._waiting:
             return
-        before = self.places >= 0
-        columns = np.concatenate([np.nonzero(before)[0], columns])
-        scores = np.concatenate([self.scores[before], scores])
-        ties = np.concatenate([self._ties[before], ties])
-        places = np.concatenate([self.places[before], places])
+        before = self._places >= 0
+        here = (np.nonzero(before)[0], self._scores[before], self._ties[before])
+        parts = [_Scored(*here, self._places[before]), *self._waiting]
+        self._waiting = []
+        columns, scores, ties, places = map(np.concatenate, zip(*parts))
         order = np.lexsort((ties, -scores, columns))
         columns = columns[order]
         ranks = np.arange(len(columns)) - np.searchsorted(columns, columns)
-        kept = ranks < self.scores.shape[1]
+        kept = ranks < self.count
         at, order = (columns[kept], ranks[kept]), order[kept]
-        self.scores[at], self.places[at], self._ties[at] = scores[order], places[order], ties[order]
+        self._scores[at], self._places[at] = scores[order], places[order]
+        self._ties[at] = ties[order]
+
+
+class _Scored(NamedTuple):
+    columns: NDArray[np.int64]
+    scores: Floats
+    ties: NDArray[np.uint64]
+    places: NDArray[np.int64]
