@@ -320,11 +320,12 @@ def killed_at(operation: int) -> Iterator[list[int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("approximate", [False, True])
 def test_a_death_at_any_operation_loses_nothing(tmp_path: Path, approximate: bool) -> None:
-    """While a corpus is made, and while it is changed so that segments are written anew."""
+    """While a corpus is made, and while it is changed so that segments are written anew, or an
+    approximate index."""
     write = partial(write_corpus, approximate=approximate)
     first, second = texts(30), {**texts(30, start=12), "d20": "another text"}
     deaths = 0
-    for before, after in (({}, first), (first, second)):
+    for before, after in (({}, first), (first, second))[approximate:]:
         for operation in range(10_000):
             corpus = tmp_path / f"{len(before)}-{operation}"
             if before:
@@ -340,7 +341,7 @@ def test_a_death_at_any_operation_loses_nothing(tmp_path: Path, approximate: boo
             names = {name for name, _ in read_corpus(corpus).files()}
             write(corpus, after)
             assert {file.name for file in corpus.iterdir()} == {MANIFEST, *names}
-    assert deaths > 100
+    assert deaths > (50 if approximate else 100)
 
 
 class Corpora(RuleBasedStateMachine):
