@@ -16,6 +16,7 @@ from mmrag_batch.errors import MissingError, MmragError
 from mmrag_batch.machine import retrieval_cores
 from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
+from mmrag_batch.remote import find_url
 from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import ImageStore, OpenStage, Stage
 
@@ -41,7 +42,9 @@ def open_images(settings: PredictSettings) -> ImageStore:
     images = ImageLoader(root, hosts=hosts, places=places)
     if settings.corpus is None:
         return images
-    root = settings.corpus / read_corpus(settings.corpus).image_root
+    root = Path(read_corpus(settings.corpus).image_root)
+    if not find_url(root):
+        root = settings.corpus / root
     return TableAndCorpus(images, ImageLoader(root, hosts=hosts, places=places))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmrag_batch.cli.checks import MediaDomain
+from mmrag_batch.cli.checks import MediaDomain, Remote
 from mmrag_batch.cli.logs import start_logging
 from mmrag_batch.errors import PartialError
 from mmrag_batch.masking import mask
@@ -35,6 +35,7 @@ def _index(
         Path | None, typer.Option(help="Where image paths start.  [default: the folder of DOCS]")
     ] = None,
     allow_media_domain: MediaDomain = None,
+    allow_remote: Remote = None,
     columns: Annotated[
         str | None, typer.Option(help="What DOCS calls our columns: text=body,image=photo")
     ] = None,
@@ -65,6 +66,7 @@ def _index(
         "device": device,
         "image_root": image_root,
         "allow_media_domain": allow_media_domain,
+        "allow_remote": allow_remote,
         "columns": columns,
         "embedding_cache": embedding_cache,
         "shard": shard,

@@ -65,7 +65,8 @@ class Approximate:
 class CorpusManifest:
     """`corpus.json`. `version` is a hash of the documents, in whatever segments and order, of the
     models, and of an approximate index; `documents` is how many there are.
-    `image_root` leads from the corpus to where its images are, as a relative path."""
+    `image_root` leads from the corpus to where its images are, as a relative path, or is a
+    URL."""
 
     models: Models
     version: str

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmrag_batch.errors import OutputError
+from mmrag_batch.remote import find_url
 from mmrag_batch.retrieval.corpus import is_whole
 from mmrag_batch.retrieval.corpus_manifest import (
     BUILDING,
@@ -64,7 +65,9 @@ class CorpusWriter:
     ) -> None:
         self._directory = directory
         self._models = models
-        self._image_root = os.path.relpath(image_root.resolve(), directory.resolve())
+        self._image_root = find_url(image_root) or os.path.relpath(
+            image_root.resolve(), directory.resolve()
+        )
         with storing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             self._check_folder()

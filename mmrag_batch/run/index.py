@@ -30,6 +30,7 @@ from mmrag_batch.retrieval.corpus_segment import Record
 from mmrag_batch.retrieval.embedder import Embedder, Embedding
 from mmrag_batch.retrieval.retriever import Towers, open_embedder
 from mmrag_batch.retrieval.sessions import find_device
+from mmrag_batch.run.copies import bring_bundle, looking_at
 from mmrag_batch.run.corpus_writer import CorpusWriter
 from mmrag_batch.run.progress import told
 from mmrag_batch.run.shards import Shard
@@ -71,9 +72,22 @@ def index(
     or a folder. `report` is told what is wrong with a document that is left out. A shard embeds its
     part, and writes no corpus. An `approximate` corpus is searched by an index that faiss makes.
 
-    Raises what `check_documents`, `load_bundle` and `CorpusWriter` do; InputError where no document
-    can be read at all, which leaves the corpus as it was.
+    Raises what `looking_at`, `check_documents`, `load_bundle` and `CorpusWriter` do; InputError
+    where no document can be read at all, which leaves the corpus as it was.
     """
+    with looking_at(bring_bundle(settings)) as here:
+        return _index(here, settings.input, report, shard, approximate=approximate)
+
+
+def _index(
+    settings: PredictSettings,
+    called: Path,
+    report: Callable[[str], None],
+    shard: Shard | None,
+    *,
+    approximate: bool,
+) -> Indexed:
+    """The same of a table that is here, and of what it is called."""
     docs, names = settings.input, parse_document_names(settings.columns)
     notes = check_documents(docs, names)
     bundle = load_bundle(settings, weights=False)
@@ -83,23 +97,24 @@ def index(
     if approximate:
         check_faiss()
     for note in notes:
-        log.warning("%s: %s", docs, note)
+        log.warning("%s: %s", called, note)
     root = settings.image_root or (docs if docs.is_dir() else docs.parent)
-    images = ImageLoader(root, hosts=split_hosts(settings.allow_media_domain))
+    hosts, places = split_hosts(settings.allow_media_domain), split_hosts(settings.allow_remote)
+    images = ImageLoader(root, hosts=hosts, places=places)
     done = Indexed()
 
     def listed() -> Iterator[_Item]:
-        documents = told(read_documents(docs, names), f"documents of {docs} are read")
+        documents = told(read_documents(docs, names), f"documents of {called} are read")
         for number, one in enumerate(documents):
             if shard is None or number % shard.count == shard.index:
                 for item in _items(one, images):
                     if isinstance(item, Problem):
                         done.broken += 1
-                        report(f"{docs}: {one.where}: {item.code}: {item.message}")
+                        report(f"{called}: {one.where}: {item.code}: {item.message}")
                     else:
                         yield item
 
-    step = _Step(settings, bundle, spec, models, images)
+    step = _Step(settings, called, bundle, spec, models, images)
     if shard is not None:
         for batch in in_batches(listed(), BATCH):
             done.added += len(step.embed(batch, done, report))
@@ -108,7 +123,7 @@ def index(
         for batch in in_batches(listed(), BATCH):
             step.write(batch, writer, done, report)
         if not done.documents:
-            raise InputError(f"{docs}: no document can be read; {settings.output} is as it was.")
+            raise InputError(f"{called}: no document can be read; {settings.output} is as it was.")
         manifest = writer.finish()
     done.documents, done.added, done.removed = manifest.documents, writer.added, writer.removed
     done.index = manifest.approximate
@@ -162,12 +177,14 @@ class _Step:
     def __init__(
         self,
         settings: PredictSettings,
+        called: Path,
         bundle: Bundle,
         spec: RetrieverSpec,
         models: Models,
         images: ImageLoader,
     ) -> None:
-        self._settings, self._bundle, self._spec = settings, bundle, spec
+        self._settings, self._called = settings, called
+        self._bundle, self._spec = bundle, spec
         self._models, self._images = models, images
         self._embedder: Embedder | None = None
         self._towers: Towers | None = None
@@ -187,7 +204,7 @@ class _Step:
             if state == "twice":
                 done.broken += 1
                 what = f"an id of its own is needed, {item.document.id!r} came before"
-                report(f"{self._settings.input}: {item.where}: bad_document: {what}")
+                report(f"{self._called}: {item.where}: bad_document: {what}")
             elif state == "new":
                 fresh.append(item)
         if not (embedded := self.embed(fresh, done, report)):
@@ -220,7 +237,7 @@ class _Step:
         for item, result in zip(batch, results):
             if isinstance(result, RowError):
                 done.broken += 1
-                report(f"{self._settings.input}: {item.where}: {result.code}: {result}")
+                report(f"{self._called}: {item.where}: {result.code}: {result}")
             else:
                 embedded.append((item, result))
         return embedded

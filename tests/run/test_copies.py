@@ -322,3 +322,28 @@ def test_a_killed_copy_is_made_again(place: Remote, bucket: Bucket) -> None:
     assert {file.name for file in folder.iterdir()} == {"in.csv", "in.csv.source.json"}
     shutil.rmtree(folder)
     assert place.predict().exit_code == 0
+
+
+def test_documents_and_their_images_there_make_a_corpus_here(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    """Rows are shown the images from there, if that is allowed."""
+    for key in ("data/red.png", "other/red.png"):
+        stream = BytesIO()
+        Image.new("RGB", (32, 32), "red").save(stream, "png")
+        bucket.write(key, stream.getvalue())
+    url = bucket.write("data/docs.csv", b"id,text,image\nx,A red thing.,\ny,,red.png\n")
+    corpus, allowed = tmp_path / "corpus", ("--allow-remote", f"{bucket.url}/data")
+    denied = call("index", url, corpus)
+    assert denied.exit_code == 3
+    assert f"{bucket.name}/data/docs.csv: line 3" in denied.stdout
+    done = call("index", url, corpus, *allowed)
+    assert (done.exit_code, "2 documents; 1 added" in done.stdout) == (0, True), done.stdout
+    (tmp_path / "in.csv").write_text("question_text\nWhat is red?\n")
+    predict = ("predict", tmp_path / "in.csv", tmp_path / "out.csv", "--engine", "scripted")
+    assert call(*predict, "--corpus", corpus, *allowed, "--top-k", 2).exit_code == 0
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["status"] == "ok"
+    assert {one["id"] for one in json.loads(row["evidence"])} == {"corpus:x", "corpus:y"}
+    assert not [line for line in bucket.requests() if "/other/" in line and line.startswith("GET")]
