@@ -65,9 +65,8 @@ class CorpusWriter:
     ) -> None:
         self._directory = directory
         self._models = models
-        self._image_root = find_url(image_root) or os.path.relpath(
-            image_root.resolve(), directory.resolve()
-        )
+        here = directory.resolve()
+        self._image_root = find_url(image_root) or os.path.relpath(image_root.resolve(), here)
         with storing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             self._check_folder()
@@ -132,7 +131,7 @@ class CorpusWriter:
         if self._files is None:
             return
         with storing(self._directory):
-            fresh = self._close(self._files)
+            fresh = _Known(self._directory, self._files.close())
             self._files = None
             self.added += len(self._new_ids)
             names = np.array(list(self._new_ids), "S16")
@@ -182,10 +181,10 @@ class CorpusWriter:
                     name, content = _padded(item["id"]), _padded(item["content"])
                     self._files.add(name, content, line, vectors[row].tobytes())
                     if self._files.rows >= SEGMENT:
-                        kept.append(self._close(self._files))
+                        kept.append(_Known(self._directory, self._files.close()))
                         self._files = None
         if self._files is not None:
-            kept.append(self._close(self._files))
+            kept.append(_Known(self._directory, self._files.close()))
             self._files = None
         self._segments = kept
 
@@ -196,9 +195,6 @@ class CorpusWriter:
         if (it := self._approximate) and still_serves(it, segments, SEGMENT // 4, 1 - DEAD):
             return it
         return write_approximate(self._directory, segments, self._models.size) if segments else None
-
-    def _close(self, files: SegmentFiles) -> "_Known":
-        return _Known(self._directory, files.close())
 
     def _write(self, name: str) -> CorpusManifest:
         """Write a manifest of what there is, once all that it names is on disk."""

@@ -342,8 +342,8 @@ def test_documents_and_their_images_there_make_a_corpus_here(
     (tmp_path / "in.csv").write_text("question_text\nWhat is red?\n")
     predict = ("predict", tmp_path / "in.csv", tmp_path / "out.csv", "--engine", "scripted")
     assert call(*predict, "--corpus", corpus, *allowed, "--top-k", 2).exit_code == 0
-    with (tmp_path / "out.csv").open(newline="") as stream:
-        (row,) = csv.DictReader(stream)
+    with (tmp_path / "out.csv").open(newline="") as output:
+        (row,) = csv.DictReader(output)
     assert row["status"] == "ok"
     assert {one["id"] for one in json.loads(row["evidence"])} == {"corpus:x", "corpus:y"}
     assert not [line for line in bucket.requests() if "/other/" in line and line.startswith("GET")]
