@@ -32,11 +32,14 @@ from mmrag_batch.images.pages import row_with_pages
 from mmrag_batch.parts import encoders_identity, find_part, hash_model, read_spec, write_origin
 from mmrag_batch.prompt import PromptSpec
 from mmrag_batch.records import Row
+from mmrag_batch.retrieval.corpus import Corpus
+from mmrag_batch.retrieval.corpus_manifest import EMBEDDINGS
 from mmrag_batch.retrieval.retriever import open_embedder
 from mmrag_batch.stages import ImageStore
 from mmrag_batch.table.names import parse_names
 from mmrag_batch.table.rows import read_records
 from mmrag_batch.table.truth import read_labelled_rows
+from mmrag_batch.train.corpus import CorpusDocuments, check_corpus, embed_with_negatives
 from mmrag_batch.train.data import EmbeddedTable, Supervision, embed_table
 from mmrag_batch.train.fitting import Fit, FitSettings
 from mmrag_batch.train.inputs import hash_table, inside
@@ -83,6 +86,8 @@ def train_retriever(config: RetrieverConfig) -> Path:
     if config.generator is not None:
         asked |= inside(config.generator, hash_model(config.generator))
     inputs = {**asked, encoders["path"]: encoders["graphs"]}
+    if config.corpus is not None:
+        inputs[str(config.corpus)] = check_corpus(config.corpus, config.encoders)
     resumed = checkpoint.is_file()
     if resumed:
         check_same(config.out, config, inputs, unfinished=checkpoint)
@@ -94,17 +99,24 @@ def train_retriever(config: RetrieverConfig) -> Path:
         resumed=resumed,
         report_to=config.report_to,
     )
-    cache = config.embedding_cache or config.out / "embeddings"
-    table = read_table(config, spec, cache / encoders["graphs"], asked)
-    held_out, train_table = split(table, config.held_out, config.seed, _column(config))
+    beside = config.out if config.corpus is None else config.corpus
+    store = (config.embedding_cache or beside / EMBEDDINGS) / encoders["graphs"]
+
+    def apart(table: EmbeddedTable) -> tuple[EmbeddedTable, EmbeddedTable]:
+        return split(table, config.held_out, config.seed, _column(config))
+
+    if config.corpus is None:
+        held_out, train_table = apart(read_table(config, spec, store, asked))
+    else:
+        held_out, train_table = embed_with_negatives(config, spec, store, read_rows, apart)
     _check_batch(config, len(train_table.questions))
-    towers = Towers(TowersConfig(table.vectors.shape[1], config.hidden_size))
+    towers = Towers(TowersConfig(train_table.vectors.shape[1], config.hidden_size))
     ranks_before = ranks(towers.eval(), held_out)
     settings = FitSettings(
         epochs=config.epochs,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
-        hard_negatives=config.hard_negatives,
+        hard_negatives=0 if config.corpus else config.hard_negatives,
         patience=config.patience,
         soft=config.supervision == "likelihood",
         seed=config.seed,
@@ -138,6 +150,10 @@ def plan_retriever(config: RetrieverConfig) -> str:
             raise MissingError(f"{config.encoders / name} is missing; export the encoders again.")
     images = ImageLoader(config.table.parent)
     rows = read_rows(config, images)
+    if config.corpus is not None:
+        check_corpus(config.corpus, config.encoders)
+        shared = CorpusDocuments(Corpus(config.corpus), read_rows(config, images))
+        rows = (row for row in shared.attach(rows, {}) if row.question and row.question.documents)
     if config.supervision == "likelihood":
         total = sum(needs_likelihood(row) or bool(by_relevant(row)) for row in rows)
     else:
@@ -155,6 +171,11 @@ def plan_retriever(config: RetrieverConfig) -> str:
 def _check(config: RetrieverConfig) -> None:
     if config.supervision == "likelihood" and config.generator is None:
         raise ConfigError("`supervision: likelihood` needs a `generator` to ask.")
+    if config.corpus is not None and config.supervision != "relevant":
+        raise ConfigError(
+            f"`supervision: {config.supervision}` looks at a row's own documents; of a `corpus`, "
+            "the column `relevant` alone tells which help."
+        )
     if config.held_out_by is not None:
         check_column(config.table, config.held_out_by, parse_names(config.columns))
 

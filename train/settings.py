@@ -62,7 +62,14 @@ class RetrieverConfig:
         WHOLE,
         0,
         "Documents of other rows that each question is trained against, found anew for every "
-        "epoch. A row's own other documents always are.",
+        "epoch; with `corpus`, the nearest there, found once. A row's own other documents always "
+        "are.",
+    )
+    corpus: Path | None = setting(
+        PATH,
+        None,
+        "What `index` wrote with the bundle in `encoders`: `relevant` names documents of it, and "
+        "rows need none of their own.",
     )
     embedding_cache: Path | None = setting(
         PATH,

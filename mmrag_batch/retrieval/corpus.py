@@ -1,15 +1,16 @@
 """A corpus that is read: one manifest of it, whatever becomes of the folder meanwhile."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmrag_batch.bundle import hash_each
 from mmrag_batch.errors import MissingError
 from mmrag_batch.retrieval.approximate import ApproximateIndex, read_index
-from mmrag_batch.retrieval.corpus_manifest import read_corpus
+from mmrag_batch.retrieval.corpus_manifest import read_corpus, short_hash
 from mmrag_batch.retrieval.corpus_segment import AGAIN, OpenSegment, Record
 from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.retrieval.search import Best, Block, Nearest, scan
@@ -43,6 +44,11 @@ class Corpus:
     def __len__(self) -> int:
         return self.manifest.documents
 
+    @property
+    def version(self) -> str:
+        """That of what is searched."""
+        return self.manifest.version
+
     def search(self, questions: Floats, count: int) -> Nearest:
         """The best `count` documents for each of `questions` (Q, D), which are unit vectors."""
         best = Best(len(questions), count)
@@ -51,10 +57,29 @@ class Corpus:
         scan(self._blocks(), questions, best)
         return best.nearest()
 
+    def find(self, ids: Sequence[str]) -> list[int]:
+        """The place of each document of different ids; -1 for none."""
+        wanted = np.array([short_hash(name) for name in ids], "S16")
+        at = {name: index for index, name in enumerate(wanted.tolist())}
+        places = [-1] * len(ids)
+        for first, segment in zip(self._first, self._segments):
+            names = segment.rows["id"]
+            for row in np.nonzero(np.isin(names, wanted) & segment.alive)[0]:
+                places[at[names[row].item()]] = int(first + row)
+        return places
+
     def read(self, place: int) -> Record:
         """The document at a place."""
         number = int(np.searchsorted(self._first, place, side="right")) - 1
         return self._segments[number].record(place - int(self._first[number]))
+
+    def each(self) -> Iterator[tuple[Record, NDArray[np.float16]]]:
+        """Every document, and its vector (D,)."""
+        for segment in self._segments:
+            for block in segment.blocks(self.manifest.models.size):
+                for at, row in enumerate(block.places):
+                    if segment.alive[row]:
+                        yield segment.record(int(row)), block.vectors[at]
 
     def _blocks(self) -> Iterator[Block]:
         """Of the segments that an approximate index does not cover."""

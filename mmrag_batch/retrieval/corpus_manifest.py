@@ -99,6 +99,11 @@ def models_of(bundle: BundleManifest) -> Models | None:
     )
 
 
+def short_hash(text: str) -> bytes:
+    """What a document's id, or all that it is, is known by: 16 bytes."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
 def read_corpus(directory: Path) -> CorpusManifest:
     """The manifest of a corpus. Raises MissingError where there is none, or it is not finished;
     ConfigError for one that cannot be read."""

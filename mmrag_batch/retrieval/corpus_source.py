@@ -13,6 +13,8 @@ grows is a search for each row and an answer for those that are better off.
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -21,11 +23,12 @@ from mmrag_batch.errors import ConfigError, RowError
 from mmrag_batch.records import Document, Evidence, Found, Problem, Row
 from mmrag_batch.retrieval.candidates import Candidates
 from mmrag_batch.retrieval.corpus import Corpus
-from mmrag_batch.retrieval.corpus_manifest import CorpusManifest, models_of, read_corpus
+from mmrag_batch.retrieval.corpus_manifest import Models, models_of, read_corpus
+from mmrag_batch.retrieval.corpus_segment import Record
 from mmrag_batch.retrieval.embedder import Embedder
 from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.retrieval.retriever import WINDOW, Towers, find_store, open_embedder
-from mmrag_batch.retrieval.search import score
+from mmrag_batch.retrieval.search import Nearest, score
 from mmrag_batch.retrieval.sessions import find_device
 from mmrag_batch.settings import PredictSettings
 from mmrag_batch.sources import CORPUS, CORPUS_FILE, document_problem, is_inline, is_url
@@ -33,6 +36,24 @@ from mmrag_batch.stages import ImageStore
 
 LARGE, TOGETHER = 65_536, 256
 """From so many documents on, so many rows share a pass over their vectors."""
+
+
+class Searcher(Protocol):
+    """Documents that all rows share: how many there are, and the `version` of those that were
+    searched last."""
+
+    @property
+    def version(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def search(self, questions: Floats, count: int, /) -> Nearest:
+        """The best `count` for each of `questions` (Q, D), by `search.score`."""
+        ...
+
+    def read(self, place: int, /) -> Record:
+        """The document at a place that the last search gave."""
+        ...
 
 
 class CorpusDocuments:
@@ -47,7 +68,7 @@ class CorpusDocuments:
         self,
         embedder: Embedder,
         towers: Towers,
-        corpus: Corpus,
+        corpus: Searcher,
         images: ImageStore,
         *,
         top_k: int,
@@ -105,25 +126,31 @@ class CorpusDocuments:
             means.append([document.id, document.text, document.image, digest])
         means += [[problem.code, problem.message] for problem in row.problems]
         hashed = hashlib.sha256(json.dumps(means).encode()).hexdigest()
-        row.found = Found(self._corpus.manifest.version, hashed)
+        row.found = Found(self._corpus.version, hashed)
         return tuple(evidence)
 
     def _read(self, place: int, row: Row) -> tuple[Document, str | None] | None:
         """A document of the corpus, and the digest of its image; None for one whose image is not
         what it was, which the row is told."""
         record = self._corpus.read(place)
-        image = record["image"]
-        if image is not None and not is_inline(image) and not is_url(image):
-            image = CORPUS_FILE + image
-        document = Document(CORPUS + record["id"], record["text"], image)
+        document, digest = document_of(record), record["digest"]
         try:
-            if image is not None and self._images.digest(image) != record["digest"]:
+            here = self._images.digest(document.image) if document.image else None
+            if here != (digest or here):
                 what = f"{record['image']!r} is not what it was when it was indexed"
                 raise RowError("image_changed", f"{what}; run `mmrag-batch index` again")
         except RowError as error:
             row.problems.append(document_problem(document, error))
             return None
-        return document, record["digest"]
+        return document, here
+
+
+def document_of(record: Record) -> Document:
+    """What a document of a corpus is called beside a row's own."""
+    image = record["image"]
+    if image is not None and not is_inline(image) and not is_url(image):
+        image = CORPUS_FILE + image
+    return Document(CORPUS + record["id"], record["text"], image)
 
 
 def _check_ids(row: Row) -> None:
@@ -139,8 +166,9 @@ def open_corpus(
     settings: PredictSettings, bundle: Bundle, images: ImageStore, threads: int | None
 ) -> Candidates:
     """The corpus of these settings, to be searched with a bundle's retriever."""
-    top_k = bundle.manifest.generator.top_k if settings.top_k is None else settings.top_k
-    return open_documents(settings, bundle, images, threads, top_k=top_k)
+    find_version(settings)
+    assert settings.corpus is not None  # that has seen to it
+    return open_documents(settings, bundle, images, threads, Corpus(settings.corpus, threads))
 
 
 def open_documents(
@@ -148,22 +176,18 @@ def open_documents(
     bundle: Bundle,
     images: ImageStore,
     threads: int | None,
-    *,
-    top_k: int,
+    corpus: Searcher,
 ) -> CorpusDocuments:
-    """The same, with as many documents for a row."""
-    _check(settings)
+    """The same of any documents that the bundle's models have made vectors of."""
     spec, directory = bundle.manifest.retriever, bundle.retriever_dir
-    assert spec is not None  # `_check` has seen to it
-    assert settings.corpus is not None
-    corpus = Corpus(settings.corpus, threads)
+    assert spec is not None  # or it had made none
     device, store = find_device(settings.device), find_store(settings, bundle, spec)
     return CorpusDocuments(
         open_embedder(directory, spec, images, device=device, threads=threads, store=store),
         Towers(directory, device=device, threads=threads),
         corpus,
         images,
-        top_k=top_k,
+        top_k=bundle.manifest.generator.top_k if settings.top_k is None else settings.top_k,
         temperature=spec.temperature,
     )
 
@@ -171,19 +195,21 @@ def open_documents(
 def find_version(settings: PredictSettings) -> str:
     """The version of the corpus. Raises ConfigError where none is named, or it was made with other
     models than the bundle's, and what `read_corpus` does."""
-    return _check(settings).version
-
-
-def _check(settings: PredictSettings) -> CorpusManifest:
     if settings.corpus is None:
         raise ConfigError("--candidates corpus: name one, with `--corpus DIR`.")
-    models = models_of(read_manifest(settings.bundle))
-    if models is None:
-        raise ConfigError(f"{settings.bundle} has no retriever, which --corpus needs.")
+    models = find_models(settings.bundle)
     manifest = read_corpus(settings.corpus)
     if manifest.models != models:
         raise ConfigError(
             f"{settings.corpus} was made with other models than those of {settings.bundle}: index "
             f"it again, `mmrag-batch index DOCS {settings.corpus} --bundle {settings.bundle}`."
         )
-    return manifest
+    return manifest.version
+
+
+def find_models(bundle: Path) -> Models:
+    """What a bundle makes vectors with. Raises ConfigError where it has no retriever."""
+    models = models_of(read_manifest(bundle))
+    if models is None:
+        raise ConfigError(f"{bundle} has no retriever, which --corpus needs.")
+    return models

@@ -9,7 +9,6 @@ The same command again goes on where this one ended. Shards embed only, each its
 documents, and need no order or lock; the command without a shard makes the corpus of all.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,13 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.images.pages import with_pages
 from mmrag_batch.records import Document, Problem, Question
 from mmrag_batch.retrieval.approximate import check_faiss
-from mmrag_batch.retrieval.corpus_manifest import EMBEDDINGS, Approximate, Models, models_of
+from mmrag_batch.retrieval.corpus_manifest import (
+    EMBEDDINGS,
+    Approximate,
+    Models,
+    models_of,
+    short_hash,
+)
 from mmrag_batch.retrieval.corpus_segment import Record
 from mmrag_batch.retrieval.embedder import Embedder, Embedding
 from mmrag_batch.retrieval.retriever import Towers, open_embedder
@@ -164,11 +169,7 @@ def _items(listed: Listed, images: ImageLoader) -> "Iterator[_Item | Problem]":
         }
         means = json.dumps(record, sort_keys=True, default=str)
         record = json.loads(means)
-        yield _Item(listed.where, document, record, _hash(document.id), _hash(means))
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+        yield _Item(listed.where, document, record, short_hash(document.id), short_hash(means))
 
 
 class _Step:
