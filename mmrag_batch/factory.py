@@ -35,6 +35,7 @@ def open_images(settings: PredictSettings) -> ImageStore:
     """Where the images of a run come from. Raises what `read_corpus` does."""
     from mmrag_batch.images.both import TableAndCorpus
     from mmrag_batch.images.loader import ImageLoader
+    from mmrag_batch.retrieval.candidates import find_address
     from mmrag_batch.retrieval.corpus_manifest import read_corpus
 
     root = settings.image_root or settings.input.parent
@@ -42,6 +43,8 @@ def open_images(settings: PredictSettings) -> ImageStore:
     images = ImageLoader(root, hosts=hosts, places=places)
     if settings.corpus is None:
         return images
+    if find_address(settings.corpus):  # its pictures are named as those of the table are
+        return TableAndCorpus(images, images)
     root = Path(read_corpus(settings.corpus).image_root)
     if not find_url(root):
         root = settings.corpus / root

@@ -107,7 +107,10 @@ class PredictSettings:
         NAME, "row", "Whose documents: row, or given, in the row's order.", changes_answers=True
     )
     corpus: Path | None = setting(
-        PATH, None, "Documents for all rows: a folder that `index` wrote.", repeated=True
+        PATH,
+        None,
+        "Documents for all rows: a folder that `index` wrote, or qdrant+http://host:6333/docs.",
+        repeated=True,
     )
     top_k: int | None = setting(
         number(0, 100),

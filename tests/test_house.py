@@ -183,7 +183,8 @@ def test_configuration_stops_at_the_factory() -> None:
     known |= {"cli.init"}  # which writes a file of them
     openers = {"generation.engine"}
     openers |= {
-        f"retrieval.{name}" for name in ("candidates", "corpus_source", "given", "retriever")
+        f"retrieval.{name}"
+        for name in ("candidates", "corpus_source", "given", "qdrant", "retriever")
     }
     engines = {module for module in users if is_below(module, "mmrag_batch.generation.engines")}
     assert users - engines <= {f"mmrag_batch.{module}" for module in known | openers}

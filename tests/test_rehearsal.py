@@ -92,6 +92,8 @@ RUN_ELSEWHERE = {
     ),
     "export encoders --clip DIR": "export/test_clip.py",
     "demo world DIR --rows N --seed S": "cli/test_demo.py",
+    "index corpus qdrant+http://localhost:6333/docs": "run/test_qdrant.py",
+    "predict in.csv out.csv --corpus qdrant+http://localhost:6333/docs": "run/test_qdrant.py",
     "doctor --bundle my-bundle": "families/test_parity.py",
     "export --help": "test_house.py",
     "export --keys": "cli/test_init.py",

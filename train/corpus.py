@@ -1,8 +1,8 @@
 """Rows whose documents are those of a corpus: the ones that help, and the nearest that do not.
 
 What helps a question is what `relevant` names. Against it stand hard negatives: documents that the
-models which made the corpus find nearest to the question, by its own vectors, exactly. Their
-embeddings are in the store beside it, so nothing is encoded again.
+models which made the corpus find nearest to the question, by its own vectors. Their embeddings are
+in the store beside it, so nothing is encoded again.
 """
 
 import logging
@@ -19,6 +19,7 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.parts import find_manifest
 from mmrag_batch.progress import Progress
 from mmrag_batch.records import Row
+from mmrag_batch.remote import find_url
 from mmrag_batch.retrieval.corpus import Corpus
 from mmrag_batch.retrieval.corpus_manifest import models_of, read_corpus
 from mmrag_batch.retrieval.corpus_source import document_of
@@ -150,7 +151,9 @@ def embed_with_negatives(
     helps them; each with that and, as negatives, the nearest that does not. `read` gives the rows
     of the table."""
     assert config.corpus is not None
-    root = config.corpus / read_corpus(config.corpus).image_root
+    root = Path(read_corpus(config.corpus).image_root)
+    if not find_url(root):
+        root = config.corpus / root
     images = TableAndCorpus(ImageLoader(config.table.parent), ImageLoader(root))
     embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
     documents = CorpusDocuments(Corpus(config.corpus), read(config, images))

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,11 @@ import typer
 
 from mmrag_batch.cli.checks import MediaDomain, Remote
 from mmrag_batch.cli.logs import start_logging
-from mmrag_batch.errors import PartialError
+from mmrag_batch.errors import ConfigError, PartialError
+from mmrag_batch.extras import requires
 from mmrag_batch.masking import mask
-from mmrag_batch.settings import load_predict_settings
+from mmrag_batch.retrieval.candidates import Address, find_address
+from mmrag_batch.settings import flag_of, load_predict_settings
 
 corpus = typer.Typer(rich_markup_mode=None)
 
@@ -23,10 +26,15 @@ def _index(
         typer.Argument(
             metavar="DOCS",
             help="A table with `id`, `text`, `title` or `image`, or a folder of texts, pictures "
-            "and PDFs.",
+            "and PDFs; or a corpus, to fill a collection of Qdrant with.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The corpus: a folder.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The corpus: a folder, or qdrant+http://host:6333/docs."
+        ),
+    ],
     bundle: Annotated[
         Path | None, typer.Option(help="The models.  [default: the demo bundle]")
     ] = None,
@@ -73,8 +81,11 @@ def _index(
     }
     settings = load_predict_settings(docs, out, given, environ=os.environ)
     start_logging()
+    if address := find_address(out):
+        asked = given | {"approximate": approximate or None}
+        _fill(docs, address, [name for name, value in asked.items() if value is not None])
+        return
     from mmrag_batch.cli.making import alone
-    from mmrag_batch.extras import requires
 
     with requires("cpu"):
         from mmrag_batch.retrieval.approximate import DEPTH
@@ -106,3 +117,24 @@ def _index(
             f"{done.broken:,} documents were left out, as told above. Mend them, then run the same "
             "command again: it costs only these."
         )
+
+
+def _fill(docs: Path, address: Address, given: Sequence[str]) -> None:
+    """Make a collection what a corpus is."""
+    if given:
+        raise ConfigError(
+            f"{flag_of(given[0])} is for making a corpus: a collection has the vectors of the one "
+            "that it is filled from."
+        )
+    with requires("qdrant"):
+        import qdrant_client  # noqa: F401
+    from mmrag_batch.run.collection import fill
+
+    done = fill(docs, address)
+    url = shlex.quote(str(address))
+    typer.echo(
+        mask(
+            f"{address}: {done.documents:,} documents; {done.added:,} added or changed, "
+            f"{done.removed:,} removed. Next: mmrag-batch predict in.csv out.csv --corpus {url}"
+        )
+    )

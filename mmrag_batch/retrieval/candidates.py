@@ -4,12 +4,15 @@ Adding a source is a module with a function that opens it and an entry of `SOURC
 elsewhere, a call of `add_source`.
 """
 
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from mmrag_batch.bundle import Bundle
-from mmrag_batch.errors import RowError
+from mmrag_batch.errors import ConfigError, RowError
 from mmrag_batch.extras import requires
+from mmrag_batch.masking import mask
 from mmrag_batch.plugs import load, pick
 from mmrag_batch.records import Evidence, Question, Row
 from mmrag_batch.settings import PredictSettings
@@ -29,6 +32,8 @@ class Candidates(Protocol):
         ...
 
 
+QDRANT = "qdrant+http"
+_COLLECTION = re.compile(r"qdrant\+(https?):/{1,2}([^/].*)/([^/]+)")
 Open = Callable[[PredictSettings, Bundle, ImageStore, int | None], Candidates]
 """The last is how many threads it may use; None: as many as there are cores."""
 
@@ -53,6 +58,11 @@ SOURCES: dict[str, Source] = {
         extra="cpu",
         version="mmrag_batch.retrieval.corpus_source:find_version",
     ),
+    "qdrant": Source(
+        "mmrag_batch.retrieval.qdrant:open_collection",
+        extra="cpu",
+        version="mmrag_batch.retrieval.qdrant:find_version",
+    ),
 }
 
 
@@ -68,9 +78,33 @@ def add_source(
 
 
 def name_source(settings: PredictSettings) -> str:
-    """Which source these settings ask for: a corpus that is named is one."""
-    is_corpus = settings.corpus is not None and settings.candidates == "row"
-    return "corpus" if is_corpus else settings.candidates
+    """Which source these settings ask for: a corpus that is named is one, on a server or not."""
+    if settings.corpus is None or settings.candidates != "row":
+        return settings.candidates
+    return "qdrant" if find_address(settings.corpus) else "corpus"
+
+
+class Address(NamedTuple):
+    """A collection of vectors on a server."""
+
+    url: str
+    collection: str
+
+    def __str__(self) -> str:
+        return f"qdrant+{self.url}/{self.collection}"
+
+
+def find_address(corpus: Path) -> Address | None:
+    """The collection that a corpus is, if it is none on disk. Raises ConfigError where it is not
+    named as in `qdrant+http://host:6333/docs`. A Path has lost a slash of it."""
+    if not str(corpus).startswith("qdrant+"):
+        return None
+    match = _COLLECTION.fullmatch(str(corpus))
+    if match is None:
+        raise ConfigError(
+            mask(f"{corpus} names no collection; one is named as in {QDRANT}://host:6333/docs.")
+        )
+    return Address(f"{match[1]}://{match[2]}", match[3])
 
 
 def find_source(name: str) -> Source:

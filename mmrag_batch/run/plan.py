@@ -15,7 +15,7 @@ from mmrag_batch.masking import mask
 from mmrag_batch.plugs import load
 from mmrag_batch.records import Question, Status
 from mmrag_batch.remote import find_url
-from mmrag_batch.retrieval.candidates import find_source, name_source
+from mmrag_batch.retrieval.candidates import find_address, find_source, name_source
 from mmrag_batch.run.answers import STATUSES, Kept
 from mmrag_batch.run.files import Paths, has_bytes
 from mmrag_batch.run.job import NOTE, Job
@@ -56,10 +56,16 @@ def options_of(settings: PredictSettings) -> tuple[str, ...]:
         if isinstance(value, bool):
             words.append(flag_of(name, on=value))
         else:
-            is_here = isinstance(value, Path) and not find_url(value)
-            text = str(value.absolute()) if is_here else mask(find_url(value) or str(value))
-            words += [flag_of(name), text]
+            words += [flag_of(name), _named(value)]
     return tuple(words)
+
+
+def _named(value: object) -> str:
+    """A setting as a text that means the same from any folder."""
+    if not isinstance(value, Path):
+        return mask(str(value))
+    elsewhere = find_url(value) or find_address(value)
+    return mask(str(elsewhere)) if elsewhere else str(value.absolute())
 
 
 def settings_of_run(
