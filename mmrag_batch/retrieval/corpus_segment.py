@@ -1,10 +1,13 @@
 """A segment of a corpus that is read: vectors and documents that never change."""
 
+import errno
 import json
 import os
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,8 @@ ROW = np.dtype([("id", "S16"), ("content", "S16"), ("start", "<u8")])
 """Of a document: hashes of its id and of all that it is; where its record starts."""
 BLOCK = 8192
 """Documents that are multiplied at once: 32 MiB at 1,024 dimensions."""
+OPEN_FILES = 65_536
+"""Files that a process may have open, where the system lets it: two of each segment."""
 AGAIN = "`mmrag-batch index` makes again what is damaged, with the command that made the corpus."
 Record = dict[str, Any]
 """`id`, `text`, `image`, `digest` (of the image) and `other` columns of a document."""
@@ -28,6 +33,12 @@ class OpenSegment:
 
     def __init__(self, directory: Path, spec: Segment) -> None:
         self.spec = spec
+        self._path = directory / spec.name
+        with _allowing_files(self._path):
+            self._open_all(directory)
+
+    def _open_all(self, directory: Path) -> None:
+        spec = self.spec
         self.rows = np.fromfile(directory / f"{spec.name}.rows", ROW)
         ids = np.ascontiguousarray(self.rows["id"])
         self.ties = ids.view(">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
@@ -39,7 +50,6 @@ class OpenSegment:
         self._vectors, self._documents = (
             self._open(directory / f"{spec.name}.{kind}") for kind in ("vectors", "documents")
         )
-        self._path = directory / spec.name
 
     def vectors(self, start: int, stop: int, size: int) -> NDArray[np.float16]:
         """Some of its vectors (N, D)."""
@@ -94,3 +104,23 @@ class OpenSegment:
             raise MissingError(f"{file} is gone. {AGAIN}") from None
         weakref.finalize(self, os.close, descriptor)
         return descriptor
+
+
+@contextmanager
+def _allowing_files(path: Path) -> Iterator[None]:
+    """Lets this process have OPEN_FILES files open, or as many as the system allows. Raises
+    StorageError where these are too few."""
+    soft, hard = getrlimit(RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != RLIM_INFINITY and soft < most:
+        setrlimit(RLIMIT_NOFILE, (most, hard))
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise StorageError(
+            f"{path}: this process may have {max(soft, most):,} files open, and a corpus needs two "
+            f"for each of its segments. Allow more (`ulimit -n {OPEN_FILES}`; beyond the hard "
+            "limit, who runs the machine can), then run the same command again."
+        ) from None

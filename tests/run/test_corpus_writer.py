@@ -4,6 +4,8 @@ dict would."""
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -431,3 +433,37 @@ def test_a_record_is_one_line_of_json(tmp_path: Path) -> None:
     (file,) = (tmp_path / "corpus").glob("*.documents")
     lines = file.read_text(encoding="utf-8").split("\n")
     assert [json.loads(line)["text"] for line in lines if line] == ["two\nlines", "\u2028 é"]
+
+
+OPEN_IN = """
+import sys
+from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+from mmrag_batch.errors import StorageError
+from mmrag_batch.retrieval.corpus import Corpus
+from mmrag_batch.retrieval.corpus_segment import OPEN_FILES
+
+_, hard = getrlimit(RLIMIT_NOFILE)
+setrlimit(RLIMIT_NOFILE, (24, hard))
+corpus = Corpus(Path(sys.argv[1]))
+assert len(corpus) == 120
+del corpus
+assert getrlimit(RLIMIT_NOFILE)[0] == min(hard, OPEN_FILES)
+setrlimit(RLIMIT_NOFILE, (24, 24))
+try:
+    Corpus(Path(sys.argv[1]))
+except StorageError as error:
+    print(error)
+"""
+
+
+def test_a_corpus_of_many_segments_opens_as_many_files_as_the_system_allows(tmp_path: Path) -> None:
+    write(tmp_path / "corpus", texts(120))
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_IN, tmp_path / "corpus"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "may have 24 files open" in done.stdout
+    assert "`ulimit -n 65536`" in done.stdout
