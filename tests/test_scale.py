@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks import row_costs, scale
-from mmrag_batch.retrieval.corpus import Corpus, OpenSegment
+from mmrag_batch.retrieval.corpus import Corpus
 from mmrag_batch.retrieval.corpus_manifest import Models
+from mmrag_batch.retrieval.corpus_segment import OpenSegment
 from mmrag_batch.retrieval.store import EmbeddingStore
 from mmrag_batch.run import corpus_writer, survey
 from mmrag_batch.run.corpus_writer import CorpusWriter
@@ -109,3 +110,9 @@ def test_a_task_reads_the_whole_table_twice(
         taken = survey.take_survey(questions, store, key_maker({}), accepts, shard=Shard(1, 4))
         assert (read, taken.missing) == (40, 5)
         taken.close()
+
+
+def test_an_approximate_index_has_so_many_bytes_a_document() -> None:
+    faiss = pytest.importorskip("faiss")
+    index = faiss.index_factory(scale.SIZE, "IVF16,RaBitQ", faiss.METRIC_INNER_PRODUCT)
+    assert index.code_size + np.dtype(np.int64).itemsize == scale.CODE
