@@ -30,8 +30,8 @@ from mmrag_batch.errors import (
 )
 from mmrag_batch.masking import mask
 from mmrag_batch.retrieval.candidates import Address, Candidates, find_address
-from mmrag_batch.retrieval.corpus import Record
 from mmrag_batch.retrieval.corpus_manifest import short_hash
+from mmrag_batch.retrieval.corpus_segment import Record
 from mmrag_batch.retrieval.corpus_source import find_models, open_documents
 from mmrag_batch.retrieval.preprocess import Floats
 from mmrag_batch.retrieval.qdrant_server import Server
