@@ -1,6 +1,6 @@
 """Questions of the demo world with their own documents, and with all documents in one corpus.
 
-    python -m benchmarks.corpus_world [--rows 2500] [--answered 300] [--searched 2000]
+    python -m benchmarks.corpus_world [--rows 2520] [--answered 300] [--searched 2000]
 
 Draws a demo world and pools the documents of its rows: eight a row, and so as many as make the
 question hard, for each row deals its own facts about the same things. Answers the first rows with
@@ -32,6 +32,11 @@ def call(*words: object, script: str = "{}") -> str:
     if done.exit_code not in (0, 3):
         raise RuntimeError(f"{words}: {done.output} {done.exception}")
     return done.output
+
+
+def tell(said: str, word: str) -> None:
+    """The line of what a command says that has this word, to the log."""
+    typer.echo(next(line for line in said.splitlines() if word in line), err=True)
 
 
 def pool(rows: Sequence[Row], path: Path) -> None:
@@ -69,8 +74,7 @@ def compare(folder: Path, answered: int) -> None:
         ("the same, searched approximately", "bare.csv", shared),
     ):
         if "approximately" in name:
-            index = call("index", folder / "docs.csv", folder / "corpus", "--approximate")
-            typer.echo(next(line for line in index.splitlines() if "nearest" in line), err=True)
+            tell(call("index", folder / "docs.csv", folder / "corpus", "--approximate"), "nearest")
         out = folder / f"{name}.csv"
         call("predict", folder / table, out, "--limit", answered, "--device", "cpu", *options)
         said = call("evaluate", out, "--json", "--depth", 100)
@@ -95,7 +99,7 @@ def grow(folder: Path, rows: Sequence[Row], more: Sequence[Row], searched: int) 
         asked.append(len(set(log.read_text().splitlines())))
         if len(asked) == 1:
             pool([*rows, *more], folder / "docs.csv")
-            typer.echo(call("index", folder / "docs.csv", folder / "corpus").splitlines()[-1])
+            tell(call("index", folder / "docs.csv", folder / "corpus"), "documents;")
     outputs = [(folder / name).read_bytes() for name in ("out.csv", "fresh.csv")]
     typer.echo(
         f"\nOf {searched:,} rows, {asked[0]:,} were asked at first, "
@@ -105,7 +109,7 @@ def grow(folder: Path, rows: Sequence[Row], more: Sequence[Row], searched: int) 
 
 
 def main(
-    rows: Annotated[int, typer.Option(help="Whose documents are pooled.")] = 2500,
+    rows: Annotated[int, typer.Option(help="Whose documents are pooled.")] = 2520,
     answered: Annotated[int, typer.Option(help="By the packaged generator; 0: none.")] = 300,
     searched: Annotated[int, typer.Option(help="When the corpus grows.")] = 2000,
 ) -> None:
@@ -116,7 +120,7 @@ def main(
         world = list(read_labelled_rows(table))
         pool(world[:rows], folder / "docs.csv")
         ask(world[:rows], folder / "bare.csv")
-        typer.echo(call("index", folder / "docs.csv", folder / "corpus").splitlines()[-1])
+        tell(call("index", folder / "docs.csv", folder / "corpus"), "documents;")
         if answered:
             compare(folder, answered)
             call("index", folder / "docs.csv", folder / "corpus")
