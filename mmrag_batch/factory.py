@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from mmrag_batch.bundle import Bundle, open_bundle
+from mmrag_batch.bundle import Bundle, open_bundle, read_manifest
 from mmrag_batch.errors import MissingError, MmragError
 from mmrag_batch.machine import retrieval_cores
 from mmrag_batch.progress import Progress
@@ -79,6 +79,7 @@ def open_retrieval(
     from mmrag_batch.retrieval.candidates import name_source, open_source
     from mmrag_batch.retrieval.retriever import Retriever
 
+    _check_here(bundle)
     with _loading("retriever"):
         threads = retrieval_cores() if _engine_name(settings) == "vllm" else None
         with _blaming(bundle.retriever_dir):
@@ -94,6 +95,7 @@ def open_generation(
     from mmrag_batch.generation.answerer import Answerer
     from mmrag_batch.generation.engine import open_engine
 
+    _check_here(bundle)
     renderer, spec = open_rendering(settings, bundle)
     with ExitStack() as stack:
         with _loading("generator"), _blaming(bundle.generator_dir):
@@ -135,6 +137,16 @@ def _loading(part: str) -> Iterator[None]:
         if collects:
             gc.enable()
     log.info("The %s is ready, after %.1f s.", part, monotonic() - began)
+
+
+def _check_here(bundle: Bundle) -> None:
+    """A stage may be opened on another machine than its bundle was. Raises MissingError if that
+    bundle is not there."""
+    if read_manifest(bundle.path) != bundle.manifest:
+        raise MissingError(
+            f"{bundle.path} is not the bundle here that it was where the run was started. Put it "
+            "where all nodes see it, or copy it again."
+        )
 
 
 @contextmanager

@@ -58,6 +58,7 @@ PLACES = pattern(
 SHARE = pattern(
     "20 or another number of rows, or a share of them, as in 0.05", r"\d+|0?\.\d+", int, float
 )
+CLUSTER = pattern("auto, local, or an address as in 'host:6379'", r"auto|local|ray://\S+|\S+:\d+")
 SHARD = pattern("a shard and their number, as in '0/4'", r"\d+/\d+")
 
 
@@ -207,7 +208,8 @@ class PredictSettings:
     )
     grace: int = setting(number(0, 10**6), 30, "Seconds to finish rows in, when stopped.")
     if_locked: IfLocked = setting(word(IfLocked), "fail", "When another run writes OUTPUT.")
-    executor: str = setting(NAME, "local", "Where stages run.", repeated=True)
+    executor: str = setting(NAME, "local", "Where stages run: local, or ray.", repeated=True)
+    ray: str | None = setting(CLUSTER, None, "A Ray cluster: auto or host:6379.", repeated=True)
     metrics_file: Path | None = setting(PATH, None, "Write metrics for Prometheus to this file.")
     quiet: bool = setting(SWITCH, False, "Print nothing on success.")
     verbose: bool = setting(SWITCH, False, "Log each row, and what a run is made with.")

@@ -61,6 +61,7 @@ def on_tables(*, engine: str | None = None) -> list[list[str]]:
         if len(words) > 2 or words[1] == "doctor"
         if words[1:2] != ["doctor"] or "--bundle" not in words
         if "qdrant+" not in " ".join(words)  # run/test_qdrant.py has a server
+        if "--ray" not in words
         if (words[words.index("--engine") + 1] if "--engine" in words else None) == engine
     ]
 

@@ -2,8 +2,11 @@
 
 import ctypes
 import gc
+import hashlib
 import logging
+import pickle
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,9 @@ from typer.testing import CliRunner
 
 from mmrag_batch import factory, machine
 from mmrag_batch.cli.app import app
+from mmrag_batch.errors import MissingError
 from mmrag_batch.retrieval import sessions
-from mmrag_batch.settings import DeviceName, PredictSettings
+from mmrag_batch.settings import DEMO_BUNDLE, DeviceName, PredictSettings
 
 SETTINGS = PredictSettings(input=Path("in.csv"), output=Path("out.csv"))
 
@@ -44,6 +48,31 @@ def test_auto_is_vllm_where_there_is_a_gpu_for_it(
     monkeypatch.setattr(factory, "find_spec", lambda _: "vllm" if installed else None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert factory._engine_name(replace(SETTINGS, engine=engine, device=device)) == expected
+
+
+def test_stages_can_be_opened_in_another_process_where_they_share_their_images(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "note.png").write_bytes(b"no picture")
+    settings = replace(SETTINGS, engine="scripted", image_root=tmp_path)
+    stages = factory.find_stages(settings, factory.load_bundle(settings))
+    loaders = [one.args[2] for one in pickle.loads(pickle.dumps(stages))]
+    assert loaders[0] is loaders[1]
+    assert loaders[0].digest("note.png") == hashlib.sha256(b"no picture").hexdigest()
+
+
+def test_a_stage_is_not_opened_where_its_bundle_is_another_one(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, engine="scripted", bundle=tmp_path / "bundle")
+    shutil.copytree(DEMO_BUNDLE, settings.bundle)
+    retrieval, generation = factory.find_stages(settings, factory.load_bundle(settings))
+    manifest = settings.bundle / "bundle.json"
+    manifest.write_text(manifest.read_text().replace("demo", "other"))
+    for stage in (retrieval, generation):
+        with pytest.raises(MissingError, match="is not the bundle here that it was"), stage():
+            pass
+    manifest.unlink()
+    with pytest.raises(MissingError, match="is no bundle"), retrieval():
+        pass
 
 
 class Driver:

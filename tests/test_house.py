@@ -182,7 +182,7 @@ def test_configuration_stops_at_the_factory() -> None:
     known |= {"cli.corpus", "run.index"}  # which take from them what retrieval needs
     known |= {"parts"}  # which knows where the demo bundle is
     known |= {"cli.init"}  # which writes a file of them
-    openers = {"generation.engine"}
+    openers = {"generation.engine", "execute.executor", "execute.ray"}
     openers |= {
         f"retrieval.{name}"
         for name in ("candidates", "corpus_source", "given", "qdrant", "retriever")

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,6 +87,18 @@ def test_an_executor(table: Path) -> None:
     executor.add_executor("turns", run_in_turns)
     rows = call(table, "--executor", "turns", "--engine", "scripted")
     assert rows == call(table, "--engine", "scripted", output="local.csv")
+
+
+def test_ray_that_is_not_installed_is_told_with_the_line_to_type(
+    table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "mmrag_batch.execute.ray", raising=False)
+    monkeypatch.delitem(sys.modules, "mmrag_batch.execute.ray_cluster", raising=False)
+    words = ["predict", str(table), str(table.with_name("out.csv")), "--ray", "auto"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 69
+    assert re.search(r"ray is not installed. Run `.*pip install .*ray>=", done.output)
 
 
 def test_a_format_to_read_and_to_write(table: Path) -> None:

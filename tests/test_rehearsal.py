@@ -99,6 +99,7 @@ RUN_ELSEWHERE = {
     "export --keys": "cli/test_init.py",
     "init my-project": "cli/test_init.py",
     "export encoders": "cli/test_models.py",  # its name alone
+    "predict in.csv out.csv --ray auto": "execute/test_ray.py",
 }
 """What is not typed just as it stands on the page, and where the like of it is run."""
 

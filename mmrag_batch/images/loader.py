@@ -3,7 +3,9 @@
 import hashlib
 import sys
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -52,6 +54,7 @@ class ImageLoader:
     def __init__(
         self, root: Path, *, hosts: Collection[str] = (), places: Collection[str] = ()
     ) -> None:
+        self._opened_with = (root, hosts, places)
         self._store = find_url(root)
         self._root = root if self._store else root.resolve()
         self._fetch = MediaFetcher(hosts, max_bytes=MAX_BYTES) if hosts else None
@@ -60,6 +63,11 @@ class ImageLoader:
         self._decoded: Recent[Image.Image | RowError] = Recent(PIXEL_BYTES, IMAGES)
         self._pages: Recent[tuple[Page, ...] | RowError] = Recent(TEXT_BYTES, TEXTS)
         settle_warnings()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it is opened anew; what it holds stays here."""
+        root, hosts, places = self._opened_with
+        return partial(ImageLoader, hosts=hosts, places=places), (root,)
 
     def digest(self, source: str) -> str:
         """The SHA-256 (hex) of the image's bytes, found without decoding them; of a page, that of

@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 from mmrag_batch.errors import AbortedError, ConfigError, ExitCode, LockedError
-from mmrag_batch.execute.executor import Executor, find_executor
+from mmrag_batch.execute.executor import Executor, open_executor
 from mmrag_batch.factory import find_stages, load_bundle, open_images
 from mmrag_batch.records import Status
 from mmrag_batch.run.adopt import adopt
@@ -73,7 +73,7 @@ def predict(settings: PredictSettings, tell: Callable[[Summary], None] = lambda 
     """
     shard = find_shard(settings.shard, os.environ, settings.output)
     ending = Ending(settings.output, shard, tell)
-    executor = find_executor(settings.executor)
+    executor = open_executor(settings)
     check_output(settings.output, settings.input)
     paths = _find_paths(settings, shard)
     check_table(settings)

@@ -3,14 +3,17 @@
 The script stands in the variable SCRIPTED_ENGINE, in JSON. Only tests set it:
 
     {"load": 2, "delay": 0.01, "slow": {"7": 1.0}, "oom": [4], "crash": {"3": 1}, "hang": [5],
-     "log": "asked.txt"}
+     "kill": {"6": 1}, "log": "asked.txt"}
 
 `load` are seconds to start, `delay` seconds a row, `slow` seconds for some rows. Rows under `oom`
 do not fit into memory, those under `crash` kill the engine so many times, those under `hang` are
-never answered. The number of each row that is answered is appended to the file `log`.
+never answered. The number of each row that is answered is appended to the file `log`. Rows under
+`kill` kill the process that the engine is in so many times, which `log` and `.kills` counts.
 """
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -38,6 +41,7 @@ class Script:
     oom: list[int] = field(default_factory=list)
     crash: dict[int, int] = field(default_factory=dict)
     hang: list[int] = field(default_factory=list)
+    kill: dict[int, int] = field(default_factory=dict)
     log: str | None = None
 
 
@@ -46,6 +50,7 @@ def read_script(text: str) -> Script:
     try:
         script = Script(**json.loads(text))
         script.slow = {int(row): float(seconds) for row, seconds in script.slow.items()}
+        script.kill = {int(row): int(times) for row, times in script.kill.items()}
         script.crash = {int(row): int(times) for row, times in script.crash.items()}
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{VARIABLE} is no script: {error}.") from None
@@ -81,6 +86,8 @@ class ScriptedWorker:
             request, future = item
             row, _ = request.key
             self._closed.wait(self._script.slow.get(row, self._script.delay))
+            if row in self._script.kill:
+                self._kill(row)
             if row in self._script.hang:
                 self._closed.wait()
             elif self._script.crash.get(row, 0) > 0:
@@ -98,6 +105,16 @@ class ScriptedWorker:
             problem = Problem("engine_oom", "The row does not fit into memory, even alone.")
             return Result(request.key, error=problem)
         return self._answer_to(request)
+
+    def _kill(self, row: int) -> None:
+        """End this process, as the kernel does where memory is short, unless that was often
+        enough."""
+        with Path(f"{self._script.log}.kills").open("a+", encoding="utf-8") as stream:
+            stream.seek(0)
+            if stream.read().split().count(str(row)) < self._script.kill[row]:
+                stream.write(f"{row}\n")
+                stream.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def _die(self, future: ResultFuture) -> None:
         """Take everything along that was asked, until the worker is closed."""
