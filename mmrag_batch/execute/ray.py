@@ -165,7 +165,7 @@ class _Crew(ExitStack):
         if stopped or self._rows.is_done:
             message = Message(b"", end=True, stop=stopped)
         elif hand.window:
-            rows, is_last = self._rows.give(hand.number, hand.window)
+            rows, is_last = self._rows.give(hand.number, hand.window, 1 + len(self._reports))
             message = Message(pickle.dumps(rows) if rows else b"", is_last)
         else:
             message = Message(b"")

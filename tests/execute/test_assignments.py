@@ -28,11 +28,21 @@ def numbers(rows: list[Row]) -> list[int]:
 def test_a_worker_gets_what_it_has_room_for_and_is_told_when_no_more_follow() -> None:
     rows = Assignments(make_rows(5))
     first, second = rows.give(1, 3), rows.give(2, 3)
-    assert (numbers(first.rows), first.is_last) == ([0, 1, 2], False)
+    assert (numbers(first.rows), first.is_last) == ([0, 1, 2], True)
     assert (numbers(second.rows), second.is_last) == ([3, 4], True)
-    assert rows.give(1, 3) == ([], False)
-    list(rows.take(1, [answered(first.rows[1])]))
-    assert rows.give(1, 3) == ([], True)
+    assert not rows.is_waiting
+    many = Assignments(make_rows(9))
+    first = many.give(1, 3, workers=2)
+    assert (numbers(first.rows), first.is_last) == ([0, 1, 2], False)
+    assert many.give(1, 3, workers=2) == ([], False)
+    list(many.take(1, [answered(first.rows[1])]))
+    assert numbers(many.give(1, 3, workers=2).rows) == [3]
+
+
+def test_what_is_fewer_than_workers_can_have_is_shared_by_them() -> None:
+    rows = Assignments(make_rows(200))
+    assert [len(rows.give(worker, 90, workers=4).rows) for worker in range(4)] == [50] * 4
+    assert rows.give(0, 90, workers=4) == ([], True)
 
 
 def test_an_answer_has_the_cells_and_the_question_that_stayed_here() -> None:
@@ -95,7 +105,7 @@ def test_every_row_is_kept_once_whoever_dies(seed: int) -> None:
             started += 1
             at_work[started] = []
         worker = chance.choice(list(at_work))
-        at_work[worker] += rows.give(worker, 8).rows
+        at_work[worker] += rows.give(worker, 8, workers=3).rows
         mine = at_work[worker]
         accident = accidents < 2 and len(mine) > 1 and chance.random() < 0.05
         accidents += accident

@@ -23,6 +23,7 @@ from tests.run.parts import Place, array, call, count, questions, wait_for, whol
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="no Ray here: pip install ray")
 pytestmark = pytest.mark.slow
 OBJECT_BYTES = 80 * 2**20
+QUICK = ("--candidates", "given")
 LINES = tuple(questions(200))
 
 
@@ -37,9 +38,9 @@ class Cluster:
         self._second = self._cluster.add_node(**one)
 
     @property
-    def address(self) -> str:
-        address: str = self._cluster.address
-        return address
+    def options(self) -> tuple[str, ...]:
+        """What a command on it is told; the rows have no documents to encode."""
+        return ("--ray", self._cluster.address, *QUICK)
 
     def lose_a_node(self) -> None:
         """As when a machine is taken away."""
@@ -89,7 +90,7 @@ def processes(word: str) -> set[int]:
 
 
 def test_an_output_is_that_of_a_plain_run(cluster: Cluster, place: Place) -> None:
-    done = place.predict("--ray", cluster.address)
+    done = place.predict(*cluster.options)
     assert done.exit_code == 0, done.stderr
     assert place.output.read_bytes() == whole(LINES)
     assert place.asked() == Counter(range(200))
@@ -98,7 +99,7 @@ def test_an_output_is_that_of_a_plain_run(cluster: Cluster, place: Place) -> Non
 
 
 def test_i01_a_worker_that_is_killed_costs_what_it_had(cluster: Cluster, place: Place) -> None:
-    done = place.predict("--ray", cluster.address, "--json", kill={30: 1})
+    done = place.predict(*cluster.options, "--json", kill={30: 1})
     assert done.exit_code == 0, done.stderr
     assert "has died" in done.stderr
     assert json.loads(done.stdout)["rows"]["ok"] == 200  # which Ray has not printed into
@@ -111,7 +112,7 @@ def test_i01_a_worker_that_is_killed_costs_what_it_had(cluster: Cluster, place: 
 def test_i01_a_node_that_is_lost_costs_what_it_had(
     cluster: Cluster, place: Place, commands: Commands
 ) -> None:
-    running = place.start(commands, "--ray", cluster.address, delay=0.05)
+    running = place.start(commands, *cluster.options, delay=0.03)
     try:
         wait_for(lambda: count(place.output.with_name("out.csv.store")) >= 20)
         cluster.lose_a_node()
@@ -126,7 +127,7 @@ def test_i01_a_node_that_is_lost_costs_what_it_had(
 def test_i01_a_row_that_kills_its_workers_is_an_error_and_the_others_are_answered(
     cluster: Cluster, place: Place
 ) -> None:
-    done = place.predict("--ray", cluster.address, kill={7: 99})
+    done = place.predict(*cluster.options, kill={7: 99})
     assert done.exit_code == 3, done.stderr
     assert "worker_died 1" in done.stderr
     expected, rows = (
@@ -141,10 +142,10 @@ def test_workers_that_die_wherever_they_are_started_end_the_run(
     cluster: Cluster, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmrag_batch.execute.ray.MAX_DEATHS_IN_A_ROW", 1)
-    done = place.predict("--ray", cluster.address, kill=dict.fromkeys(range(200), 99))
+    done = place.predict(*cluster.options, kill=dict.fromkeys(range(200), 99))
     assert done.exit_code == 69, done.stderr
     assert "Then run the same command again." in done.stderr
-    again = place.predict("--ray", cluster.address)
+    again = place.predict(*cluster.options)
     assert again.exit_code == 0
     assert place.output.read_bytes() == whole(LINES)
 
@@ -152,7 +153,7 @@ def test_workers_that_die_wherever_they_are_started_end_the_run(
 def test_an_error_of_a_stage_ends_the_run_as_it_does_here(cluster: Cluster, place: Place) -> None:
     crash = dict.fromkeys(range(200), 99)
     plain = place.predict(crash=crash)
-    done = place.predict("--ray", cluster.address, crash=crash)
+    done = place.predict(*cluster.options, crash=crash)
     assert (plain.exit_code, done.exit_code) == (69, 69)
     said = "The engine died 5 times, 5 of them without an answer in between."
     assert said in plain.stderr
@@ -163,7 +164,7 @@ def test_i02_a_driver_that_is_killed_takes_its_workers_along_and_a_rerun_goes_on
     cluster: Cluster, place: Place, commands: Commands
 ) -> None:
     store = place.output.with_name("out.csv.store")
-    running = place.start(commands, "--ray", cluster.address, delay=0.05)
+    running = place.start(commands, *cluster.options, delay=0.03)
     wait_for(lambda: count(store) >= 20)
     assert workers()
     running.send_signal(signal.SIGKILL)
@@ -171,7 +172,7 @@ def test_i02_a_driver_that_is_killed_takes_its_workers_along_and_a_rerun_goes_on
     wait_for(lambda: not workers())
     committed = count(store)
     place.asked()
-    done = place.predict("--ray", cluster.address)
+    done = place.predict(*cluster.options)
     assert done.exit_code == 0, done.stderr
     assert f"{committed} of them answered before" in done.stderr
     assert place.output.read_bytes() == whole(LINES)
@@ -182,7 +183,7 @@ def test_a_signal_stops_a_run_which_then_goes_on(
     cluster: Cluster, place: Place, commands: Commands
 ) -> None:
     store = place.output.with_name("out.csv.store")
-    running = place.start(commands, "--ray", cluster.address, "--grace", 60, delay=0.05)
+    running = place.start(commands, *cluster.options, "--grace", 60, delay=0.03)
     wait_for(lambda: count(store) >= 20)
     running.send_signal(signal.SIGTERM)
     done = running.wait()
@@ -190,7 +191,7 @@ def test_a_signal_stops_a_run_which_then_goes_on(
     assert "Stopped by SIGTERM" in done.output
     committed = count(store)
     assert set(place.asked()) == set(range(committed)) or committed < 200
-    again = place.predict("--ray", cluster.address)
+    again = place.predict(*cluster.options)
     assert again.exit_code == 0, again.stderr
     assert place.asked().total() == 200 - committed
     assert place.output.read_bytes() == whole(LINES)
@@ -199,9 +200,9 @@ def test_a_signal_stops_a_run_which_then_goes_on(
 def test_shards_of_an_array_and_of_ray_are_merged_to_the_bytes_of_one_run(
     cluster: Cluster, place: Place
 ) -> None:
-    plain = place.predict("--shard", "0/3")
-    as_slurm_does = place.predict("--ray", cluster.address, environ=array(1, range(3)))
-    on_ray = place.predict("--ray", cluster.address, "--shard", "2/3")
+    plain = place.predict("--shard", "0/3", *QUICK)
+    as_slurm_does = place.predict(*cluster.options, environ=array(1, range(3)))
+    on_ray = place.predict(*cluster.options, "--shard", "2/3")
     assert [done.exit_code for done in (plain, as_slurm_does, on_ray)] == [0, 0, 0]
     assert place.merge().exit_code == 0
     assert place.output.read_bytes() == whole(LINES)
@@ -223,7 +224,7 @@ def test_a_corpus_that_grew_is_searched_on_the_cluster(cluster: Cluster, tmp_pat
     assert place.predict(*corpus).exit_code == 0
     index(*costs, "What does the red star of 5 cost? The red star of 5 costs 5 coins.")
     place.asked()
-    done = place.predict(*corpus, "--ray", cluster.address)
+    done = place.predict(*corpus, *cluster.options[:2])
     assert done.exit_code == 0, done.stderr
     assert "rows have the evidence that they had." in done.stderr
     assert 0 < place.asked().total() < 8
@@ -247,7 +248,7 @@ def test_a_bundle_that_a_worker_does_not_see_is_named(
         return found
 
     monkeypatch.setattr(predict, "_find_stages", find_and_lose)
-    done = place.predict("--ray", cluster.address, "--bundle", bundle)
+    done = place.predict(*cluster.options, "--bundle", bundle)
     assert done.exit_code == 66, done.stderr
     assert f"on {os.uname().nodename}: {bundle} is no bundle" in done.stderr
 
@@ -256,7 +257,7 @@ def test_a_worker_of_another_version_is_refused(
     cluster: Cluster, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmrag_batch.execute.ray.find_versions", lambda: ("3.99", "0.0.7"))
-    done = place.predict("--ray", cluster.address)
+    done = place.predict(*cluster.options)
     assert done.exit_code == 69
     assert "the run was started by Python 3.99 and mmrag-batch 0.0.7" in done.stderr
 
@@ -269,7 +270,7 @@ def test_a_node_without_this_program_is_told(
     module = importlib.import_module("not_there")
     (place.folder / "not_there.py").unlink()  # before a worker wants it
     monkeypatch.setattr("mmrag_batch.execute.ray.Worker", module.Worker)
-    done = place.predict("--ray", cluster.address)
+    done = place.predict(*cluster.options)
     assert done.exit_code == 69
     assert "mmrag-batch cannot be imported there: ModuleNotFoundError" in done.stderr
 
@@ -277,7 +278,7 @@ def test_a_node_without_this_program_is_told(
 def test_the_demo_bundle_gives_the_same_bytes(cluster: Cluster, tmp_path: Path) -> None:
     table = Path(__file__).parents[2] / "examples/demo/questions.csv"
     words = ("predict", table, "--device", "cpu", "--limit", 6, "--batch-size", 1)
-    for name, options in {"plain.csv": (), "ray.csv": ("--ray", cluster.address)}.items():
+    for name, options in {"plain.csv": (), "ray.csv": cluster.options[:2]}.items():
         done = call(*words[:2], tmp_path / name, *words[2:], *options)
         assert done.exit_code == 0, done.stderr
     assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "plain.csv").read_bytes()
