@@ -20,7 +20,6 @@ from uuid import uuid4
 
 from mmrag_batch.declare import setting, word
 from mmrag_batch.errors import UnavailableError
-from mmrag_batch.machine import install, pip
 from mmrag_batch.masking import mask
 
 log = logging.getLogger(__name__)
@@ -33,6 +32,8 @@ PATIENCE = 60
 
 def check_tracker(name: TrackerName) -> None:
     """Raise UnavailableError unless what this tracker needs is installed."""
+    from mmrag_batch.machine import install, pip  # which `--help` does without
+
     if name != "none" and importlib.util.find_spec(name) is None:
         raise UnavailableError(f"{name} is not installed. Run `{pip()} install {name}`.")
     if name != "none" and importlib.util.find_spec("accelerate") is None:

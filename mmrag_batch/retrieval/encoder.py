@@ -30,6 +30,9 @@ IMAGE_BATCH = 16
 """Most pictures of a batch."""
 TOKEN_BUDGET = 4096
 """Most tokens of a text batch, padding included."""
+PADDED, WORTH = 1.25, 256
+"""On a CPU, a text so many times as long as a batch's shortest begins another, once that has so
+many tokens. A GPU is better off with few batches."""
 
 
 class Encoder:
@@ -57,6 +60,7 @@ class Encoder:
         # On a CPU, what a picture's layers pass on stays in the cache of the core that computes it.
         on_cpu = min(IMAGE_BATCH, threads or cores())
         self._image_batch = on_cpu if device == "cpu" else IMAGE_BATCH
+        self._padded = PADDED if device == "cpu" else spec.context_length
         if spec.precision == "int8" and not all(map(is_scaled_by_row, (self._image, self._text))):
             log.warning(
                 "The int8 encoders of %s have one scale for a whole batch: evidence may change "
@@ -102,6 +106,9 @@ class Encoder:
         while start < len(order):
             stop = start + 1
             while stop < len(order) and (stop + 1 - start) * lengths[order[stop]] <= TOKEN_BUDGET:
+                longest, shortest = lengths[order[stop]], lengths[order[start]]
+                if longest > self._padded * shortest and (stop - start) * longest >= WORTH:
+                    break
                 stop += 1
             rows = order[start:stop]
             batch = tokens[rows, : lengths[rows[-1]]]

@@ -47,6 +47,26 @@ def test_texts_are_split_into_batches_in_no_matter_what_order(
     np.testing.assert_array_equal(encoder.encode_texts(TEXTS), expected)
 
 
+def test_little_of_a_batch_is_padding_where_texts_differ_in_length(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch up to the token budget would pad the many short texts to the few long ones."""
+    texts = [f"{n} " + "red " * (n % 4 * 9) for n in range(200)]
+    expected = encoder.encode_texts(texts)
+    read: list[int] = []
+    run = run_session
+
+    def note(session: InferenceSession, inputs: Mapping[str, NDArray[Any]], *, size: int) -> Floats:
+        read.append(inputs["tokens"].size)
+        return run(session, inputs, size=size)
+
+    monkeypatch.setattr(encoder_module, "run_session", note)
+    np.testing.assert_array_equal(encoder.encode_texts(texts), expected)
+    needed = int((encoder.tokens(texts).argmax(axis=1) + 1).sum())
+    assert sum(read) < 1.15 * needed
+    assert len(read) < 10
+
+
 def test_an_image_is_embedded_the_same_alone_and_among_others(encoder: Encoder) -> None:
     images = [picture(number) for number in range(IMAGE_BATCH + 3)]
     together = encoder.encode_images(images)
