@@ -18,7 +18,7 @@ COMPILE := $(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib || true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test check rehearsal quick coverage site demo-bundle clean
+.PHONY: help demo test check rehearsal quick coverage bench site demo-bundle clean
 
 help:  ## Show what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ rehearsal: $(READY) $(DOCS)  ## Run each command of the pages that makes models,
 coverage: $(READY)  ## What the tests of one process cover, a floor under it
 	$(PYTEST) -m "not (slurm or vllm)" --ignore=tests/faults \
 		--cov --cov-report=term
+
+bench: $(READY) $(VLLM)  ## Measure every ratio that this machine can; writes docs/performance.md
+	$(BIN)/python -m benchmarks
 
 site: $(DOCS)  ## Build the documentation as a site, strictly: build/site/html/index.html
 	$(BIN)/python -m tests.site

@@ -13,19 +13,18 @@ import csv
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
 from time import monotonic, process_time
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
+from benchmarks.ratios import Ratio, Usage, interleave, per, run_python
 from mmrag_batch.bundle import sha256
 from mmrag_batch.run import database
 from mmrag_batch.run.store import COMMIT_ROWS
@@ -33,14 +32,10 @@ from mmrag_batch.settings import DEMO_BUNDLE
 
 DELAY = 0.01
 """Seconds a question, where questions repeat: what one takes with the demo bundle on two cores."""
-
-
-class Measured(NamedTuple):
-    """What a command took: seconds, those of a processor, and peak resident memory in MiB."""
-
-    seconds: float
-    cpu: float
-    peak: float
+HUNDRED, SOME, MILLION = 100, 10_000, 1_000_000
+"""Rows without a model, in the table of docs/performance.md: of a start, of a run, of the goal."""
+FEW = 300
+"""Rows of which some repeat a question."""
 
 
 def write_questions(path: Path, rows: int, different: int) -> Path:
@@ -53,23 +48,17 @@ def write_questions(path: Path, rows: int, different: int) -> Path:
     return path
 
 
-def predict(table: Path, *options: str, delay: float = 0.0) -> Measured:
+def predict(table: Path, *options: str, delay: float = 0.0) -> Usage:
     """Answer a table in a process of its own."""
-    command = [sys.executable, "-m", "mmrag_batch", "predict", str(table)]
-    command += [str(table.with_suffix(".out.csv")), "--engine", "scripted", "--device", "cpu"]
-    command += ["--quiet", "--bundle", str(DEMO_BUNDLE), *options]
     script = {"SCRIPTED_ENGINE": json.dumps({"delay": delay})} if delay else {}
-    started = monotonic()
-    process = subprocess.Popen(command, env=os.environ | script)  # noqa: S603  # our own command
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    cpu = usage.ru_utime + usage.ru_stime
-    return Measured(monotonic() - started, cpu, usage.ru_maxrss / 1024)  # KiB on Linux
+    return run_python(
+        *("-m", "mmrag_batch", "predict", table, table.with_suffix(".out.csv")),
+        *("--engine", "scripted", "--device", "cpu", "--quiet", "--bundle", DEMO_BUNDLE, *options),
+        env=os.environ | script,
+    )
 
 
-def answer_plainly(table: Path) -> Measured:
+def answer_plainly(table: Path) -> Usage:
     """The least that is promised, in one process and without a check: each row's key, an answer in
     JSON under it, on disk with COMMIT_ROWS others, and the output, from table and store."""
     started, cpu = monotonic(), process_time()
@@ -92,7 +81,7 @@ def answer_plainly(table: Path) -> Measured:
                     output.writerow([*row, text, index, shares[index], json.dumps(shares), "ok"])
             stream.flush()
             os.fsync(stream.fileno())
-    return Measured(monotonic() - started, process_time() - cpu, 0)
+    return Usage("", monotonic() - started, process_time() - cpu, 0)
 
 
 def _batches(table: Path) -> Iterator[list[tuple[bytes, list[str]]]]:
@@ -119,6 +108,62 @@ def time_hash(file: Path) -> float:
     return monotonic() - started
 
 
+def change_one(table: Path, number: int) -> None:
+    """Another question in that row."""
+    text = table.read_text(encoding="utf-8")
+    assert f"Is {number} even" in text
+    table.write_text(text.replace(f"Is {number} even", f"Is {number} odd", 1), "utf-8")
+
+
+def repeating(folder: Path, rows: int, repetitions: int) -> dict[str, list[float]]:
+    """Seconds beyond a start for tables of as many rows, of which so many percent repeat one."""
+    starts = write_questions(folder / "one.csv", 1, 1)
+    different = {share: max(1, rows * (100 - share) // 100) for share in (0, 50, 90)}
+    tables = {
+        f"{share}%": write_questions(folder / f"{share}.csv", rows, count)
+        for share, count in different.items()
+    }
+    sides: dict[str, Callable[[int], Usage]] = {
+        name: lambda _, table=table: predict(table, "--fresh", delay=DELAY)  # type: ignore[misc]
+        for name, table in {"start": starts, **tables}.items()
+    }
+    seconds = interleave(sides, repetitions)
+    for table in tables.values():  # the header, and every row
+        assert len(table.with_suffix(".out.csv").read_text("utf-8").splitlines()) == rows + 1
+    start = seconds.pop("start")
+    return {name: [a - b for a, b in zip(values, start)] for name, values in seconds.items()}
+
+
+def ratios(keys: Collection[str], repetitions: int) -> Iterator[Ratio]:
+    """Runs without a model, and tables that repeat questions."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if set(keys) & {"15a", "15b", "15c"}:
+            small, large = (
+                write_questions(folder / f"{rows}.csv", rows, rows) for rows in (HUNDRED, SOME)
+            )
+            found = [_stored(small, large, number) for number in range(repetitions)][1:]
+            for letter, values in zip("abc", zip(*found)):
+                yield Ratio(f"15{letter}", values)
+        if set(keys) & {"16a", "16b"}:
+            seconds = repeating(folder, FEW, repetitions)
+            yield Ratio("16a", per(seconds["0%"], seconds["50%"]))
+            yield Ratio("16b", per(seconds["0%"], seconds["90%"]))
+
+
+def _stored(small: Path, large: Path, number: int) -> tuple[float, float, float]:
+    """Rows a second beyond a start; seconds of a run on the unchanged table, but for a hash of it;
+    and what one changed cell takes, of a processor, in a table of a million rows, by its slope."""
+    starting, first = predict(small, "--fresh"), predict(large, "--fresh")
+    unchanged = predict(large).seconds - time_hash(large)
+    for table in (small, large):
+        change_one(table, number)
+    few, many = predict(small).cpu, predict(large).cpu
+    slope = (many - few) / (SOME - HUNDRED)
+    rate = (SOME - HUNDRED) / (first.seconds - starting.seconds)
+    return rate, unchanged, few + slope * (MILLION - HUNDRED)
+
+
 def main(
     rows: Annotated[int, typer.Option(help="Of the large table.")] = 1_000_000,
     few: Annotated[int, typer.Option(help="Of the small one.")] = 10_000,
@@ -133,8 +178,7 @@ def main(
         size = table.with_suffix(".out.csv.store").stat().st_size
         hashed = time_hash(table)
         unchanged = predict(table)
-        text = table.read_text(encoding="utf-8")
-        table.write_text(text.replace(f"Is {rows // 2} even", f"Is {rows // 2} odd"), "utf-8")
+        change_one(table, rows // 2)
         changed = predict(table)
         plain = answer_plainly(table)
         typer.echo("| run | seconds | of a processor | rows/s | peak memory, MiB |")
@@ -150,16 +194,10 @@ def main(
             typer.echo(f"| {what} | {run.seconds:.1f} | {run.cpu:.1f} | {speed} | {peak} |")
         typer.echo(f"\nmemory: {first.peak / small.peak:.3f}x of the small table's")
         typer.echo(f"store: {size / rows:.0f} bytes a row; a hash of the table: {hashed:.2f} s")
-        all_different = predict(write_questions(folder / "a.csv", repeated, repeated), delay=DELAY)
+        seconds = repeating(folder, repeated, 2)
         typer.echo("\n| rows that repeat a question | seconds | ratio |\n|---|---|---|")
-        typer.echo(f"| none of {repeated:,} | {all_different.seconds:.1f} | |")
-        for share in (50, 90):
-            different = repeated * (100 - share) // 100
-            run = predict(
-                write_questions(folder / f"{share}.csv", repeated, different), delay=DELAY
-            )
-            ratio = all_different.seconds / run.seconds
-            typer.echo(f"| {share}% | {run.seconds:.1f} | {ratio:.2f}x |")
+        for share, (value,) in seconds.items():
+            typer.echo(f"| {share} | {value:.1f} | {seconds['0%'][0] / value:.2f}x |")
         typer.echo(f"\nLoad average: {os.getloadavg()[2]:.1f}.")
 
 

@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -26,6 +26,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from benchmarks.ratios import Ratio, interleave, per
 from mmrag_batch.errors import RowError
 from mmrag_batch.records import Document
 from mmrag_batch.retrieval.corpus import Corpus
@@ -36,7 +37,7 @@ from mmrag_batch.run import index as indexing
 from mmrag_batch.settings import PredictSettings
 
 SIZE, CLUSTERS, NOISES, COUNT, DEPTH = 1024, 1000, 4093, 100, 50
-CHANGED = 1000
+CHANGED, SOME = 1000, 20_000
 SPREAD = ((5 + np.arange(SIZE)) ** -0.5).astype(np.float32)
 """Of each dimension: few of them say most, as in what encoders give; 140 would say as much if all
 said the same."""
@@ -149,6 +150,28 @@ def multiply(corpus: Corpus, questions: Floats) -> list[NDArray[np.int64]]:
     together, there = np.concatenate(scores, axis=1), np.concatenate(places, axis=1)
     best = np.argpartition(-together, DEPTH, axis=1)[:, :DEPTH]
     return list(np.take_along_axis(there, best, 1))
+
+
+def ratios(_keys: Collection[str], repetitions: int) -> Iterator[Ratio]:
+    """Of a search beside a plain product, in a small corpus, exactly and then approximately."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_documents(folder / "docs.csv", 0, SOME)
+        asked = make_questions(64)
+        for letter, approximate in (("a", False), ("b", True)):
+            index(folder, approximate)
+            corpus = Corpus(folder / "corpus")
+            sides: dict[str, Callable[[int], Sequence[NDArray[np.int64]]]] = {
+                "ours": lambda _, corpus=corpus: list(corpus.search(asked, COUNT).places),  # type: ignore[misc]
+                "plain": lambda _, corpus=corpus: multiply(corpus, asked),  # type: ignore[misc]
+            }
+            seconds = interleave(sides, repetitions, agree=_are_found)
+            yield Ratio(f"17{letter}", per(seconds["plain"], seconds["ours"]))
+
+
+def _are_found(some: Sequence[NDArray[np.int64]], best: Sequence[NDArray[np.int64]]) -> bool:
+    """Whether the best DEPTH are among the first of what is found, but for 2%."""
+    return bool(np.mean([np.isin(b, a[:DEPTH]).mean() for a, b in zip(some, best)]) >= 0.98)
 
 
 def run(*words: object) -> dict[str, float]:

@@ -11,21 +11,19 @@ that is not. Needs Linux and a C compiler. Prints one table in Markdown.
 
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Annotated, NamedTuple
 
 import typer
 
+from benchmarks.ratios import Ratio, interleave, per
 from mmrag_batch.generation.engines.scripted import WINDOW
 from mmrag_batch.run.store import COMMIT_ROWS
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.faults.commands import KINDS, Commands, Fault
 from tests.faults.harness import (
     QUICK,
@@ -41,7 +39,7 @@ from tests.faults.harness import (
 
 BOUND = COMMIT_ROWS + WINDOW
 """Questions that a kill may cost: those since the last commit, and those in the engine's hands."""
-ROWS = 2000
+ROWS, SOME = 2000, 400
 FAST = 0.001
 SLOW = 0.01
 """Seconds a row."""
@@ -103,10 +101,9 @@ def die_everywhere(commands: Commands, folder: Path) -> tuple[int, int]:
     return each(die, faults), sum(good)
 
 
-def time_run(commands: Commands, folder: Path, rows: int, *, kill_at: int | None = None) -> float:
-    """Seconds to answer a table; with a kill once so many rows are committed, those of both."""
+def answer(commands: Commands, folder: Path, rows: int, *, kill_at: int | None = None) -> None:
+    """Answer a table, in two runs with a kill between them once so many rows are committed."""
     write_table(folder / "in.csv", rows)
-    started = time.monotonic()
     running = begin(commands, folder, script={"delay": SLOW})
     if kill_at is not None:
         wait_for(lambda: committed(folder) >= kill_at, within=600)
@@ -116,7 +113,26 @@ def time_run(commands: Commands, folder: Path, rows: int, *, kill_at: int | None
     done = running.wait(within=600)
     if done.code:
         raise SystemExit(done.output)
-    return time.monotonic() - started
+
+
+def compare(
+    commands: Commands, folders: Iterator[Path], rows: int, repetitions: int
+) -> dict[str, list[float]]:
+    """Seconds of a run without a kill, of one of a single row, and of one with a kill at 50%."""
+    sides: dict[str, Callable[[int], object]] = {
+        "plain": lambda _: answer(commands, next(folders), rows),
+        "start": lambda _: answer(commands, next(folders), 1),
+        "killed": lambda _: answer(commands, next(folders), rows, kill_at=rows // 2),
+    }
+    return interleave(sides, repetitions)
+
+
+def ratios(_keys: Collection[str], repetitions: int) -> Iterator[Ratio]:
+    """Killed and resumed, less one start, beside uninterrupted."""
+    with tempfile.TemporaryDirectory() as name, Commands() as commands:
+        seconds = compare(commands, _folders(Path(name)), SOME, repetitions)
+    resumed = [killed - start for killed, start in zip(seconds["killed"], seconds["start"])]
+    yield Ratio("11", per(resumed, seconds["plain"]))
 
 
 def main(
@@ -131,10 +147,8 @@ def main(
         whole = (first / "out.csv").read_bytes()
         ends = [endure(commands, next(folders), seed, whole) for seed in range(runs)]
         tried, good = die_everywhere(commands, next(folders))
-        plain = median(time_run(commands, next(folders), ROWS) for _ in range(3))
-        startup = median(time_run(commands, next(folders), 1) for _ in range(3))
-        half = (time_run(commands, next(folders), ROWS, kill_at=ROWS // 2) for _ in range(3))
-        killed = median(half)
+        seconds = compare(commands, folders, ROWS, 4)
+    plain, startup, killed = map(median, seconds.values())
     lines = [
         (f"outputs of {runs} runs equal to one without kills", sum(e.same for e in ends), runs),
         ("kills", f"{sum(e.kills for e in ends):,}", ""),

@@ -9,21 +9,21 @@ that differ end the comparison. Prints one table in Markdown: medians, and ratio
 is faster.
 """
 
+import operator
 import os
-import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
-from statistics import linear_regression, median, quantiles
-from time import perf_counter
+from statistics import linear_regression, median
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.ratios import REPETITIONS, Ratio, interleave, per, shown
 from mmrag_batch.families.family import open_family
 from mmrag_batch.generation.engine import Engine, Request
 from mmrag_batch.generation.engines.vllm_limits import GIB, MAX_ROWS, Limits
@@ -39,6 +39,8 @@ from mmrag_batch.train.demo_world import write_world
 
 GENERATOR = DEMO_BUNDLE / "generator"
 COUNTS = (64, 256, 1024)
+FEW_COUNTS, SOME = (64, 256), 128
+"""Rows of the table of docs/performance.md: of the slope, and with answers of different lengths."""
 POOL = 1024
 """Different questions: their images outnumber those that the engine remembers."""
 VARIED = 1024
@@ -70,7 +72,7 @@ class Process(VllmProcess):
     async def _generate(self, request: Request, sampling: Any) -> Any:
         if self.lengths is not None:
             length = self.lengths[request.key[0]]
-            sampling = self._sampling(max_tokens=length, min_tokens=length)
+            sampling = self._sampling(max_tokens=length, min_tokens=length, logprobs=0)
         return await super()._generate(request, sampling)
 
     def forget(self) -> None:
@@ -138,109 +140,136 @@ def chat_in_chunks(llm: Any, questions: list[Question]) -> list[str]:
 Side = Callable[[list[Question]], list[str]]
 
 
-def measure(
-    questions: list[Question], ours: Side, theirs: Side, *, swapped: bool
-) -> tuple[float, float]:
-    """Seconds of both, one after the other. Exits if they answer differently."""
-    seconds, answers = [0.0, 0.0], [[""], [""]]
-    for side in (1, 0) if swapped else (0, 1):
-        started = perf_counter()
-        answers[side] = (ours, theirs)[side](questions)
-        seconds[side] = perf_counter() - started
-    different = sum(a != b for a, b in zip(*answers, strict=True))
-    if different:
-        sys.exit(f"{different} of {len(questions)} answers differ: no time is worth quoting.")
-    return seconds[0], seconds[1]
+class Engines:
+    """Both, beside each other in one process tree, and the questions that they take turns at."""
+
+    def __init__(self, cores: int) -> None:
+        prepare_environment(cores)
+        os.environ["OMP_NUM_THREADS"] = str(cores)
+        import torch
+        from vllm import LLM
+
+        torch.set_num_threads(cores)
+        self.process = Process(
+            GENERATOR,
+            LIMITS,
+            dtype="float32",
+            max_new_tokens=USUAL,
+            family=open_family(GENERATOR),
+            max_images=1,
+        )
+        self.engine = Supervisor(lambda: self.process, window=2 * LIMITS.rows)
+        del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]  # set for ours; vLLM has its own default
+        self.llm = LLM(
+            str(GENERATOR),
+            dtype="float32",
+            max_model_len=LIMITS.row_tokens,
+            max_num_seqs=LIMITS.rows,
+            max_num_batched_tokens=LIMITS.step_tokens,
+            kv_cache_memory_bytes=LIMITS.kv_cache_bytes,
+            limit_mm_per_prompt={"image": 1},
+            enforce_eager=True,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            self.questions = questions_of(Path(folder), POOL)
+        self._asked = 0
+
+    def compare(self, count: int, theirs: Side, repetitions: int) -> dict[str, list[float]]:
+        """Seconds for so many questions, others in each repetition, of ours and of theirs."""
+        start, self._asked = self._asked, self._asked + count * repetitions
+
+        def asked_in(repetition: int) -> list[Question]:
+            first = start + count * repetition
+            return list(islice(cycle(self.questions), first % POOL, first % POOL + count))
+
+        def forgetful(side: Side) -> Callable[[int], list[str]]:
+            def run(repetition: int) -> list[str]:
+                self.process.forget()
+                self.llm.reset_mm_cache()
+                return side(asked_in(repetition))
+
+            return run
+
+        sides = {"ours": forgetful(partial(ask, self.engine)), "theirs": forgetful(theirs)}
+        return interleave(sides, repetitions, agree=operator.eq)
+
+    def chunks(self, count: int, repetitions: int) -> dict[str, list[float]]:
+        """Ours beside `LLM.chat` in chunks, where answers are of different lengths."""
+        self.process.lengths = {one.request.key[0]: one.length for one in self.questions}
+        seconds = self.compare(count, partial(chat_in_chunks, self.llm), repetitions)
+        self.process.lengths = None
+        return seconds
 
 
-def line(name: str, rows: int, ours: list[float], theirs: list[float]) -> None:
-    """One row of the table."""
+def slope(counts: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
+    """Seconds of a row more, and those that are fixed."""
+    return linear_regression(counts, seconds)
 
-    def shown(values: list[float]) -> str:
-        first, _, third = quantiles(values, n=4)
-        return f"{median(values):.2f} ({first:.2f} to {third:.2f})"
 
-    ratio = median(theirs) / median(ours)
-    typer.echo(f"| {name} | {rows:,} | {shown(ours)} | {shown(theirs)} | {ratio:.3f} |")
+def ratios(keys: Collection[str], repetitions: int) -> Iterator[Ratio]:
+    """A row more beside one of `LLM.chat`, and a window beside chunks."""
+    engines = Engines(1)
+    if "4" in keys:
+        theirs = partial(chat, engines.llm)
+        times = [engines.compare(count, theirs, repetitions) for count in FEW_COUNTS]
+        sides = [
+            [slope(FEW_COUNTS, seconds)[0] for seconds in zip(*(one[side] for one in times))]
+            for side in ("ours", "theirs")
+        ]
+        yield Ratio("4", per(*sides))
+    if "6" in keys:
+        seconds = engines.chunks(SOME, repetitions)
+        yield Ratio("6", per(seconds["theirs"], seconds["ours"]))
+    engines.engine.close()
 
 
 def main(
-    repetitions: Annotated[int, typer.Option(min=4, help="The first is left out.")] = 8,
+    repetitions: Annotated[int, typer.Option(min=4, help="The first is left out.")] = REPETITIONS,
     cores: Annotated[int, typer.Option(help="Threads of each engine.")] = 1,
     most: Annotated[int, typer.Option(help="Rows of the longest table.")] = COUNTS[-1],
 ) -> None:
     """Compare the engines."""
-    prepare_environment(cores)
-    os.environ["OMP_NUM_THREADS"] = str(cores)
-    import torch
-    from vllm import LLM
-
     from mmrag_batch.generation.engines.transformers import TransformersEngine
 
-    torch.set_num_threads(cores)
-    settings: dict[str, Any] = {"dtype": "float32", "max_new_tokens": USUAL}
-    settings["arguments"] = open_family(GENERATOR).vllm_arguments(1)
-    process = Process(GENERATOR, LIMITS, **settings)
-    engine = Supervisor(lambda: process, window=2 * LIMITS.rows)
-    del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]  # set for ours; vLLM has its own default
-    llm = LLM(
-        str(GENERATOR),
-        dtype="float32",
-        max_model_len=LIMITS.row_tokens,
-        max_num_seqs=LIMITS.rows,
-        max_num_batched_tokens=LIMITS.step_tokens,
-        kv_cache_memory_bytes=LIMITS.kv_cache_bytes,
-        limit_mm_per_prompt={"image": 1},
-        enforce_eager=True,
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-    )
+    engines = Engines(cores)
     alone = TransformersEngine(
         GENERATOR, device="cpu", batch_size=1, max_new_tokens=USUAL, dtype="float32"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        questions = questions_of(Path(folder), POOL)
-    pool = cycle(questions)
-    ours: Side = partial(ask, engine)
 
-    def compare(name: str, count: int, theirs: Side) -> tuple[float, float]:
+    def tell(name: str, count: int, seconds: Mapping[str, list[float]]) -> tuple[float, float]:
         """Print a line; medians of both."""
-        seconds: tuple[list[float], list[float]] = ([], [])
-        for repetition in range(repetitions):
-            process.forget()
-            llm.reset_mm_cache()
-            taken = measure(list(islice(pool, count)), ours, theirs, swapped=bool(repetition % 2))
-            for side, value in zip(seconds, taken, strict=True):
-                side.append(value)
-        us, them = (side[1:] for side in seconds)
-        line(name, count, us, them)
+        us, them = seconds.values()
+        ratio = median(per(them, us))
+        typer.echo(f"| {name} | {count:,} | {shown(us)} | {shown(them)} | {ratio:.3f} |")
         return median(us), median(them)
 
     typer.echo("| compared with | rows | ours, s | theirs, s | ratio |\n|---|---|---|---|---|")
     counts = [count for count in COUNTS if count <= most]
-    medians = [compare("`LLM.chat`", count, partial(chat, llm)) for count in counts]
-
-    process.lengths = {one.request.key[0]: one.length for one in questions}
+    theirs = partial(chat, engines.llm)
+    medians = [
+        tell("`LLM.chat`", count, engines.compare(count, theirs, repetitions)) for count in counts
+    ]
     name = f"`LLM.chat`, {CHUNK} rows a call, 1 to {LONGEST} tokens"
-    compare(name, VARIED, partial(chat_in_chunks, llm))
+    tell(name, VARIED, engines.chunks(VARIED, repetitions))
 
-    process.lengths = None
-    compare("transformers, a row at a time", FEW, partial(ask, alone))
+    theirs = partial(ask, alone)
+    usual = engines.compare(FEW, theirs, repetitions)
+    tell("transformers, a row at a time", FEW, usual)
 
-    process.lengths = {one.request.key[0]: LONG for one in questions}
+    engines.process.lengths = {one.request.key[0]: LONG for one in engines.questions}
     alone._generation.min_new_tokens = alone._generation.max_new_tokens = LONG
-    compare(f"the same, {LONG} tokens each", FEW, partial(ask, alone))
+    tell(f"the same, {LONG} tokens each", FEW, engines.compare(FEW, theirs, repetitions))
 
     if len(medians) > 1:
-        (us, us_fixed), (them, them_fixed) = (
-            linear_regression(counts, side) for side in zip(*medians, strict=True)
-        )
+        (us, us_fixed), (them, them_fixed) = (slope(counts, side) for side in zip(*medians))
         typer.echo(
             f"\nA row more: ours {1000 * us:.2f} ms, `LLM.chat` {1000 * them:.2f} ms (ours takes "
             f"{us / them:.3f} of it). Fixed: {us_fixed:.2f} s, {them_fixed:.2f} s. "
             f"Load average: {os.getloadavg()[2]:.1f}."
         )
-    engine.close()
+    engines.engine.close()
 
 
 if __name__ == "__main__":

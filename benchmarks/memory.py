@@ -4,56 +4,76 @@
 
 Draws one demo world and sends it through `mmrag-batch predict --engine scripted`, in whole and cut
 to its first rows: everything but the generator is real, and one row takes 100 times as long as the
-others. Prints one table in Markdown.
+others. Then rows that each show a photo of 12 megapixels, more than the engine takes at once and
+faster than it answers. Prints tables in Markdown.
 """
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from time import monotonic
 from typing import Annotated
 
 import typer
 
+from benchmarks.images import write_photos
+from benchmarks.ratios import Ratio, Usage, run_python
 from mmrag_batch.settings import DEMO_BUNDLE
 from mmrag_batch.train.demo_world import write_world
 
-DELAY = 0.0005
-"""Seconds a row."""
+ROWS, FEW, SOME = 20_000, 1_000, 4_000
+DELAY, LONG_DELAY = 0.0005, 0.3
+"""Seconds a row, without and with a photo."""
+PHOTOS = 64
 
 
-def measure(table: Path, rows: int) -> tuple[float, float]:
-    """Peak resident memory (MiB) and seconds of a run over the first `rows` of a table."""
-    out = table.with_name("out.csv")
-    command = [sys.executable, "-m", "mmrag_batch", "predict", str(table), str(out)]
-    command += ["--engine", "scripted", "--device", "cpu", "--limit", str(rows), "--fresh"]
-    command += ["--quiet", "--bundle", str(DEMO_BUNDLE)]
-    started = monotonic()
-    script = json.dumps({"delay": DELAY, "slow": {"500": 100 * DELAY}})
-    environment = os.environ | {"SCRIPTED_ENGINE": script}
-    process = subprocess.Popen(command, env=environment)  # noqa: S603  # our own command
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return usage.ru_maxrss / 1024, monotonic() - started  # KiB on Linux
+def measure(table: Path, rows: int, delay: float = DELAY) -> Usage:
+    """A run over the first `rows` of a table."""
+    script = json.dumps({"delay": delay, "slow": {"500": 100 * delay}})
+    return run_python(
+        *("-m", "mmrag_batch", "predict", table, table.with_name("out.csv"), "--limit", rows),
+        *("--engine", "scripted", "--device", "cpu", "--fresh", "--quiet"),
+        *("--bundle", DEMO_BUNDLE),
+        env=os.environ | {"SCRIPTED_ENGINE": script},
+    )
+
+
+def compare(rows: int, few: int) -> tuple[Usage, Usage]:
+    """A short run and a long one."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = write_world(Path(folder), rows=rows, seed=9101)
+        return measure(table, few), measure(table, rows)
+
+
+def held() -> float:
+    """GiB that rows with photos take beyond a run with one of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = write_photos(Path(folder), PHOTOS)
+        one, all_of_them = (measure(table, rows, LONG_DELAY) for rows in (1, PHOTOS))
+    return (all_of_them.peak - one.peak) / 1024
+
+
+def ratios(keys: Collection[str], _repetitions: int) -> Iterator[Ratio]:
+    """Peaks, of one run each: they hardly differ from run to run."""
+    if "8a" in keys:
+        short, long = compare(SOME, FEW)
+        yield Ratio("8a", [long.peak / short.peak])
+    if "8b" in keys:
+        yield Ratio("8b", [held()])
 
 
 def main(
-    rows: Annotated[int, typer.Option(help="Of the long run.")] = 20_000,
-    few: Annotated[int, typer.Option(help="Of the short run.")] = 1_000,
+    rows: Annotated[int, typer.Option(help="Of the long run.")] = ROWS,
+    few: Annotated[int, typer.Option(help="Of the short run.")] = FEW,
 ) -> None:
     """Compare the peak memory of a long and a short run."""
-    with tempfile.TemporaryDirectory() as folder:
-        table = write_world(Path(folder), rows=rows, seed=9101)
-        short, long = measure(table, few), measure(table, rows)
+    short, long = compare(rows, few)
     typer.echo("| rows | peak memory, MiB | seconds |\n|---|---|---|")
-    for count, (peak, seconds) in ((few, short), (rows, long)):
-        typer.echo(f"| {count:,} | {peak:.1f} | {seconds:.1f} |")
-    typer.echo(f"\nratio: {long[0] / short[0]:.3f}")
+    for count, run in ((few, short), (rows, long)):
+        typer.echo(f"| {count:,} | {run.peak:.1f} | {run.seconds:.1f} |")
+    typer.echo(f"\nratio: {long.peak / short.peak:.3f}")
+    typer.echo(f"{PHOTOS} rows with a photo each: {held():.2f} GiB more than one row")
 
 
 if __name__ == "__main__":

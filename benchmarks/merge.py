@@ -8,12 +8,9 @@ reads that process's peak memory from the kernel. Prints one table in Markdown.
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
 from typing import Annotated
 
 import torch
@@ -23,6 +20,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import MllamaForConditionalGeneration
 
+from benchmarks.ratios import run_python
 from mmrag_batch.export.checkpoint import INDEX
 from mmrag_batch.families.mllama.family import Mllama
 from mmrag_batch.train.mllama import GeneratorSizes, build_generator, model_config
@@ -108,23 +106,6 @@ def write_adapter(directory: Path, model: MllamaForConditionalGeneration) -> Non
     lora.save_pretrained(str(directory))
 
 
-LAUNCH = """
-import resource, subprocess, sys
-subprocess.run([sys.executable, *sys.argv[1:]], check=True, stdout=sys.stderr)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
-"""Runs a command from a small process: the kernel counts what a process was before it became the
-command, too, and this one is large."""
-
-
-def peak_of(*arguments: str) -> tuple[float, float]:
-    """Peak resident memory (bytes) and seconds of a Python command."""
-    started = monotonic()
-    command = [sys.executable, "-c", LAUNCH, *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
-    return int(done.stdout) * 1024, monotonic() - started  # KiB on Linux
-
-
 def main(
     gigabytes: Annotated[float, typer.Option(help="Of the checkpoint.")] = 3.0,
     shards: Annotated[int, typer.Option(help="Files it is in.")] = 6,
@@ -135,17 +116,18 @@ def main(
         base, adapter, out = (Path(name) / part for part in ("base", "adapter", "merged"))
         write_adapter(adapter, write_base(base, gigabytes, shards))
         sizes = [file.stat().st_size for file in base.glob("*.safetensors")]
-        imports, _ = peak_of("-c", "import mmrag_batch.export.merge")
-        peak, seconds = peak_of(
+        imports = run_python("-c", "import mmrag_batch.export.merge")
+        merged = run_python(
             *("-m", "mmrag_batch", "export", "generator"),
-            *("--base", str(base), "--adapter", str(adapter), "--out", str(out)),
+            *("--base", base, "--adapter", adapter, "--out", out),
         )
     typer.echo("| checkpoint | shards | largest | imports | peak | bound | of it | seconds |")
     typer.echo("|---|---|---|---|---|---|---|---|")
     bound = max(sizes) + 2 * GIB
-    cells = [f"{value / GIB:.2f} GiB" for value in (sum(sizes), max(sizes), imports, peak, bound)]
+    peaks = [used.peak * 2**20 for used in (imports, merged)]
+    cells = [f"{value / GIB:.2f} GiB" for value in (sum(sizes), max(sizes), *peaks, bound)]
     cells.insert(1, str(len(sizes)))
-    typer.echo(f"| {' | '.join(cells)} | {peak / bound:.3f} | {seconds:.1f} |")
+    typer.echo(f"| {' | '.join(cells)} | {peaks[1] / bound:.3f} | {merged.seconds:.1f} |")
 
 
 if __name__ == "__main__":

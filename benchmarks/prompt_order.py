@@ -6,33 +6,30 @@ Each `--shared` rows in turn have the same three documents, a picture and 200 le
 question of their own, with a picture of its own or without. The same rows are asked in three
 orders: the question before its evidence, images first, and evidence first. The model is a Qwen3-VL
 of 23 million random weights on vLLM; the path names a double of torchvision, which vLLM imports and
-does not use. Prints a table in Markdown: milliseconds a row, the best of `--repeat` times, with
-texts and pictures that no time before had.
+does not use. Prints a table in Markdown: milliseconds a row, with texts and pictures that no time
+before had.
 """
 
 import string
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from random import Random
-from time import perf_counter
+from statistics import median
 from typing import Annotated, Any
 
 import typer
 from PIL import Image
 
+from benchmarks.ratios import REPETITIONS, Ratio, interleave, per
 from mmrag_batch.bundle import hash_files, open_bundle, read_manifest, write_manifest
 from mmrag_batch.generation.asking import AnswerRequest, ask
-from mmrag_batch.generation.engine import Engine, open_engine
+from mmrag_batch.generation.engine import open_engine
 from mmrag_batch.generation.rendering import Renderer
 from mmrag_batch.prompt import EVIDENCE_FIRST, IMAGES_FIRST, Prompt, PromptSpec, build_prompt
 from mmrag_batch.records import Document, Evidence, Question
 from mmrag_batch.settings import DEMO_BUNDLE, PredictSettings
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.families.tiny import build
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -62,6 +59,8 @@ DOCUMENTS = 3
 LETTERS = 200
 SIDE = 128
 """Pixels of a picture's side: 256 tokens."""
+SOME = 8
+"""Rows of the table of docs/performance.md, all with the same evidence."""
 SPEC = PromptSpec(DOCUMENTS + 1, 3072, "letter")
 Order = Callable[[Question, tuple[Evidence, ...]], Prompt]
 
@@ -123,24 +122,10 @@ def requests(
         )
 
 
-def best_of(repeat: int, engine: Engine, make: Callable[[], Iterator[AnswerRequest]]) -> float:
-    """The fewest seconds that new requests took."""
-    seconds = []
-    for _ in range(repeat):
-        asked = list(make())
-        began = perf_counter()
-        results = list(ask(engine, asked))
-        seconds.append(perf_counter() - began)
-        assert not any(result.error for result in results)
-    return min(seconds)
-
-
-def main(
-    rows: Annotated[int, typer.Option(help="Of each measurement.")] = 64,
-    shared: Annotated[int, typer.Option(help="Rows with the same evidence.")] = 8,
-    repeat: Annotated[int, typer.Option(help="Measurements, of which the best counts.")] = 3,
-) -> None:
-    """Ask the same rows in each order."""
+def measure(
+    rows: int, shared: int, repetitions: int, orders: Mapping[str, Order] = ORDERS
+) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """Seconds a row in each order, of rows without and then with a picture of their own."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         build("qwen3_vl", root / "generator", sizes=SIZES)
@@ -148,17 +133,57 @@ def main(
         write_manifest(root, manifest)
         settings = PredictSettings(root, root, engine="vllm", engine_rows=8, kv_cache_gib=2)
         renderer, random = Renderer(root / "generator"), Random(0)
-        typer.echo("| rows | order | ms a row | against question first |\n|---|---|---|---|")
         with open_engine("vllm", settings, open_bundle(root), SPEC) as engine:
+
+            def side(order: Order, with_own: bool) -> Callable[[int], int]:
+                asked = iter(
+                    [
+                        list(
+                            requests(
+                                *(renderer, order, random),
+                                rows=rows,
+                                shared=shared,
+                                with_own=with_own,
+                            )
+                        )
+                        for _ in range(repetitions)
+                    ]
+                )
+
+                def run(_: int) -> int:
+                    results = list(ask(engine, next(asked)))
+                    assert not any(result.error for result in results)
+                    return len(results)
+
+                return run
+
             for with_own in (False, True):
-                kind = "with a picture" if with_own else "without a picture"
-                first = 0.0
-                of_kind = partial(requests, rows=rows, shared=shared, with_own=with_own)
-                for name, order in ORDERS.items():
-                    make = partial(of_kind, renderer, order, random)
-                    took = best_of(repeat, engine, make) / rows
-                    first = first or took
-                    typer.echo(f"| {kind} | {name} | {1000 * took:.0f} | {first / took:.2f}x |")
+                sides = {name: side(order, with_own) for name, order in orders.items()}
+                seconds = interleave(sides, repetitions)
+                yield (
+                    "with a picture" if with_own else "without a picture",
+                    {name: [one / rows for one in taken] for name, taken in seconds.items()},
+                )
+
+
+def ratios(_keys: Collection[str], repetitions: int) -> Iterator[Ratio]:
+    """Evidence first against the question first."""
+    orders = {name: ORDERS[name] for name in ("question first", "evidence first")}
+    for letter, (_, seconds) in zip("ab", measure(SOME, SOME, repetitions, orders)):
+        yield Ratio(f"18{letter}", per(seconds["question first"], seconds["evidence first"]))
+
+
+def main(
+    rows: Annotated[int, typer.Option(help="Of each measurement.")] = 64,
+    shared: Annotated[int, typer.Option(help="Rows with the same evidence.")] = 8,
+    repetitions: Annotated[int, typer.Option(min=2, help="The first is left out.")] = REPETITIONS,
+) -> None:
+    """Ask the same rows in each order."""
+    typer.echo("| rows | order | ms a row | against question first |\n|---|---|---|---|")
+    for kind, seconds in measure(rows, shared, repetitions):
+        for name, taken in seconds.items():
+            ratio = median(per(seconds["question first"], taken))
+            typer.echo(f"| {kind} | {name} | {1000 * median(taken):.0f} | {ratio:.2f}x |")
 
 
 if __name__ == "__main__":

@@ -8,18 +8,19 @@ Each share of repeated images is timed several times, in turn; images differ fro
 """
 
 import os
-import statistics
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import typer
 from PIL import Image
 
+from benchmarks.ratios import REPETITIONS, interleave, per, shown
+
 ROWS = 48
-ROUNDS = 5
 SHARES = (0.0, 0.5, 0.9)
 
 
@@ -37,18 +38,20 @@ def main() -> None:
             max_model_len=256,
             limit_mm_per_prompt={"image": 1},
         )
-        times: dict[float, list[float]] = {share: [] for share in SHARES}
-        for turn in range(ROUNDS + 1):
-            for share in SHARES:
-                times[share].append(seconds(engine, share, seed=turn))
+        asked = {
+            (turn, share): prompts(engine, share, seed=turn)
+            for turn in range(REPETITIONS)
+            for share in SHARES
+        }
+        sides: dict[str, Callable[[int], int]] = {
+            f"{share:.0%}": lambda turn, share=share: answer(engine, asked[turn, share])  # type: ignore[misc]
+            for share in SHARES
+        }
+        times = interleave(sides)
         engine.llm_engine.engine_core.shutdown()
-    typer.echo("| repeated images | rows/s | spread | against none |\n|---|---|---|---|")
-    base = statistics.median(times[0.0][1:])
-    for share, found in times.items():
-        kept = found[1:]  # the first is a warm-up
-        middle = statistics.median(kept)
-        spread = (max(kept) - min(kept)) / middle
-        typer.echo(f"| {share:.0%} | {ROWS / middle:.1f} | {spread:.0%} | {base / middle:.2f}x |")
+    typer.echo("| repeated images | seconds | against none |\n|---|---|---|")
+    for name, taken in times.items():
+        typer.echo(f"| {name} | {shown(taken)} | {median(per(times['0%'], taken)):.2f}x |")
 
 
 def generator(folder: Path) -> Path:
@@ -72,10 +75,8 @@ def generator(folder: Path) -> Path:
     return folder / "generator"
 
 
-def seconds(engine: Any, share: float, seed: int) -> float:
-    """The time that all rows take when this share of their images was seen before."""
-    from vllm import SamplingParams
-
+def prompts(engine: Any, share: float, seed: int) -> list[dict[str, Any]]:
+    """Those of all rows, where this share of their images was seen before."""
     dice = np.random.default_rng([seed, int(100 * share)])
     images = [
         Image.fromarray(dice.integers(0, 256, (200, 200, 3), dtype=np.uint8))
@@ -84,16 +85,21 @@ def seconds(engine: Any, share: float, seed: int) -> float:
     tokenizer = engine.get_tokenizer()
     text = "<|begin_of_text|><|image|>" + "What does the red cube cost? " * 8
     token_ids = tokenizer.encode(text, add_special_tokens=False)
-    prompts = [
+    return [
         {
             "prompt_token_ids": token_ids,
             "multi_modal_data": {"image": images[row % len(images)]},
         }
         for row in range(ROWS)
     ]
-    start = time.perf_counter()
-    engine.generate(prompts, SamplingParams(temperature=0, max_tokens=1), use_tqdm=False)
-    return time.perf_counter() - start
+
+
+def answer(engine: Any, asked: list[dict[str, Any]]) -> int:
+    """Answer them with a token each; how many there are."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=1)
+    return len(engine.generate(asked, sampling, use_tqdm=False))
 
 
 if __name__ == "__main__":

@@ -183,7 +183,8 @@ def test_the_commands_that_train_and_export_name_what_there_is(
             assert code == 0, (words, said)
         if words[0] == "python" and words[1] == "-m":
             name, arguments = words[2], words[3:]
-            assert callable(importlib.import_module(name).main), words
+            program = f"{name}.__main__" if (ROOT / name).is_dir() else name
+            assert callable(importlib.import_module(program).main), words
         elif words[0] == "python":
             assert Path(words[1]).is_file(), words
             continue
