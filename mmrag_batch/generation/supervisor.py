@@ -4,18 +4,22 @@ What an engine was asked when it died is put back and asked again of a new one, 
 then a request that kills the engine once more is known to be the one that does, and gets an error.
 All others get their answers.
 
+Several engines, such as one for each GPU, are several workers. A death costs the requests that its
+own worker had; meanwhile the others finish theirs and wait.
+
 A server elsewhere may also be restarted by others. There the requests are asked once more together,
 and a request is at fault only when two more deaths found it alone.
 """
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol
 
 from mmrag_batch.errors import UnavailableError
 from mmrag_batch.generation.engine import Request, Result
-from mmrag_batch.generation.inflight import ResultFuture, as_completed
+from mmrag_batch.generation.inflight import ResultFuture, as_completed, at_once
 from mmrag_batch.records import Problem
 
 MAX_DEATHS = 20
@@ -48,25 +52,28 @@ class Worker(Protocol):
 class Supervisor:
     """An engine that starts a new worker in place of one that died.
 
-    `start` starts a worker; the first one at once. Raises UnavailableError for an engine that keeps
-    dying. `window` requests are asked at a time. An engine that answers none of them for
-    `row_timeout` seconds is as good as dead. `elsewhere`: it is not ours, and may die of something
-    else, any number of times.
+    Each of `starts` starts a worker; the first ones at once. Raises UnavailableError for an engine
+    that keeps dying. `window` requests are asked at a time, of all workers together; those of one
+    row, which share its images, of one worker. One that answers none of its own for `row_timeout`
+    seconds is as good as dead. `elsewhere`: it is not ours, and may die of something else, any
+    number of times.
     """
 
     def __init__(
         self,
-        start: Callable[[], Worker],
-        *,
+        *starts: Callable[[], Worker],
         window: int,
         row_timeout: float | None = None,
         elsewhere: bool = False,
     ) -> None:
-        self._start = start
+        self._starts = starts
         self._elsewhere = elsewhere
         self._tries_alone = 2 if elsewhere else 1
         self._row_timeout = row_timeout
-        self._worker: Worker | None = start()
+        self._workers: dict[int, Worker] = {}
+        self._places: dict[tuple[int, int], int] = {}  # whom each open request was asked of
+        self._last = (-1, 0)  # the row that was asked last, and of whom
+        self._start_missing()
         self._concurrency = window
         self.window = window + MAX_DEATHS_IN_A_ROW  # error results wait for an answer
         self._error_results: list[Result] = []
@@ -107,28 +114,36 @@ class Supervisor:
         self._error_results.clear()
 
     def close(self) -> None:
-        """End the worker."""
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.close()
+        """End the workers."""
+        self._close(list(self._workers))
 
     def _answers(
         self, requests: Iterable[Request], failures: list[FailedRequest]
     ) -> Iterator[Result]:
         """Results until the engine dies, if it does; unanswered ones are appended to `failures`."""
-        completed = as_completed(requests, self._ask, self._concurrency, patience=self._row_timeout)
+        self._places.clear()
+        dead: set[int] = set()
+        completed = as_completed(
+            requests,
+            self._ask,
+            self._concurrency,
+            patience=self._row_timeout,
+            place=lambda request: self._places[request.key],
+        )
         for request, future in completed:
+            place = self._places.pop(request.key)
             try:
                 result = future.result()
             except (EngineDied, TimeoutError) as error:
                 failures.append((request, error))
+                dead.add(place)
                 continue
             self._deaths_in_a_row = 0
             yield from self._error_results
             self._error_results.clear()
             yield result
         if failures:
-            self._record_death(len(failures))
+            self._record_death(dead, len(failures))
 
     def _answer_alone(self, request: Request) -> Generator[Result, None, Exception | None]:
         """The result of a request if it has one, else what it fails of each time."""
@@ -140,12 +155,32 @@ class Supervisor:
         return failures[0][1]
 
     def _ask(self, request: Request) -> ResultFuture:
-        if self._worker is None:
-            self._worker = self._start()
-        return self._worker.ask(request)
+        self._start_missing()
+        row, place = request.key[0], self._last[1]
+        if self._last[0] != row:
+            open_requests = Counter(self._places.values())
+            place = min(range(len(self._starts)), key=open_requests.__getitem__)
+        self._last, self._places[request.key] = (row, place), place
+        return self._workers[place].ask(request)
 
-    def _record_death(self, count: int) -> None:
-        self.close()
+    def _start_missing(self) -> None:
+        """Start the workers that are not there: at first all, later those that died."""
+        missing = [place for place in range(len(self._starts)) if place not in self._workers]
+        started = at_once([self._starts[place] for place in missing])
+        for place, future in zip(missing, started):
+            if not future.exception():
+                self._workers[place] = future.result()
+        for future in started:
+            if future.exception():
+                self.close()
+            future.result()
+
+    def _close(self, places: Iterable[int]) -> None:
+        for closed in at_once([self._workers.pop(place).close for place in places]):
+            closed.result()
+
+    def _record_death(self, places: Iterable[int], count: int) -> None:
+        self._close(places)
         self._deaths += 1
         self._deaths_in_a_row += 1
         most = math.inf if self._elsewhere else MAX_DEATHS

@@ -27,10 +27,12 @@ class Mortal:
         self._asked: SimpleQueue[tuple[tuple[int, int], Future[Result]] | None] = SimpleQueue()
         self._dead = False
         self.closed = False
+        self.given: list[tuple[int, int]] = []
         self._thread = Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def ask(self, request: Request, /) -> Future[Result]:
+        self.given.append(request.key)
         future: Future[Result] = Future()
         self._asked.put((request.key, future))
         return future
@@ -195,6 +197,60 @@ def test_an_engine_that_is_stuck_is_started_again_and_its_row_found() -> None:
     engine = Supervisor(lambda: Stuck(graveyard), window=8, row_timeout=0.1)
     assert errors(answers(engine)) == {50: "timeout"}
     engine.close()
+
+
+def test_several_workers_answer_side_by_side_and_a_row_is_asked_of_one() -> None:
+    start = Graveyard()
+    asked = [Request((row, place), (1, 2)) for row in range(60) for place in range(3)]
+    engine = Supervisor(start, start, start, window=24)
+    results = list(engine.generate(asked))
+    assert sorted(result.key for result in results) == [request.key for request in asked]
+    places = [{row for row, _ in worker.given} for worker in start.workers]
+    assert len(start.workers) == 3
+    assert min(map(len, places)) >= 6
+    assert sum(map(len, places)) == 60
+    engine.close()
+    assert all(worker.closed for worker in start.workers)
+
+
+def test_the_death_of_one_of_several_workers_costs_what_it_had_itself() -> None:
+    start = Graveyard(50)
+    engine = Supervisor(start, start, window=16)
+    assert errors(answers(engine)) == {50: "engine_crashed"}
+    assert start.deaths == [50, 50]
+    assert len(start.workers) == 4
+    again = [key for worker in start.workers for key in worker.given]
+    assert len(again) - len(set(again)) <= 16 // 2 + 1  # the other finished its own
+    engine.close()
+
+
+def test_one_of_several_workers_that_is_stuck_is_found_while_the_other_answers() -> None:
+    start = Graveyard(50)
+    engine = Supervisor(lambda: Stuck(start), lambda: Stuck(start), window=16, row_timeout=0.3)
+
+    def slowly() -> Iterator[Request]:
+        for request in requests(2 * LAST):
+            if request.key[0] > 60:
+                sleep(0.01)  # so that the other always has something to answer
+            yield request
+
+    results = {result.key[0]: result for result in engine.generate(slowly())}
+    assert errors(results) == {50: "timeout"}
+    assert len(results) == 2 * LAST
+    order = list(results)
+    assert order.index(50) < order.index(2 * LAST - 1)
+    engine.close()
+
+
+def test_where_one_of_several_workers_does_not_start_the_others_are_closed() -> None:
+    start = Graveyard()
+
+    def fail() -> Mortal:
+        raise UnavailableError("There is no such GPU.")
+
+    with pytest.raises(UnavailableError, match="no such GPU"):
+        Supervisor(start, fail, start, window=8)
+    assert [worker.closed for worker in start.workers] == [True, True]
 
 
 def test_of_a_row_that_kills_the_engine_no_other_request_is_tried() -> None:

@@ -325,9 +325,7 @@ def test_closing_gives_up_what_is_asked_at_once(stand_in: StandIn, open_engine: 
         return 0.01
 
     stand_in.reply = reply
-    worker = engine._worker
-    assert worker is not None
-    future = worker.ask(Request((0, 0), (1, 2)))
+    future = engine._workers[0].ask(Request((0, 0), (1, 2)))
     assert asked.wait(30)
     began = time.monotonic()
     engine.close()
