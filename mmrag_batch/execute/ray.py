@@ -31,7 +31,7 @@ from mmrag_batch.records import Row
 from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import STALLED, OpenStage
 
-PASSED = ("AWS_", "GOOGLE_", "HF_", "OPENAI_", "SCRIPTED_")
+PASSED = ("AWS_", "GOOGLE_", "HF_", "OPENAI_", "QDRANT_", "SCRIPTED_")
 """How the variables begin that workers get, as what a stage does may depend on them."""
 LOOK_EVERY = 0.5
 """Seconds between two looks whether the run is stopped."""
