@@ -48,8 +48,12 @@ OTHERS = {
     "demo_bundle": "what the demo bundle is worth on new worlds",
     "fuzz": "whether what is read keeps its promise, whatever stands in a table",
     "gpu": "what only a GPU answers",
+    "hard_negatives": "what towers learn against the nearest documents of a corpus",
     "merge": "peak memory of a merge, beside its bound",
     "qlora": "what QLoRA teaches the demo's generator",
+    "ray": "what it costs to run on a Ray cluster",
+    "row_costs": "what a row and a document cost, step by step",
+    "scale": "what a billion documents would cost, reckoned",
     "sequences": "whether stores survive sequences of commands, kills and damages",
     "shared_images": "what it saves to encode an image once that rows share",
 }

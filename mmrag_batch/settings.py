@@ -171,10 +171,7 @@ class PredictSettings:
         number(1, 10**12), None, "Answer only the first rows.", repeated=True
     )
     shard: str | None = setting(
-        SHARD,
-        None,
-        "Answer one part of the rows, as 0/4.",
-        otherwise="by the Slurm array",
+        SHARD, None, "Answer one part of the rows, as 0/4.", otherwise="by the Slurm array"
     )
     store: Path | None = setting(
         PATH, None, "A file that keeps answers for several outputs.", otherwise="OUTPUT.store"
