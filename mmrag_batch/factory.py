@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from mmrag_batch.bundle import Bundle, open_bundle, read_manifest
-from mmrag_batch.errors import MissingError, MmragError
+from mmrag_batch.errors import ConfigError, MissingError, MmragError
 from mmrag_batch.machine import retrieval_cores
 from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
@@ -64,9 +64,14 @@ def load_bundle(settings: PredictSettings, *, weights: bool = True) -> Bundle:
 def find_stages(settings: PredictSettings, bundle: Bundle) -> list[OpenStage]:
     """The retrieval and the generation stage of a bundle, to be opened where they are to run.
 
-    Opening raises UnavailableError where a package or the device is missing, MissingError where a
-    part of the bundle is.
+    Raises ConfigError for several GPUs and an engine that uses one. Opening raises UnavailableError
+    where a package or the device is missing, MissingError where a part of the bundle is.
     """
+    if settings.gpus > 1 and (name := _engine_name(settings)) != "vllm":
+        raise ConfigError(
+            f"--gpus {settings.gpus}: only --engine vllm uses several, and this run is answered by "
+            f"--engine {name}. Leave --gpus out, or choose --engine vllm."
+        )
     parts = (settings, bundle, open_images(settings))
     return [partial(open_retrieval, *parts), partial(open_generation, *parts)]
 

@@ -133,6 +133,7 @@ class PredictSettings:
     batch_size: int = setting(
         number(1, 4096), 8, "Questions at once. Of transformers.", repeated=True
     )
+    gpus: int = setting(number(1, 64), 1, "GPUs of this machine. Of vllm.", repeated=True)
     engine_rows: int | None = setting(
         number(1, 4096),
         None,

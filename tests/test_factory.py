@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from mmrag_batch import factory, machine
 from mmrag_batch.cli.app import app
-from mmrag_batch.errors import MissingError
+from mmrag_batch.errors import ConfigError, MissingError
 from mmrag_batch.retrieval import sessions
 from mmrag_batch.settings import DEMO_BUNDLE, DeviceName, PredictSettings
 
@@ -73,6 +73,13 @@ def test_a_stage_is_not_opened_where_its_bundle_is_another_one(tmp_path: Path) -
     manifest.unlink()
     with pytest.raises(MissingError, match="is no bundle"), retrieval():
         pass
+
+
+@pytest.mark.parametrize("engine", ["auto", "transformers", "chat"])
+def test_several_gpus_and_an_engine_that_uses_one_are_refused(engine: str) -> None:
+    settings = replace(SETTINGS, engine=engine, device="cpu", gpus=2)
+    with pytest.raises(ConfigError, match=r"--gpus 2: only --engine vllm uses several"):
+        factory.find_stages(settings, factory.load_bundle(SETTINGS))
 
 
 class Driver:

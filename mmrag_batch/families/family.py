@@ -34,6 +34,10 @@ class Shape:
     """Of one image with all its tiles: 6,404 in Llama 3.2 Vision 11B."""
     longest: int
     """The most tokens that the model has positions for."""
+    kv_heads: int = 1
+    """Key-value heads: as many GPUs as divide them can share the model."""
+    undivided: int = 0
+    """Bytes of the weights that each of them would hold whole."""
 
 
 class Family(Protocol):

@@ -98,6 +98,7 @@ class General:
             cross_attention_bytes=0,
             encoder_tokens=0,
             longest=text.max_position_embeddings,
+            kv_heads=kv_heads,
         )
 
     def vllm_arguments(self, max_images: int) -> Mapping[str, Any]:

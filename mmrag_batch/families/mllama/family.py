@@ -102,12 +102,18 @@ class Mllama:
         kv = 2 * text["num_key_value_heads"] * head * BYTES[dtype]  # a key and a value
         cross = len(text["cross_attention_layers"])
         patches = (vision["image_size"] // vision["patch_size"]) ** 2
+        layers = vision["num_hidden_layers"] + vision["num_global_layers"]
+        width, inner = vision["hidden_size"], vision["intermediate_size"]
+        tower = layers * (4 * width + 2 * inner) * width
+        tower += vision["vision_output_dim"] * text["hidden_size"]  # the projector
         return Shape(
             weights=weight_bytes(self._directory, dtype, text.get("dtype", dtype)),
             self_attention_bytes=kv * (text["num_hidden_layers"] - cross),
             cross_attention_bytes=kv * cross,
             encoder_tokens=vision["max_num_tiles"] * (patches + 1),
             longest=text["max_position_embeddings"],
+            kv_heads=text["num_key_value_heads"],
+            undivided=tower * BYTES[dtype],
         )
 
     def vllm_arguments(self, max_images: int) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
@@ -16,11 +16,13 @@ from tokenizers import Tokenizer
 from mmrag_batch.errors import UnavailableError
 from mmrag_batch.families.family import Family, expand
 from mmrag_batch.generation.engine import Request, Result
-from mmrag_batch.generation.engines.vllm_limits import GPU_SHARE, Limits
+from mmrag_batch.generation.engines.vllm_limits import Limits
 from mmrag_batch.generation.supervisor import EngineDied
 from mmrag_batch.records import Problem
 
 Dtype = Literal["float32", "bfloat16"]
+_CONFIGURING = Lock()
+"""Of engines that start side by side, one at a time: vLLM loads its plugins meanwhile."""
 
 
 def prepare_environment(cores: int) -> None:
@@ -48,7 +50,9 @@ def prepare_environment(cores: int) -> None:
 
 
 class VllmProcess:
-    """A started engine; see `supervisor.Worker`. Raises UnavailableError if it does not start."""
+    """A started engine; see `supervisor.Worker`. Of the engines that `limits` has, it is the one of
+    that `place`, on GPUs of its own. Raises UnavailableError if it does not start.
+    """
 
     def __init__(
         self,
@@ -59,27 +63,13 @@ class VllmProcess:
         max_new_tokens: int,
         family: Family,
         max_images: int,
+        place: int = 0,
     ) -> None:
         from vllm import AsyncEngineArgs, SamplingParams
         from vllm.platforms import current_platform
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        engine_args = AsyncEngineArgs(
-            model=str(generator_dir),
-            dtype=dtype,
-            max_model_len=limits.row_tokens,
-            max_num_seqs=limits.rows,
-            max_num_batched_tokens=limits.step_tokens,
-            kv_cache_memory_bytes=limits.kv_cache_bytes,
-            gpu_memory_utilization=GPU_SHARE,
-            logprobs_mode="raw_logprobs",
-            # Compiling takes a CPU longer than it saves on most tables.
-            enforce_eager=current_platform.is_cpu(),
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **family.vllm_arguments(max_images),
-        )
         self._family = family
         self._tokenizer = Tokenizer.from_file(str(generator_dir / "tokenizer.json"))
         self._sampling = partial(
@@ -96,7 +86,25 @@ class VllmProcess:
             # which vLLM would bind to cores: the two poll each other and take a core from the rest.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         try:
-            self._llm = AsyncLLM.from_engine_args(engine_args)
+            with _CONFIGURING:
+                engine_args = AsyncEngineArgs(
+                    model=str(generator_dir),
+                    dtype=dtype,
+                    max_model_len=limits.row_tokens,
+                    max_num_seqs=limits.rows,
+                    max_num_batched_tokens=limits.step_tokens,
+                    kv_cache_memory_bytes=limits.kv_cache_bytes,
+                    gpu_memory_utilization=limits.gpu_share,
+                    tensor_parallel_size=limits.ranks,
+                    device_ids=_device_ids(limits, place),
+                    logprobs_mode="raw_logprobs",
+                    # Compiling takes a CPU longer than it saves on most tables.
+                    enforce_eager=current_platform.is_cpu(),
+                    use_tqdm_on_load=False,
+                    **family.vllm_arguments(max_images),
+                )
+                config = engine_args.create_engine_config()
+            self._llm = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         except Exception as error:
             raise UnavailableError(
                 f"vLLM did not start: {error} Its own words, if any, are above; "
@@ -178,3 +186,10 @@ class VllmProcess:
             if list(result.prompt_token_ids) != expected:
                 raise ValueError("vLLM had other tokens of the images than transformers has")
         return output
+
+
+def _device_ids(limits: Limits, place: int) -> list[int] | None:
+    """The GPUs of an engine, among those that are visible; None where there is one engine, which
+    takes the first."""
+    first = place * limits.ranks
+    return None if limits.engines == 1 else list(range(first, first + limits.ranks))

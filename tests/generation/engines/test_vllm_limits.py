@@ -16,7 +16,17 @@ LLAMA_11B = Shape(
     cross_attention_bytes=32_768,
     encoder_tokens=6_404,
     longest=131_072,
+    kv_heads=8,
+    undivided=1_635_778_560,
 )
+LLAMA_90B = replace(
+    LLAMA_11B,
+    weights=165 * GIB,
+    self_attention_bytes=327_680,
+    cross_attention_bytes=81_920,
+    undivided=1_698_693_120,
+)
+"""100 layers, 20 of them of cross-attention."""
 
 
 def limits(shape: Shape = LLAMA_11B, device: str = "cuda", gib: int = 80, **given: Any) -> Limits:
@@ -43,13 +53,26 @@ def test_the_shape_is_read_from_the_checkpoint(tmp_path: Path) -> None:
             "max_position_embeddings": 131_072,
             "dtype": "bfloat16",
         },
-        "vision_config": {"image_size": 560, "patch_size": 14, "max_num_tiles": 4},
+        "vision_config": {
+            "image_size": 560,
+            "patch_size": 14,
+            "max_num_tiles": 4,
+            "num_hidden_layers": 32,
+            "num_global_layers": 8,
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "vision_output_dim": 7680,
+        },
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
     assert open_family(tmp_path).shape("bfloat16") == replace(LLAMA_11B, weights=1000)
     assert open_family(tmp_path).shape("float32") == replace(
-        LLAMA_11B, weights=2000, self_attention_bytes=262_144, cross_attention_bytes=65_536
+        LLAMA_11B,
+        weights=2000,
+        self_attention_bytes=262_144,
+        cross_attention_bytes=65_536,
+        undivided=2 * LLAMA_11B.undivided,
     )
 
 
@@ -88,6 +111,51 @@ def test_a_cpu_gets_a_cache_for_its_rows() -> None:
     assert large.kv_cache_bytes is not None
     assert large.kv_cache_bytes <= 64 * GIB // 4
     assert 1 < large.rows < 32
+
+
+@pytest.mark.parametrize(
+    ("shape", "gpus", "gib", "engines", "ranks"),
+    [
+        (LLAMA_11B, 1, 80, 1, 1),
+        (LLAMA_11B, 8, 80, 8, 1),
+        (LLAMA_11B, 3, 80, 3, 1),
+        (LLAMA_11B, 2, 24, 1, 2),
+        (LLAMA_11B, 8, 24, 4, 2),
+        (LLAMA_90B, 8, 80, 2, 4),
+        (LLAMA_90B, 8, 141, 4, 2),
+        (LLAMA_90B, 4, 80, 1, 4),
+        (LLAMA_90B, 4, 24, 1, 4),  # which is too little, and vLLM will say so
+        (LLAMA_11B, 3, 24, 3, 1),  # three do not divide its heads
+    ],
+)
+def test_gpus_share_a_model_only_where_one_has_no_room_for_it(
+    shape: Shape, gpus: int, gib: int, engines: int, ranks: int
+) -> None:
+    chosen = limits(shape, gib=gib, gpus=gpus)
+    assert (chosen.engines, chosen.ranks) == (engines, ranks)
+
+
+def test_gpus_that_share_a_model_share_its_rows_but_not_its_tower() -> None:
+    shared = limits(LLAMA_90B, gpus=8)
+    row_bytes = 1280 * 327_680 + 6_404 * 81_920
+    on_each = LLAMA_90B.undivided + (LLAMA_90B.weights - LLAMA_90B.undivided) // 4
+    held = shared.rows * row_bytes // 4 + on_each
+    assert held + 5 * GIB < 80 * GIB * shared.gpu_share
+    assert held + 5 * GIB + row_bytes // 4 > 80 * GIB * shared.gpu_share - 1
+    assert limits(gpus=8).rows == limits().rows  # of each engine
+
+
+def test_what_lies_beside_an_engine_is_left_out_of_its_share() -> None:
+    assert limits(beside=4 * GIB).gpu_share == 0.85
+    small = limits(gib=24, gpus=2, beside=4 * GIB)
+    assert small.gpu_share * 24 + 4 == pytest.approx(0.9 * 24)
+    assert small.rows < limits(gib=24, gpus=2).rows
+
+
+def test_a_cache_that_is_given_decides_how_many_gpus_share_a_model() -> None:
+    chosen = limits(gib=48, gpus=2, kv_cache_gib=20)
+    assert (chosen.engines, chosen.ranks, chosen.kv_cache_bytes) == (1, 2, 20 * GIB)
+    assert limits(gib=48, gpus=2, kv_cache_gib=4).engines == 2
 
 
 def test_what_is_given_is_taken() -> None:
