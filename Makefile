@@ -6,9 +6,10 @@ READY := .venv/ready
 VLLM := .venv/vllm
 DOCS := .venv/docs
 DEMO := build/demo
-# Two workers of one thread each: threads that outnumber cores wait for each other. They share files
-# out, in order, so that what a file sets up is set up once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2 --dist loadfile \
+# Workers of one thread each: threads that outnumber cores wait for each other. There are three for two
+# cores, as tests wait a third of their time, for processes that they start. They share files out, in
+# order, so that what a file sets up is set up once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 3 --dist loadfile \
 	--no-loadscope-reorder
 # It writes the graphs of seven encoders, which `check` has no time for.
 REHEARSAL := tests/test_rehearsal.py::test_each_command_of_the_pages_that_make_models_runs_after_the_one_before

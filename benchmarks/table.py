@@ -54,6 +54,7 @@ OTHERS = {
     "ray": "what it costs to run on a Ray cluster",
     "row_costs": "what a row and a document cost, step by step",
     "scale": "what a billion documents would cost, reckoned",
+    "several_engines": "what two engines answer, and vLLM's data parallelism beside them",
     "sequences": "whether stores survive sequences of commands, kills and damages",
     "shared_images": "what it saves to encode an image once that rows share",
 }
