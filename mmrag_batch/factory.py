@@ -67,13 +67,18 @@ def find_stages(settings: PredictSettings, bundle: Bundle) -> list[OpenStage]:
     Raises ConfigError for several GPUs and an engine that uses one. Opening raises UnavailableError
     where a package or the device is missing, MissingError where a part of the bundle is.
     """
+    if settings.ray is None:  # else they may be opened where there are other devices
+        _check_gpus(settings)
+    parts = (settings, bundle, open_images(settings))
+    return [partial(open_retrieval, *parts), partial(open_generation, *parts)]
+
+
+def _check_gpus(settings: PredictSettings) -> None:
     if settings.gpus > 1 and (name := _engine_name(settings)) != "vllm":
         raise ConfigError(
             f"--gpus {settings.gpus}: only --engine vllm uses several, and this run is answered by "
             f"--engine {name}. Leave --gpus out, or choose --engine vllm."
         )
-    parts = (settings, bundle, open_images(settings))
-    return [partial(open_retrieval, *parts), partial(open_generation, *parts)]
 
 
 @contextmanager
@@ -101,6 +106,7 @@ def open_generation(
     from mmrag_batch.generation.engine import open_engine
 
     _check_here(bundle)
+    _check_gpus(settings)
     renderer, spec = open_rendering(settings, bundle)
     with ExitStack() as stack:
         with _loading("generator"), _blaming(bundle.generator_dir):

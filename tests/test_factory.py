@@ -78,8 +78,12 @@ def test_a_stage_is_not_opened_where_its_bundle_is_another_one(tmp_path: Path) -
 @pytest.mark.parametrize("engine", ["auto", "transformers", "chat"])
 def test_several_gpus_and_an_engine_that_uses_one_are_refused(engine: str) -> None:
     settings = replace(SETTINGS, engine=engine, device="cpu", gpus=2)
-    with pytest.raises(ConfigError, match=r"--gpus 2: only --engine vllm uses several"):
-        factory.find_stages(settings, factory.load_bundle(SETTINGS))
+    bundle, refusal = factory.load_bundle(SETTINGS), r"--gpus 2: only --engine vllm uses several"
+    with pytest.raises(ConfigError, match=refusal):
+        factory.find_stages(settings, bundle)
+    _, generation = factory.find_stages(replace(settings, ray="auto"), bundle)  # has other devices
+    with pytest.raises(ConfigError, match=refusal), generation():
+        pass
 
 
 class Driver:

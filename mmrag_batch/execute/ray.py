@@ -1,5 +1,5 @@
-"""On a Ray cluster: each GPU or, where there is none, each node gets a worker that has all stages
-(`ray_worker.py`), and rows as it answers them.
+"""On a Ray cluster: each GPU, or as many of a node as `gpus` says, gets a worker that has all
+stages (`ray_worker.py`), and rows as it answers them; where there is none, each node gets one.
 
 A worker that dies costs what it had in its hands, which is asked again (`assignments.py`), and one
 is started in its place. Workers end with the process that started them.
@@ -67,7 +67,7 @@ def open_ray(settings: PredictSettings) -> Executor:
             f"--ray {address}: a run would end with the connection of a Ray client. Start it on a "
             "machine of the cluster with --ray auto; `ray job submit` does that from elsewhere."
         )
-    with_gpus = settings.device != "cpu"
+    gpus = 0 if settings.device == "cpu" else settings.gpus
 
     def run(
         rows: Iterable[Row],
@@ -76,7 +76,7 @@ def open_ray(settings: PredictSettings) -> Executor:
         *,
         is_stopped: Callable[[], bool],
     ) -> None:
-        with connected(address), _Crew(Assignments(rows), stages, with_gpus=with_gpus) as crew:
+        with connected(address), _Crew(Assignments(rows), stages, gpus) as crew:
             crew.work(keep, is_stopped)
 
     return run
@@ -85,9 +85,9 @@ def open_ray(settings: PredictSettings) -> Executor:
 class _Crew(ExitStack):
     """The workers of a run; they end with it."""
 
-    def __init__(self, rows: Assignments, stages: Sequence[OpenStage], *, with_gpus: bool) -> None:
+    def __init__(self, rows: Assignments, stages: Sequence[OpenStage], gpus: int) -> None:
         super().__init__()
-        self._rows, self._with_gpus = rows, with_gpus
+        self._rows, self._gpus = rows, gpus
         environ = {name: text for name, text in os.environ.items() if name.startswith(PASSED)}
         level = logging.getLogger("mmrag_batch").getEffectiveLevel()
         self._terms = Terms(find_versions(), str(Path.cwd()), environ, level)
@@ -136,7 +136,7 @@ class _Crew(ExitStack):
         if not self._rows.is_waiting:
             return
         taken = {hand.place for hand in self._reports.values()}
-        places = find_places(with_gpus=self._with_gpus)
+        places = find_places(self._gpus)
         for place, host in places.items():
             if place in taken or self._deaths[place] >= MAX_DEATHS_IN_A_ROW:
                 continue
@@ -156,8 +156,9 @@ class _Crew(ExitStack):
                 "their nodes for what they said. Then run the same command again."
             )
         raise UnavailableError(
-            "No node of the Ray cluster has a CPU for a worker; `ray status` shows what it has. "
-            "Add a node, then run the same command again."
+            f"No node of the Ray cluster has a CPU for a worker, or the {self._gpus} GPUs that it "
+            "is to have; `ray status` shows what they have. Add a node, or change --gpus, then run "
+            "the same command again."
         )
 
     def _tell(self, hand: _Hand, *, stopped: bool) -> None:

@@ -80,16 +80,20 @@ def _found(address: str, quiet: Mapping[str, Any]) -> bool:
     return True
 
 
-def find_places(*, with_gpus: bool) -> dict[Place, str]:
-    """Where workers may run, with the names of their hosts: on each GPU, or on each node if the
-    cluster has none, or none is wanted."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    gpus, cpus = {}, {}
-    for node in nodes:
+def find_places(gpus: int) -> dict[Place, str]:
+    """Where workers may run, with the names of their hosts: on each `gpus` GPUs of a node, or on
+    each node if the cluster has none, or 0 are wanted."""
+    places: dict[Place, str] = {}
+    nodes: dict[Place, str] = {}
+    has_gpus = False
+    for node in ray.nodes():
         name, host = node["NodeID"], node["NodeManagerHostname"]
         cores, devices = (int(node["Resources"].get(kind, 0)) for kind in ("CPU", "GPU"))
-        for slot in range(devices if with_gpus else 0):
-            gpus[Place(name, slot, cores // devices, 1)] = host
+        if not node["Alive"]:
+            continue
+        if gpus and devices:
+            has_gpus, slots = True, devices // gpus
+            places |= {Place(name, slot, cores // slots, gpus): host for slot in range(slots)}
         if cores:
-            cpus[Place(name, 0, cores, 0)] = host
-    return gpus or cpus
+            nodes[Place(name, 0, cores, 0)] = host
+    return places if has_gpus else nodes
