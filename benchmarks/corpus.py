@@ -37,7 +37,7 @@ from mmrag_batch.run import index as indexing
 from mmrag_batch.settings import PredictSettings
 
 SIZE, CLUSTERS, NOISES, COUNT, DEPTH = 1024, 1000, 4093, 100, 50
-CHANGED, SOME = 1000, 20_000
+CHANGED, SOME = 1000, 200_000
 SPREAD = ((5 + np.arange(SIZE)) ** -0.5).astype(np.float32)
 """Of each dimension: few of them say most, as in what encoders give; 140 would say as much if all
 said the same."""

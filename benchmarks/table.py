@@ -190,7 +190,7 @@ COMPARISONS = (
     Comparison(
         "17a",
         "corpus",
-        "exact search for 64 questions against a plain product (20,000 documents)",
+        "exact search for 64 questions against a plain product (200,000 documents)",
         "≥ 1x",
     ),
     Comparison("17b", "corpus", "the same, approximate, at a recall@50 of 0.98", "≥ 10x"),
