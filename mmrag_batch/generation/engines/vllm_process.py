@@ -110,6 +110,12 @@ class VllmProcess:
                 f"vLLM did not start: {error} Its own words, if any, are above; "
                 "VLLM_LOGGING_LEVEL=INFO shows more, --engine transformers does without it."
             ) from error
+        # What is still to be said to an engine that died would block the end of a context for ever,
+        # whoever closes the socket.
+        for context in self._contexts():
+            context.linger = 0
+            for socket in list(context._sockets):
+                socket.linger = 0
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
@@ -130,15 +136,17 @@ class VllmProcess:
     def _submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    def _contexts(self) -> tuple[Any, Any]:
+        core = self._llm.engine_core
+        return core.ctx, core.resources.ctx
+
     async def _shutdown(self) -> None:
         self._llm.shutdown()
         # Where the engine has died, a thread of vLLM's may have begun this and asks our loop to
-        # close the sockets, too late; one that stays open, with something to say to who is gone,
-        # blocks the collection of its context for ever.
-        core = self._llm.engine_core
-        for context in (core.ctx, core.resources.ctx):
+        # close the sockets, too late.
+        for context in self._contexts():
             for socket in list(context._sockets):
-                socket.close(linger=0)
+                socket.close()
         current_task = asyncio.current_task()
         other_tasks = [task for task in asyncio.all_tasks() if task is not current_task]
         for task in other_tasks:
