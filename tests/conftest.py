@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.faults.commands import Commands
 
 
-SLOW = ("test_scheduling.py", "test_crashes.py", "test_qlora.py")
+SLOW = ("test_scheduling.py", "test_crashes.py", "test_vllm.py", "test_qlora.py", "test_ray.py")
 """Files that take minutes: they come first, so that no worker waits for them in the end."""
 
 
