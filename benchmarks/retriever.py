@@ -80,8 +80,8 @@ def epochs(
     labelled = list(islice(read_labelled_rows(table), rows))
     trained = embed_table(labelled, opened(graphs, table.parent), by_relevant)
     settings = FitSettings(
-        epochs=repetitions,
-        batch_size=config.batch_size,
+        epochs=3 * repetitions,  # more than are timed
+        batch_size=min(config.batch_size, len(trained.questions)),
         learning_rate=config.learning_rate,
         hard_negatives=0,
         patience=repetitions,
