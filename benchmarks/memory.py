@@ -5,7 +5,8 @@
 Draws one demo world and sends it through `mmrag-batch predict --engine scripted`, in whole and cut
 to its first rows: everything but the generator is real, and one row takes 100 times as long as the
 others. A short run is long enough for the caches to be full. Then rows that each show a photo of 12
-megapixels, more than the engine takes at once and faster than it answers. Prints tables in Markdown.
+megapixels, more than the engine takes at once and faster than it answers. Prints
+tables in Markdown.
 """
 
 import json
