@@ -24,6 +24,10 @@ Dtype = Literal["float32", "bfloat16"]
 _CONFIGURING = Lock()
 """Of engines that start side by side, one at a time: vLLM loads its plugins meanwhile."""
 
+_CONTEXTS: list[Any] = []
+"""ZeroMQ's, of engines that were closed. One that is collected together with a socket of its own
+waits for that for ever; when the process ends it does not."""
+
 
 def prepare_environment(cores: int) -> None:
     """Settings that vLLM reads from the environment when it is imported; those given are kept.
@@ -130,6 +134,7 @@ class VllmProcess:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        _CONTEXTS.extend(self._contexts())
         del self._llm
         gc.collect()  # it is in a cycle, and must not wait for a half-gone interpreter
 
