@@ -16,7 +16,6 @@ from mmrag_batch.errors import ConfigError, MissingError, MmragError
 from mmrag_batch.machine import retrieval_cores
 from mmrag_batch.progress import Progress
 from mmrag_batch.prompt import PromptSpec
-from mmrag_batch.remote import find_url
 from mmrag_batch.settings import PredictSettings
 from mmrag_batch.stages import ImageStore, OpenStage, Stage
 
@@ -36,7 +35,7 @@ def open_images(settings: PredictSettings) -> ImageStore:
     from mmrag_batch.images.both import TableAndCorpus
     from mmrag_batch.images.loader import ImageLoader
     from mmrag_batch.retrieval.candidates import find_address
-    from mmrag_batch.retrieval.corpus_manifest import read_corpus
+    from mmrag_batch.retrieval.corpus_manifest import find_image_root
 
     root = settings.image_root or settings.input.parent
     hosts, places = split_hosts(settings.allow_media_domain), split_hosts(settings.allow_remote)
@@ -45,9 +44,7 @@ def open_images(settings: PredictSettings) -> ImageStore:
         return images
     if find_address(settings.corpus):  # its pictures are named as those of the table are
         return TableAndCorpus(images, images)
-    root = Path(read_corpus(settings.corpus).image_root)
-    if not find_url(root):
-        root = settings.corpus / root
+    root = find_image_root(settings.corpus)
     return TableAndCorpus(images, ImageLoader(root, hosts=hosts, places=places))
 
 

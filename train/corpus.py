@@ -19,9 +19,8 @@ from mmrag_batch.images.loader import ImageLoader
 from mmrag_batch.parts import find_manifest
 from mmrag_batch.progress import Progress
 from mmrag_batch.records import Row
-from mmrag_batch.remote import find_url
 from mmrag_batch.retrieval.corpus import Corpus
-from mmrag_batch.retrieval.corpus_manifest import models_of, read_corpus
+from mmrag_batch.retrieval.corpus_manifest import find_image_root, models_of, read_corpus
 from mmrag_batch.retrieval.corpus_source import document_of
 from mmrag_batch.retrieval.embedder import Embedding
 from mmrag_batch.retrieval.retriever import Towers, open_embedder
@@ -151,10 +150,8 @@ def embed_with_negatives(
     helps them; each with that and, as negatives, the nearest that does not. `read` gives the rows
     of the table."""
     assert config.corpus is not None
-    root = Path(read_corpus(config.corpus).image_root)
-    if not find_url(root):
-        root = config.corpus / root
-    images = TableAndCorpus(ImageLoader(config.table.parent), ImageLoader(root))
+    shared = ImageLoader(find_image_root(config.corpus))
+    images = TableAndCorpus(ImageLoader(config.table.parent), shared)
     embedder = open_embedder(config.encoders, spec, images, device="cpu", store=store)
     documents = CorpusDocuments(Corpus(config.corpus), read(config, images))
     total = sum(1 for _ in read_records(config.table, parse_names(config.columns)))

@@ -126,8 +126,6 @@ def _fill(docs: Path, address: Address, given: Sequence[str]) -> None:
             f"{flag_of(given[0])} is for making a corpus: a collection has the vectors of the one "
             "that it is filled from."
         )
-    with requires("qdrant"):
-        import qdrant_client  # noqa: F401
     from mmrag_batch.run.collection import fill
 
     done = fill(docs, address)

@@ -152,8 +152,9 @@ class _Crew(ExitStack):
         if self._last_words:
             raise UnavailableError(
                 f"Workers die wherever they are started, {MAX_DEATHS_IN_A_ROW} times in a row "
-                f"without an answer: {self._last_words} Look into /tmp/ray/session_latest/logs on "
-                "their nodes for what they said. Then run the same command again."
+                f"without an answer: {self._last_words} Ray's logs on their nodes "
+                "(`session_latest/logs` in its temporary folder) have what they said. Then run the "
+                "same command again."
             )
         raise UnavailableError(
             f"No node of the Ray cluster has a CPU for a worker, or the {self._gpus} GPUs that it "

@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 
 class ApproximateIndex:
     """The index of some segments, by name, of which `places` gives where in the corpus their rows
-    begin. Segments that the index has and the corpus has no more are passed over."""
+    begin, and `probes` how many lists are looked through for a question. Segments that the index
+    has and the corpus has no more are passed over."""
 
     def __init__(
         self,
@@ -51,27 +52,17 @@ class ApproximateIndex:
         segments: Mapping[str, OpenSegment],
         places: Mapping[str, int],
         *,
+        probes: int,
         threads: int | None = None,
     ) -> None:
+        import faiss
+
         self._index = index
+        faiss.extract_index_ivf(index).nprobe = probes
         self._segments = [segments.get(name) for name in covers]
         self._places = [places.get(name, 0) for name in covers]
         self._first = np.cumsum([0, *covers.values()])
         self._threads = threads or cores()
-
-    @property
-    def probes(self) -> int:
-        """How many lists are looked through for a question."""
-        return int(self._lists().nprobe)
-
-    @probes.setter
-    def probes(self, count: int) -> None:
-        self._lists().nprobe = count
-
-    def _lists(self) -> Any:
-        import faiss
-
-        return faiss.extract_index_ivf(self._index)
 
     def add_best(self, questions: Floats, best: Best) -> None:
         """Add to `best` the documents that are worth a look for each of `questions` (Q, D)."""
@@ -168,16 +159,14 @@ def _tune(
     """How many lists find RECALL of what an exact search does, or all of them; and the recall."""
     covers = {name: segment.spec.rows for name, segment in segments.items()}
     places = dict(zip(covers, np.cumsum([0, *covers.values()]).tolist()))
-    approximate = ApproximateIndex(index, covers, segments, places)
     questions = _sample(segments, size, QUESTIONS, random)
     # Each finds itself first, by any index: DEPTH others are what is counted.
     blocks = (block for name in covers for block in segments[name].blocks(size, places[name]))
     exact = find_nearest(blocks, questions, DEPTH + 1)
     probes = max(1, lists // 64)
     while True:
-        approximate.probes = probes
         best = Best(len(questions), DEPTH + 1)
-        approximate.add_best(questions, best)
+        ApproximateIndex(index, covers, segments, places, probes=probes).add_best(questions, best)
         recall = _recall(best.nearest(), exact)
         log.debug("%d of %d lists: recall@%d %.4f.", probes, lists, DEPTH, recall)
         if recall >= RECALL or probes == lists:

@@ -95,9 +95,8 @@ class Corpus:
         names = [one.spec.name for one in self._segments]
         segments, places = dict(zip(names, self._segments)), dict(zip(names, self._first.tolist()))
         index = read_index(directory / spec.name)
-        opened = ApproximateIndex(index, spec.covers, segments, places, threads=threads)
-        opened.probes = spec.probes
-        return opened
+        what = (index, spec.covers, segments, places)
+        return ApproximateIndex(*what, probes=spec.probes, threads=threads)
 
 
 def check_files(directory: Path, files: Iterator[tuple[str, str]]) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mmrag_batch.bundle import BundleManifest, encoders_key
 from mmrag_batch.errors import ConfigError, MissingError
+from mmrag_batch.remote import find_url
 from mmrag_batch.specs import parse_spec
 
 MANIFEST, BUILDING, EMBEDDINGS = "corpus.json", "building.json", "embeddings"
@@ -114,6 +115,12 @@ def read_corpus(directory: Path) -> CorpusManifest:
         how = "run the command that was to make it again" if begun else "make one"
         raise MissingError(f"{directory} {state}; {how}: `mmrag-batch index DOCS {directory}`.")
     return manifest
+
+
+def find_image_root(directory: Path) -> Path:
+    """Where the paths of a corpus' images begin. Raises what `read_corpus` does."""
+    root = Path(read_corpus(directory).image_root)
+    return root if find_url(root) else directory / root
 
 
 def read_manifest(file: Path) -> CorpusManifest | None:

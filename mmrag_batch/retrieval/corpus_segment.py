@@ -46,7 +46,6 @@ class OpenSegment:
         self.alive = np.ones(spec.rows, bool)
         if spec.dead:
             self.alive[np.fromfile(directory / spec.dead, "<u4")] = False
-        self.all_alive = not spec.dead
         self._vectors, self._documents = (
             self._open(directory / f"{spec.name}.{kind}") for kind in ("vectors", "documents")
         )
@@ -60,9 +59,10 @@ class OpenSegment:
         """All of it; `first` is the place of its first row, `size` D."""
         for start in range(0, self.spec.rows, BLOCK):
             stop = min(start + BLOCK, self.spec.rows)
+            alive = self.alive[start:stop]
             yield Block(
                 self.vectors(start, stop, size),
-                None if self.all_alive else self.alive[start:stop],
+                None if alive.all() else alive,
                 self.ties[start:stop],
                 np.arange(first + start, first + stop),
             )

@@ -48,7 +48,7 @@ def fill(directory: Path, address: Address) -> Sent:
             f"{directory} is no corpus, which a collection is filled from. Make one: `mmrag-batch "
             f"index {directory} CORPUS`, then `mmrag-batch index CORPUS {mask(str(address))}`."
         )
-    corpus, server, sent = Corpus(directory), Server(address), Sent()
+    server, corpus, sent = Server(address), Corpus(directory), Sent()
     models = corpus.manifest.models
     _make(server, models)
     seen: set[bytes] = set()

@@ -74,7 +74,8 @@ class CorpusWriter:
             self._remove_strays([current, building])
             self._segments = [_Known(directory, one) for one in self._usable(building or current)]
         self._current = current
-        self._is_approximate, self._approximate = approximate, self._usable_index(current)
+        self._is_approximate = approximate
+        self._approximate = self._usable_index(current) if approximate else None
         self._files: SegmentFiles | None = None
         self._new_ids: dict[bytes, bytes] = {}
         """The documents of the segment that is being written: hashes of id and content."""
@@ -190,7 +191,7 @@ class CorpusWriter:
 
     def _derive(self) -> Approximate | None:
         for segment in self._segments:
-            segment.open.alive, segment.open.all_alive = segment.alive, bool(segment.alive.all())
+            segment.open.alive = segment.alive
         segments = [one.open for one in self._segments if one.alive.any()]
         if (it := self._approximate) and still_serves(it, segments, SEGMENT // 4, 1 - DEAD):
             return it

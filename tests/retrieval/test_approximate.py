@@ -4,6 +4,7 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -69,9 +70,8 @@ def open_index(
     there = {name: one for name, one in segments.items() if name != without}
     places = dict(zip(there, range(0, ROWS * SEGMENTS, ROWS)))
     covers = dict.fromkeys(segments, ROWS)
-    index = ApproximateIndex(read_index(index_file[0]), covers, there, places, **options)
-    index.probes = index_file[1]
-    return index
+    file, probes, _ = index_file
+    return ApproximateIndex(read_index(file), covers, there, places, probes=probes, **options)
 
 
 def search(index: ApproximateIndex, questions: Floats, count: int) -> Nearest:
@@ -95,7 +95,7 @@ def test_it_finds_what_it_says_and_scores_it_as_the_exact_search_does(
     _, probes, recall = index_file
     index = open_index(index_file, segments)
     assert recall >= RECALL
-    assert 1 <= probes < index._lists().nlist
+    assert 1 <= probes < faiss.extract_index_ivf(index._index).nlist
     questions = unit(200, 3)
     found, right = search(index, questions, DEPTH), exact(segments, questions, DEPTH)
     shares = []

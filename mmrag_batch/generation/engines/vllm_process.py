@@ -114,12 +114,6 @@ class VllmProcess:
                 f"vLLM did not start: {error} Its own words, if any, are above; "
                 "VLLM_LOGGING_LEVEL=INFO shows more, --engine transformers does without it."
             ) from error
-        # What is still to be said to an engine that died would block the end of a context for ever,
-        # whoever closes the socket.
-        for context in self._contexts():
-            context.linger = 0
-            for socket in list(context._sockets):
-                socket.linger = 0
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
@@ -151,7 +145,7 @@ class VllmProcess:
         # close the sockets, too late.
         for context in self._contexts():
             for socket in list(context._sockets):
-                socket.close()
+                socket.close(linger=0)
         current_task = asyncio.current_task()
         other_tasks = [task for task in asyncio.all_tasks() if task is not current_task]
         for task in other_tasks:
