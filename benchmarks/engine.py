@@ -19,7 +19,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from statistics import linear_regression, median
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -62,6 +62,9 @@ class Question:
     request: Request
     messages: list[dict[str, Any]]
     length: int
+
+
+P = TypeVar("P", bound=VllmProcess)
 
 
 class Process(VllmProcess):
@@ -137,6 +140,18 @@ def chat_in_chunks(llm: Any, questions: list[Question]) -> list[str]:
     return [text for chunk in chunks for text in chat(llm, chunk, varied=True)]
 
 
+def start(kind: type[P]) -> P:
+    """An engine of ours, of the packaged generator."""
+    return kind(
+        GENERATOR,
+        LIMITS,
+        dtype="float32",
+        max_new_tokens=USUAL,
+        family=open_family(GENERATOR),
+        max_images=1,
+    )
+
+
 Side = Callable[[list[Question]], list[str]]
 
 
@@ -150,14 +165,7 @@ class Engines:
         from vllm import LLM
 
         torch.set_num_threads(cores)
-        self.process = Process(
-            GENERATOR,
-            LIMITS,
-            dtype="float32",
-            max_new_tokens=USUAL,
-            family=open_family(GENERATOR),
-            max_images=1,
-        )
+        self.process = start(Process)
         self.engine = Supervisor(lambda: self.process, window=2 * LIMITS.rows)
         del os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"]  # set for ours; vLLM has its own default
         self.llm = LLM(

@@ -17,8 +17,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.engine import GENERATOR, LIMITS, USUAL, Question, ask, questions_of
-from mmrag_batch.families.family import open_family
+from benchmarks.engine import LIMITS, Question, ask, questions_of, start
 from mmrag_batch.generation.engines.vllm_process import VllmProcess, prepare_environment
 from mmrag_batch.generation.supervisor import Supervisor
 
@@ -26,16 +25,8 @@ from mmrag_batch.generation.supervisor import Supervisor
 def seconds_of(engines: int, threads: int, parts: list[list[Question]]) -> list[float]:
     """How long each part takes `engines` of so many threads each."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read by the processes as they start
-    start = partial(
-        VllmProcess,
-        GENERATOR,
-        LIMITS,
-        dtype="float32",
-        max_new_tokens=USUAL,
-        family=open_family(GENERATOR),
-        max_images=1,
-    )
-    supervisor = Supervisor(*[start] * engines, window=2 * LIMITS.rows * engines)
+    starts = [partial(start, VllmProcess)] * engines
+    supervisor = Supervisor(*starts, window=2 * LIMITS.rows * engines)
     seconds = []
     for part in parts:
         began = perf_counter()

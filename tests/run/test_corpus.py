@@ -4,78 +4,27 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from mmrag_batch.bundle import Bundle
-from mmrag_batch.cli.app import app
 from mmrag_batch.errors import ExitCode
 from mmrag_batch.factory import load_bundle
 from mmrag_batch.retrieval import corpus_source
 from mmrag_batch.run.answers import Kept
 from mmrag_batch.run.store import AnswerStore
 from mmrag_batch.settings import PredictSettings
+from tests.run.corpora import COSTS, answer, call, evidence, index, write_rows
+from tests.run.corpora import folder as folder  # a fixture
 from tests.run.parts import with_another_tower
-
-COSTS = {f"star {n}": f"The red star of {n} costs {n} coins." for n in range(2, 14)}
-
-
-def call(*words: object, script: Mapping[str, object] | None = None) -> tuple[int, str]:
-    """The exit code and what is said."""
-    environ = {} if script is None else {"SCRIPTED_ENGINE": json.dumps(script)}
-    done = CliRunner().invoke(app, [str(word) for word in words], env=environ)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.output
-
-
-def index(folder: Path, documents: Mapping[str, str], *options: str, out: str = "corpus") -> str:
-    with (folder / "docs.csv").open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(["id", "text"])
-        table.writerows(documents.items())
-    code, said = call("index", folder / "docs.csv", folder / out, *options)
-    assert code == 0, said
-    return said
-
-
-def write_rows(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    lines = [json.dumps({"answer_choices": ["yes", "no"], **row}) for row in rows]
-    (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def predict(
     folder: Path, *options: object, output: str = "out.csv", corpus: str = "corpus"
 ) -> tuple[list[dict[str, str]], list[int]]:
-    """The rows of the output, and the numbers of those that the engine was asked."""
-    log = folder / "asked"
-    log.unlink(missing_ok=True)
-    code, said = call(
-        *("predict", folder / "in.jsonl", folder / output, "--engine", "scripted"),
-        *("--corpus", folder / corpus, *options),
-        script={"log": str(log)},
-    )
-    assert code == 0, said
-    asked = [int(line) for line in log.read_text().splitlines()] if log.exists() else []
-    with (folder / output).open(newline="") as stream:
-        return list(csv.DictReader(stream)), sorted(asked)
-
-
-def evidence(row: Mapping[str, str]) -> list[str]:
-    return [item["id"] for item in json.loads(row["evidence"])]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    index(tmp_path, COSTS)
-    write_rows(
-        tmp_path, [{"question_text": f"What does the red star of {n} cost?"} for n in range(2, 10)]
-    )
-    return tmp_path
+    return answer(folder, folder / corpus, *options, output=output)
 
 
 def test_rows_without_documents_get_those_of_the_corpus(folder: Path) -> None:

@@ -4,25 +4,24 @@ qdrant-client's local mode over HTTP (tests/qdrant_server.py)."""
 import csv
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from benchmarks.corpus_world import ask, pool
 from mmrag_batch.bundle import Bundle
-from mmrag_batch.cli.app import app
 from mmrag_batch.factory import load_bundle
 from mmrag_batch.retrieval import qdrant, qdrant_server
 from mmrag_batch.settings import PredictSettings
 from mmrag_batch.table.truth import read_labelled_rows
 from tests.qdrant_server import Server, serving
+from tests.run.corpora import COSTS, answer, call, evidence, index, write_rows
+from tests.run.corpora import folder as folder  # a fixture
 from tests.run.parts import with_another_tower
 
-COSTS = {f"star {n}": f"The red star of {n} costs {n} coins." for n in range(2, 14)}
 SECRET = "a-key-that-nobody-may-see"
 
 
@@ -31,24 +30,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(qdrant_server, "FIRST_WAIT", 0.0)
     with serving() as started:
         yield started
-
-
-def call(
-    *words: object, script: Mapping[str, object] | None = None, **environ: str
-) -> tuple[int, str]:
-    """The exit code and what is said."""
-    environ |= {} if script is None else {"SCRIPTED_ENGINE": json.dumps(script)}
-    done = CliRunner().invoke(app, [str(word) for word in words], env=environ)
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return done.exit_code, done.output
-
-
-def index(folder: Path, documents: Mapping[str, str]) -> None:
-    with (folder / "docs.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([("id", "text"), *documents.items()])
-    code, said = call("index", folder / "docs.csv", folder / "corpus")
-    assert code == 0, said
 
 
 def fill(folder: Path, server: Server, name: str = "docs") -> str:
@@ -60,34 +41,7 @@ def fill(folder: Path, server: Server, name: str = "docs") -> str:
 def predict(
     folder: Path, corpus: object, *options: object, output: str = "out.csv"
 ) -> tuple[list[dict[str, str]], list[int]]:
-    """The rows of the output, and the numbers of those that the engine was asked."""
-    log = folder / "asked"
-    log.unlink(missing_ok=True)
-    words = ("predict", folder / "in.jsonl", folder / output, "--engine", "scripted")
-    code, said = call(*words, "--corpus", corpus, *options, script={"log": str(log)})
-    assert code in (0, 3), said
-    asked = [int(line) for line in log.read_text().splitlines()] if log.exists() else []
-    with (folder / output).open(newline="") as stream:
-        return list(csv.DictReader(stream)), sorted(asked)
-
-
-def evidence(row: Mapping[str, str]) -> list[str]:
-    return [item["id"] for item in json.loads(row["evidence"])]
-
-
-def write_rows(folder: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    lines = [json.dumps({"answer_choices": ["yes", "no"], **row}) for row in rows]
-    (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A corpus, and questions about it."""
-    index(tmp_path, COSTS)
-    write_rows(
-        tmp_path, [{"question_text": f"What does the red star of {n} cost?"} for n in range(2, 10)]
-    )
-    return tmp_path
+    return answer(folder, corpus, *options, output=output, codes=(0, 3))
 
 
 def test_a_collection_and_its_corpus_give_the_same_output_to_the_byte(

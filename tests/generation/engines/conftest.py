@@ -1,6 +1,8 @@
-"""A server that misbehaves as it is told, and the time that passes beside it."""
+"""A server that misbehaves as it is told, the time that passes beside it, and what an engine leaves
+in the environment."""
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -25,6 +27,15 @@ class Clock:
             self.due = float("inf")
             self.then()
         await asyncio.sleep(0)
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[None]:
+    """What an engine sets for its processes is not for the tests that follow."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture

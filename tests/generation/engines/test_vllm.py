@@ -26,7 +26,7 @@ from mmrag_batch.settings import DEMO_BUNDLE, DeviceName, PredictSettings
 from mmrag_batch.train.demo_world import write_world
 from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key, text_probabilities
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("environment")]
 ROWS = 8
 PROMPT_TOKENS = 1024
 
@@ -41,15 +41,6 @@ def open_engine(directory: Path = DEMO_BUNDLE, *, device: DeviceName = "cpu") ->
     )
     bundle = replace(open_bundle(DEMO_BUNDLE), path=directory)
     return vllm.open_engine(settings, bundle, PromptSpec(1, PROMPT_TOKENS, "text"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """What the engine sets for its process is not for the tests that follow."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from tests.generation.conftest import GENERATOR, MAX_NEW_TOKENS, by_key
 from tests.generation.engines.test_vllm import assert_same
 from tests.generation.engines.test_vllm_limits import LLAMA_11B, LLAMA_90B
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("environment")]
 LIMITS = Limits(rows=8, row_tokens=1280, step_tokens=2048, kv_cache_bytes=GIB // 4)
 
 
@@ -41,15 +41,6 @@ class Counted(VllmProcess):
 def started() -> list[Counted]:
     """Every engine that was started, in order."""
     return []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    """What the engine sets for its processes is not for the tests that follow."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
